@@ -1,0 +1,56 @@
+"""Package metadata. Tool settings live in pyproject.toml, exact versions in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Lower bounds are what the test suite was last run with on the oldest supported Python, upper
+# bounds the newest it was run with: JAX 0.10.2 on Python 3.11, JAX 0.12.0 on Python 3.12.
+CORE = [
+    "absl-py>=2.1",
+    "av>=18,<20",
+    "clu>=0.0.12",
+    "etils[epath]>=1.12",
+    "flax>=0.12.8,<0.13",
+    "jax>=0.10.2,<0.13",
+    "jaxtyping>=0.3.9",
+    "matplotlib>=3.10",
+    "ml_collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=11",
+    "rich>=14",
+    "sentencepiece>=0.2.1",
+    "tensorboard>=2.19",
+    "tokenizers>=0.22",
+    # tf.data runs on the host only: the CPU build where there is one.
+    "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
+]
+
+setup(
+    name="vtp_jax",
+    version="0.1.0",
+    description="Video-text pretraining in JAX: SimVTP and its relatives",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vtp_jax", "vtp_jax.*", "configs", "configs.*"]),
+    install_requires=CORE,
+    extras_require={
+        "cpu": [],  # JAX's default wheels are the CPU build
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "torch": ["torch==2.13.0"],
+        "dev": [
+            "beartype>=0.22",
+            "hypothesis>=6.150",
+            "pyright>=1.1.400",
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "ruff>=0.14",
+        ],
+    },
+)

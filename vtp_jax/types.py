@@ -1,0 +1,211 @@
+"""The contract of the project: plain data and functions. See docs/architecture.md.
+
+Everything that crosses a border between folders is one of the types below: the pipeline makes a
+`Batch`, a method is a `Method` (a bundle of pure functions), an objective returns a `Mean`, an
+evaluator is an `Evaluator`. Nothing here knows a model, a mesh or a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one line: what is wrong, where, and what to do.
+
+    Entries print it without a traceback and exit with 2 (`cli.run`).
+    """
+
+
+class Key(NamedTuple):
+    """One row of `KEYS`: the dtype and the axes of a batch key; axes in brackets may be absent."""
+
+    dtype: str
+    axes: str
+    about: str
+
+
+KEYS: Mapping[str, Key] = {
+    "valid": Key("bool", "b", "False: the row is padding or its video could not be read"),
+    "video": Key("uint8", "b [v] t h w c", "RGB frames; v: several views of one video"),
+    "view": Key("uint8", "b t h w c", "a second augmented view of the video"),
+    "text": Key("int32", "b [k] l", "token ids; k: several captions of one video"),
+    "text_mask": Key("bool", "b [k] l", "True where `text` is a real token"),
+    "maskable": Key("bool", "b [k] l", "True where word masking may hide a token"),
+    "label": Key("int32", "b", "class"),
+    "id": Key("int32", "b", "position in the source's list; evaluators join on it"),
+    "weight": Key("float32", "b", "weight of the row in a loss"),
+}
+
+Batch = Mapping[str, Any]  # arrays; rows `b` lead each; keys as in KEYS
+Spec = Mapping[str, jax.ShapeDtypeStruct]  # shapes and dtypes of a global training batch
+Encoded = Mapping[str, Any]  # arrays or trees of them; rows `b` lead every leaf
+Params = Mapping[str, Any]
+Extra = Mapping[str, Any]
+
+
+class TokenMask(NamedTuple):
+    """Which tokens a network sees. Counts are static: k kept, d dropped, k + d = n."""
+
+    keep: Int[Array, "b k"]  # ascending indices of visible tokens
+    drop: Int[Array, "b d"]  # ascending indices of hidden tokens
+    dropped: Bool[Array, "b n"]
+
+
+class Mean(NamedTuple):
+    """A mean that is divided once, at the end: `+` merges two, `.value()` divides.
+
+    Both fields are fp32 (or wider) scalars, or share a leading shape.
+    """
+
+    total: Float[Array, "*s"]
+    count: Float[Array, "*s"]
+
+    @classmethod
+    def of(cls, values: Float[Array, "*n"], where: Bool[Array, "*n"] | None = None) -> Mean:
+        """The mean of `values` over the entries where `where` holds; the others count nothing,
+        whatever they contain."""
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        if where is None:
+            where = jnp.ones(values.shape, bool)
+        return cls(
+            jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype)
+        )
+
+    def __add__(self, other: Any) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def value(self) -> Float[Array, "*s"]:
+        """total / count; 0 where nothing was counted."""
+        return self.total / jnp.maximum(self.count, 1)
+
+
+Objective = Callable[..., Mean]  # (prediction, target, where, ...) -> Mean, on global arrays
+
+
+class Out(NamedTuple):
+    """What a loss returns beside its scalar."""
+
+    metrics: Mapping[str, Mean]
+    extra: Extra
+
+
+class State(NamedTuple):
+    """What training carries from step to step, and what a checkpoint holds."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt: PyTree
+    extra: Extra
+
+
+class Loss(Protocol):
+    def __call__(
+        self, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
+    ) -> tuple[Array, Out]: ...
+
+
+class Encode(Protocol):
+    def __call__(
+        self, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    ) -> Encoded: ...
+
+
+def no_extra(rng: Array, spec: Spec, params: Params) -> Extra:
+    """`Method.start` of a method that carries nothing beside its parameters."""
+    return {}
+
+
+def unchanged(params: Params, extra: Extra, step: Array) -> tuple[Params, Extra]:
+    """`Method.after_update` of a method that changes nothing after an update."""
+    return params, extra
+
+
+class Method(NamedTuple):
+    """A published method as pure functions, the whole seam between methods and the loop.
+
+    init:         (rng, spec) -> params, every parameter of every verb
+    loss:         (params, extra, batch, rng, step) -> (scalar, Out)
+    encode:       name -> (params, extra, batch, rng=None) -> Encoded. `video` and `text` give
+                  `embedding` f32 "b d" (not normalised), `tokens` "b n d" with `mask` "b n" and
+                  `memory`; `pair` takes two Encoded instead of a batch and gives `score` f32 "b"
+    start:        (rng, spec, params) -> extra, after a warm start
+    after_update: (params, extra, step) -> (params, extra)
+    """
+
+    init: Callable[[Array, Spec], Params]
+    loss: Loss
+    encode: Mapping[str, Callable[..., Encoded]]
+    start: Callable[[Array, Spec, Params], Extra] = no_extra
+    after_update: Callable[[Params, Extra, Array], tuple[Params, Extra]] = unchanged
+
+
+class Stream(NamedTuple):
+    """A finite sequence of batches, for evaluation; every pass is the same.
+
+    batches: () -> the batches, all of one structure, the last filled up with `valid=False` rows
+    rows:    how many rows are real
+    table:   what the host knows by `id`, such as captions and paths: table["caption"][id]
+    """
+
+    batches: Callable[[], Iterator[Batch]]
+    rows: int
+    table: Mapping[str, Any]
+
+
+class Data(NamedTuple):
+    """What a data maker gives to the entries.
+
+    spec:    shapes and dtypes of a global training batch
+    batches: first step -> endless training batches (this process's rows, numpy)
+    rows:    rows of one training epoch
+    streams: evaluation streams by name
+    facts:   what a method must know of the data: vocab_size, pad_id, mask_id (tokens), and
+             mean and std (pixels, RGB in [0, 1])
+    decode:  token ids -> words, for people
+    counts:  () -> rows seen and rows that failed, by cause, since `batches` was called
+    """
+
+    spec: Spec
+    batches: Callable[[int], Iterator[Batch]]
+    rows: int
+    streams: Mapping[str, Stream]
+    facts: Mapping[str, Any]
+    decode: Callable[[Any], list[str]]
+    counts: Callable[[], Mapping[str, int]] = dict
+
+
+class Evaluator(NamedTuple):
+    """run: state -> (name, number) pairs; protocol: the rule behind the numbers, for people."""
+
+    run: Callable[[State], Iterator[tuple[str, float]]]
+    protocol: str
+
+
+def check_batch(batch: Batch | Spec, where: str = "batch") -> None:
+    """Raises UserError unless every key is known and has the dtype and axes that KEYS says."""
+    if "valid" not in batch:
+        raise UserError(f"{where} has no key 'valid'; every batch needs one (types.KEYS)")
+    rows = batch["valid"].shape[0]
+    for name, array in batch.items():
+        key = KEYS.get(name)
+        if key is None:
+            raise UserError(f"{where} has an unknown key '{name}'; add it to types.KEYS")
+        axes = key.axes.split()
+        required = [a for a in axes if not a.startswith("[")]
+        good_rank = len(required) <= len(array.shape) <= len(axes)
+        # Pixels may come as floats in [0, 1] (parity runs); everything else is exact.
+        good_dtype = np.dtype(array.dtype) == np.dtype(key.dtype) or (
+            key.dtype == "uint8" and jnp.issubdtype(array.dtype, jnp.floating)
+        )
+        if not (good_rank and good_dtype and array.shape[0] == rows):
+            raise UserError(
+                f"{where}['{name}'] is {array.dtype}{tuple(array.shape)}; "
+                f"it must be {key.dtype} '{key.axes}' with {rows} rows"
+            )
