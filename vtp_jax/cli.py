@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -93,11 +94,16 @@ def call(function: Callable[..., Any], where: str, /, *args: Any, **kwargs: Any)
         missing = p.default is p.empty and p.name not in kwargs and p.name not in positional
         if missing and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             raise UserError(f"{where}: the key '{p.name}' is missing")
-    return function(*args, **kwargs)
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:  # names that `function` passes on to others
+        if found := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise UserError(f"{where}: unknown key '{found[1]}'") from None
+        raise
 
 
 def find(kind: str, name: str) -> Callable[..., Any]:
-    """`make` of the module vtp_jax.<kind>.<name>: methods, tasks and evaluators go by their file."""
+    """`make` of vtp_jax.<kind>.<name>: methods, tasks and evaluators go by their file."""
     folder = Path(__file__).parent / kind.replace(".", "/")
     known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
     if name not in known:

@@ -1,0 +1,81 @@
+"""What is hidden from a network and who is whose negative: pure functions of a key.
+
+Row i of a draw depends on the key and on i, not on how many rows follow it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Num
+
+from vtp_jax.types import TokenMask, UserError
+
+
+def tubes(rng: Array, b: int, grid: tuple[int, int, int], ratio: float) -> TokenMask:
+    """The same places hidden in every frame (VideoMAE; SimVTP facts 1.2): int(ratio * h * w) of
+    the h * w places, uniformly, for each row anew."""
+    t, h, w = grid
+    places = tokens(rng, b, h * w, ratio)
+    start = (jnp.arange(t) * h * w)[None, :, None]
+
+    def spread(index: Int[Array, "b s"]) -> Int[Array, "b m"]:
+        return (start + index[:, None, :]).reshape(b, t * index.shape[1])
+
+    return TokenMask(spread(places.keep), spread(places.drop), jnp.tile(places.dropped, (1, t)))
+
+
+def tokens(rng: Array, b: int, n: int, ratio: float) -> TokenMask:
+    """int(ratio * n) of n tokens hidden, uniformly, for each row anew (MAE's random masking)."""
+    if not 0 <= ratio < 1:
+        raise UserError(f"mask ratio {ratio}: must be at least 0 and below 1")
+    hidden = int(ratio * n)
+    order = jnp.argsort(jax.random.uniform(rng, (b, n)), axis=1)
+    drop, keep = jnp.sort(order[:, :hidden], axis=1), jnp.sort(order[:, hidden:], axis=1)
+    dropped = jnp.zeros((b, n), bool).at[jnp.arange(b)[:, None], drop].set(True)
+    return TokenMask(keep.astype(jnp.int32), drop.astype(jnp.int32), dropped)
+
+
+def of_dropped(dropped: Bool[Array, "b n"], hidden: int) -> TokenMask:
+    """The mask with given hidden tokens, `hidden` in each row."""
+    order = jnp.argsort(~dropped, axis=1, stable=True).astype(jnp.int32)
+    return TokenMask(order[:, hidden:], order[:, :hidden], dropped)
+
+
+def words(rng: Array, maskable: Bool[Array, "b l"], ratio: float) -> Bool[Array, "b l"]:
+    """True for words to hide: each maskable one by itself with probability `ratio`."""
+    return jax.random.bernoulli(rng, ratio, maskable.shape) & maskable
+
+
+def negatives(rng: Array, valid: Bool[Array, " b"], groups: int = 1) -> Int[Array, " b"]:
+    """For every row the index of another valid row of its group, uniformly (with replacement over
+    rows). Where there is no other, the row itself: such rows must be left out of losses.
+
+    groups: contiguous blocks of rows that know only each other (a paper's "per GPU").
+    """
+    (b,) = valid.shape
+    v = valid.reshape(groups, b // groups).astype(jnp.int32)
+    count = v.sum(axis=1, keepdims=True)
+    order = jnp.argsort(1 - v, axis=1, stable=True)  # valid rows first, ascending
+    rank = jnp.cumsum(v, axis=1) - 1
+    u = jax.random.uniform(rng, (b,)).reshape(groups, -1)
+    # (i + randint(1, count)) mod count, among the valid rows.
+    others = jnp.maximum(count - 1, 1)
+    shift = 1 + jnp.minimum((u * others).astype(jnp.int32), others - 1)
+    other = jnp.take_along_axis(order, (rank + shift) % jnp.maximum(count, 1), axis=1)
+    start = (jnp.arange(groups) * (b // groups))[:, None]
+    own = jnp.arange(b // groups)[None]
+    chosen = jnp.where((v > 0) & (count > 1), other, own)
+    return (start + chosen).reshape(b).astype(jnp.int32)
+
+
+def take(x: Num[Array, "b n *d"], index: Int[Array, "b k"]) -> Num[Array, "b k *d"]:
+    """Tokens by index, row by row."""
+    return jax.vmap(lambda row, i: row[i])(x, index)
+
+
+def put(
+    x: Num[Array, "b n *d"], index: Int[Array, "b k"], values: Num[Array, "b k *d"]
+) -> Num[Array, "b n *d"]:
+    """x with tokens replaced by index, row by row."""
+    return jax.vmap(lambda row, i, v: row.at[i].set(v))(x, index, values)

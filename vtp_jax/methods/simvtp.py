@@ -1,0 +1,407 @@
+"""SimVTP: Simple Video Text Pre-training with Masked Autoencoders (Ma et al., arXiv 2212.03490).
+
+Code:      the authors' release, commit 4b54321 (mirror: wufeim/SimVTP @558d24e). CC-BY-NC, not
+           copied: written from the numbers, and held to the released model's by
+           tests/methods/test_simvtp_golden.py (fp64, 1e-9).
+Idea:      hide 90 % of a video's tubes and 75 % of its caption's words; one encoder reads what is
+           left of both and must restore both. The same encoder, run on each alone, gives the
+           embeddings of video-text contrast (VTC); run on right and wrong pairs, it tells them
+           apart (VTM). L = L_v + L_t + L_vtc + L_vtm, all weights 1.
+Command:   python -m vtp_jax.train --config configs/simvtp/pretrain_webvid.py --workdir DIR
+Published: MSR-VTT 1k-A text-to-video R@1 53.6 / R@5 82.8 / R@10 90.8 (ViT-B, 200 epochs of
+           WebVid-2M, fine-tuned; best epoch chosen on the test set); 43.8 R@1 with 10 % of it.
+
+Deviations, each with its reason and with the switch that brings the reference back:
+- VTC and VTM read the clean caption. The reference masks ids in place, so that all four passes see
+  a caption of which 75 % is [MASK], and testing sees another one.  contrast_text, match_text=masked
+- Means over tokens leave padding out; the reference's depend on batch-mates.    pool_padding=True
+- VTC is the mean of its two directions, the reference's is their sum.         sum_directions=True
+- Negatives come from the whole batch and means run over it; the reference's come from one GPU's 16
+  pairs, and its losses are means over GPUs of means.                                     groups=N
+- With match_text="masked" the first joint pass serves as VTM's positives; the reference runs it
+  again, which differs by a second draw of word dropout only.                     second_draw=True
+  (Clean captions in VTM cannot share that pass: it reads masked ones. The price at 32 words is
+  176 GFLOP forward a clip where sharing has 142 and the reference 191.)
+- Only visible cubes are embedded, once a step, and negatives are drawn by index, j != i: the same
+  numbers as the reference's for a quarter less work.
+- Sizes other than B are ours: VideoMAE's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vtp_jax import masking
+from vtp_jax.nn import embed, pool, sizes
+from vtp_jax.nn.transformer import Linear, Stack, layer_norm
+from vtp_jax.objectives import contrastive, reconstruction
+from vtp_jax.objectives.classification import accuracy, cross_entropy
+from vtp_jax.types import (
+    Batch,
+    Encoded,
+    Extra,
+    Mean,
+    Method,
+    Out,
+    Params,
+    Spec,
+    TokenMask,
+    UserError,
+)
+
+WEIGHTS = {"video": 1.0, "text": 1.0, "vtc": 1.0, "vtm": 1.0}
+
+
+class SimVTP(nn.Module):
+    """The net and its recipe: parameters, and the verbs that the loss below is written in."""
+
+    # The net. One encoder reads video, words, or both.
+    encoder_size: sizes.Size
+    decoder_size: sizes.Size
+    cube: tuple[int, int, int] = (2, 16, 16)  # frames, rows and columns of a token
+    dropout: float = 0.1  # of word embeddings
+    drop_path: float = 0.0  # of the encoder's blocks
+    dtype: Any = "bfloat16"  # of activations and matrix products
+    remat: str | None = None  # see nn.transformer.Stack
+    unroll: int = 1
+    # The recipe.
+    mask: str = "tubes"  # or "tokens": every frame's places by themselves
+    video_ratio: float = 0.9
+    text_ratio: float = 0.75
+    weights: Mapping[str, float] = nn.FrozenDict(WEIGHTS)  # a loss with weight 0 is not computed
+    temperature: float = 0.05
+    contrast_text: str = "clean"  # or "masked"
+    match_text: str = "clean"  # or "masked"
+    pool_padding: bool = False
+    sum_directions: bool = False
+    second_draw: bool = False
+    groups: int = 1
+    # Facts of the data.
+    vocab_size: int = 30522
+    text_length: int = 512  # rows of the position table
+    pad_id: int = 0
+    mask_id: int = 103
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def setup(self):
+        d, dtype = self.encoder_size.width, jnp.dtype(self.dtype)
+        stack = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
+        self.patch_embed = embed.CubeEmbed(d, self.cube, len(self.mean), dtype)
+        self.text_embed = embed.WordEmbed(
+            self.vocab_size, d, self.pad_id, self.text_length, dropout=self.dropout, dtype=dtype
+        )
+        self.encoder = Stack(self.encoder_size, self.drop_path, **stack)
+        self.encoder_norm = layer_norm(dtype)
+        self.encoder_to_decoder = Linear(self.decoder_size.width, use_bias=False, dtype=dtype)
+        self.mask_token = self.param("mask_token", MASK_INIT, (self.decoder_size.width,))
+        self.decoder = Stack(self.decoder_size, **stack)
+        self.decoder_norm = layer_norm(dtype)
+        self.decoder_head = Linear(math.prod(self.cube) * len(self.mean), dtype=dtype)
+        self.text_cls = Linear(self.vocab_size, dtype=dtype)
+        self.vtm_head = Linear(2, dtype=dtype)
+
+    def embed_video(
+        self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"], n: int
+    ) -> Float[Array, "b k d"]:
+        """Tokens of the cubes (pixels in [0, 1]) at places `index` of n."""
+        x = self.patch_embed(embed.standardise(cubes, self.mean, self.std))
+        return x + embed.positions(n, x.shape[-1], x.dtype)[index]
+
+    def embed_text(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        return self.text_embed(ids)
+
+    def encode(
+        self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """The shared encoder, over tokens of either kind or of both one after the other."""
+        return self.encoder_norm(self.encoder(tokens, mask))
+
+    def decode(self, seen: Float[Array, "b k e"], mask: TokenMask) -> Float[Array, "b d p"]:
+        """Predicted cubes at the hidden places, from the encoder's output at the visible ones."""
+        x = self.encoder_to_decoder(seen)
+        place = embed.positions(mask.dropped.shape[1], x.shape[-1], x.dtype)
+        hidden = self.mask_token.astype(x.dtype) + place[mask.drop]
+        x = self.decoder(jnp.concatenate([x + place[mask.keep], hidden], axis=1))
+        return self.decoder_head(self.decoder_norm(x[:, mask.keep.shape[1] :]))
+
+    def restore_words(self, words: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+        """Logits over the vocabulary for every word."""
+        return self.text_cls(words)
+
+    def match(self, pooled: Float[Array, "m d"]) -> Float[Array, "m 2"]:
+        """Logits: not a pair, a pair."""
+        return self.vtm_head(pooled)
+
+    def visit(self, cubes: Float[Array, "b n p"], ids: Int[Array, "b l"]) -> None:
+        """Every verb once: linen creates only the parameters that init touches."""
+        b, n, _ = cubes.shape
+        mask = masking.tokens(jax.random.key(0), b, n, 0.5)
+        video = self.embed_video(masking.take(cubes, mask.keep), mask.keep, n)
+        words = self.encode(self.embed_text(ids))
+        self.decode(self.encode(video), mask)
+        self.restore_words(words)
+        self.match(pool.mean(words))
+
+
+MASK_INIT = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
+
+
+class Draws(NamedTuple):
+    """All that is random in the loss beside dropout."""
+
+    mask: TokenMask  # of the video's cubes
+    hidden: Bool[Array, "b l"]  # words to restore
+    masked: Int[Array, "b l"]  # the caption with these words replaced
+    negative: Int[Array, " b"]  # the row whose video makes a wrong pair with this row's caption
+
+
+class Outputs(NamedTuple):
+    """What the net says, before any loss. None where no loss asks for it."""
+
+    target: Float[Array, "b d p"] | None = None
+    pixels: Float[Array, "b d p"] | None = None
+    words: Float[Array, "b l v"] | None = None
+    match: Float[Array, "m 2"] | None = None  # all right pairs, then all wrong ones
+    video: Float[Array, "b d"] | None = None
+    text: Float[Array, "b d"] | None = None
+
+
+def draw(net: SimVTP, rng: Array, batch: Batch) -> Draws:
+    """Section 3 of the paper: 90 % of the tubes, 75 % of the words; one wrong video a caption."""
+    mask_key, word_key, negative_key = jax.random.split(rng, 3)
+    grid = embed.grid_of(batch["video"].shape, net.cube)
+    b, n = batch["video"].shape[0], math.prod(grid)
+    if net.mask == "tubes":
+        mask = masking.tubes(mask_key, b, grid, net.video_ratio)
+    else:
+        mask = masking.tokens(mask_key, b, n, net.video_ratio)
+    hidden = masking.words(word_key, batch["maskable"], net.text_ratio)
+    masked = jnp.where(hidden, net.mask_id, batch["text"])
+    return Draws(mask, hidden, masked, masking.negatives(negative_key, batch["valid"], net.groups))
+
+
+def forward(
+    net: SimVTP, params: Params, batch: Batch, draws: Draws, rng: Array | None = None
+) -> Outputs:
+    """All passes of a step: video and words together, each alone, and wrong pairs."""
+    bound, weights, out = bind(net, params, rng), net.weights, Outputs()
+    mask, text_mask = draws.mask, batch["text_mask"]
+
+    # Cut in uint8: only cubes that are looked at become floats and tokens, once.
+    cubes = embed.cut(batch["video"], net.cube)
+    visible = embed.to_unit(masking.take(cubes, mask.keep))
+    video = bound.embed_video(visible, mask.keep, cubes.shape[1])
+    masked = bound.embed_text(draws.masked)
+    clean = (
+        bound.embed_text(batch["text"]) if "clean" in (net.contrast_text, net.match_text) else None
+    )
+    k = video.shape[1]
+
+    def joint(video: Float[Array, "b k d"], words: Float[Array, "b l d"]) -> Float[Array, "b n d"]:
+        tokens = jnp.concatenate([video, words], axis=1)
+        return bound.encode(tokens, beside(k, text_mask))
+
+    pair = joint(video, masked)
+    if weights["video"]:
+        target = reconstruction.normalise(embed.to_unit(masking.take(cubes, mask.drop)))
+        out = out._replace(target=target, pixels=bound.decode(pair[:, :k], mask))
+    if weights["text"]:
+        out = out._replace(words=bound.restore_words(pair[:, k:]))
+
+    pooled = jnp.ones_like(text_mask) if net.pool_padding else text_mask
+    if weights["vtc"]:
+        words = bound.encode(clean if net.contrast_text == "clean" else masked, text_mask)
+        out = out._replace(video=pool.mean(bound.encode(video)), text=pool.mean(words, pooled))
+    if weights["vtm"]:
+        words = clean if net.match_text == "clean" else masked
+        if net.second_draw:
+            words = bound.embed_text(batch["text"] if net.match_text == "clean" else draws.masked)
+        shared = net.match_text == "masked" and not net.second_draw
+        right = pair if shared else joint(video, words)
+        wrong = joint(video[draws.negative], words)
+        tokens, keep = jnp.concatenate([right, wrong]), beside(k, pooled)
+        out = out._replace(match=bound.match(pool.mean(tokens, jnp.concatenate([keep, keep]))))
+    return out
+
+
+def terms(net: SimVTP, out: Outputs, batch: Batch, draws: Draws) -> dict[str, Mean]:
+    """L_v, L_t, L_vtc and L_vtm (section 3), and how often words and pairs were right."""
+    valid, found = batch["valid"], {}
+    if out.pixels is not None:
+        found["loss_video"] = reconstruction.squared_error(out.pixels, out.target, valid)
+    if out.words is not None:
+        asked = draws.hidden & valid[:, None]
+        found["loss_text"] = cross_entropy(out.words, batch["text"], asked, net.groups)
+        found["word_accuracy"] = accuracy(out.words, batch["text"], asked)
+    if out.video is not None:
+        nce = partial(
+            contrastive.info_nce, where=valid, temperature=net.temperature, groups=net.groups
+        )
+        t2v, v2t = nce(out.text, out.video), nce(out.video, out.text)
+        share = 1.0 if net.sum_directions else 0.5
+        found["loss_vtc"] = Mean(share * (t2v.total + v2t.total), t2v.count)
+    if out.match is not None:
+        # Right pairs are asked only where there is a wrong one to hold against them.
+        both = jnp.tile(valid & (draws.negative != jnp.arange(valid.shape[0])), 2)
+        label = jnp.repeat(jnp.array([1, 0]), valid.shape[0])
+        found["loss_vtm"] = cross_entropy(out.match, label, both)
+        found["match_accuracy"] = accuracy(out.match, label, both)
+    return found
+
+
+def total(net: SimVTP, found: Mapping[str, Mean]) -> Float[Array, ""]:
+    """L = L_v + L_t + L_vtc + L_vtm, with the recipe's weights."""
+    names = [name for name in WEIGHTS if f"loss_{name}" in found]
+    return sum((net.weights[n] * found[f"loss_{n}"].value() for n in names), jnp.zeros(()))
+
+
+def loss(
+    net: SimVTP, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
+) -> tuple[Array, Out]:
+    draw_key, dropout_key = jax.random.split(rng)
+    draws = draw(net, draw_key, batch)
+    found = terms(net, forward(net, params, batch, draws, dropout_key), batch, draws)
+    return total(net, found), Out(found, extra)
+
+
+def init(net: SimVTP, rng: Array, spec: Spec) -> Params:
+    n = math.prod(embed.grid_of(spec["video"].shape, net.cube))
+    cubes = jnp.zeros((1, n, math.prod(net.cube) * spec["video"].shape[-1]))
+    ids = jnp.zeros((1, spec["text"].shape[-1]), jnp.int32)
+    return net.init(rng, cubes, ids, method="visit")["params"]
+
+
+# What the trained net is used for.
+
+
+def encode_video(
+    net: SimVTP, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """All cubes, none hidden, as the reference tests. memory: the tokens before the encoder."""
+    bound, cubes = bind(net, params, rng), embed.cut(batch["video"], net.cube)
+    b, n, _ = cubes.shape
+    index = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n))
+    memory = bound.embed_video(embed.to_unit(cubes), index, n)
+    tokens, mask = bound.encode(memory), jnp.ones((b, n), bool)
+    return dict(embedding=pool.mean(tokens), tokens=tokens, mask=mask, memory=memory)
+
+
+def encode_text(
+    net: SimVTP, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """The caption as it is. memory: the tokens before the encoder."""
+    bound, mask = bind(net, params, rng), batch["text_mask"]
+    memory = bound.embed_text(batch["text"])
+    tokens = bound.encode(memory, mask)
+    pooled = pool.mean(tokens, jnp.ones_like(mask) if net.pool_padding else mask)
+    return dict(embedding=pooled, tokens=tokens, mask=mask, memory=memory)
+
+
+def score_pair(
+    net: SimVTP,
+    params: Params,
+    extra: Extra,
+    video: Encoded,
+    text: Encoded,
+    rng: Array | None = None,
+) -> Encoded:
+    """score: VTM's log odds that row i of the one belongs to row i of the other."""
+    bound, k = bind(net, params, rng), video["memory"].shape[1]
+    tokens = bound.encode(
+        jnp.concatenate([video["memory"], text["memory"]], axis=1), beside(k, text["mask"])
+    )
+    text_mask = jnp.ones_like(text["mask"]) if net.pool_padding else text["mask"]
+    logits = bound.match(pool.mean(tokens, beside(k, text_mask))).astype(jnp.float32)
+    return dict(score=logits[:, 1] - logits[:, 0])
+
+
+def reconstruct(
+    net: SimVTP, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """What a person looks at, masks drawn with `rng`, dropout off.
+
+    video f32 [0, 1] "b t h w c"; hidden bool "b t h w"; restored: {statistics: f32 "b t h w c"}:
+    the net predicts hidden cubes normalised, and they get the mean and deviation of the visible
+    cubes around them ("visible"), their own true ones ("true", as the reference draws them), or
+    grey ("normalised"); text, masked_text, predicted_text i32 "b l"; text_hidden bool "b l".
+    """
+    draws = draw(net, jax.random.key(0) if rng is None else rng, batch)
+    net = net.clone(weights={"video": 1.0, "text": 1.0, "vtc": 0.0, "vtm": 0.0})
+    out, dropped = forward(net, params, batch, draws), draws.mask.dropped[..., None]
+    true = embed.to_unit(embed.cut(batch["video"], net.cube))
+    grid = embed.grid_of(batch["video"].shape, net.cube)
+    own = reconstruction.statistics(true)
+    around = partial(reconstruction.from_neighbours, dropped=draws.mask.dropped, grid=grid)
+    statistics = {
+        "visible": (around(own[0]), around(own[1])),
+        "true": own,
+        "normalised": (jnp.full_like(own[0], 0.5), jnp.full_like(own[1], 0.2)),
+    }
+    predicted = masking.put(jnp.zeros_like(true), draws.mask.drop, out.pixels.astype(true.dtype))
+    said = jnp.argmax(out.words, axis=-1).astype(jnp.int32)
+
+    def paint(mean: Float[Array, "b n 1 c"], std: Float[Array, "b n 1 c"]) -> Array:
+        guess = jnp.clip(reconstruction.restore(predicted, mean, std), 0, 1)
+        return embed.join(jnp.where(dropped, guess, true), grid, net.cube)
+
+    return dict(
+        video=embed.join(true, grid, net.cube),
+        hidden=embed.join(jnp.broadcast_to(dropped, true.shape), grid, net.cube)[..., 0],
+        restored={name: paint(*pair) for name, pair in statistics.items()},
+        text=batch["text"],
+        masked_text=draws.masked,
+        predicted_text=jnp.where(draws.hidden, said, batch["text"]),
+        text_hidden=draws.hidden,
+    )
+
+
+def make(*, size: Any = "B", decoder: Any = None, **recipe: Any) -> Method:
+    """SimVTP as a `Method`.
+
+    size, decoder: names in `nn.sizes`, or (width, depth, heads, mlp); the decoder's is `size`
+    unless given. recipe: the fields of `SimVTP` above.
+    """
+    recipe["weights"] = {**WEIGHTS, **recipe.get("weights", {})}
+    for name in ("cube", "mean", "std"):
+        if name in recipe:
+            recipe[name] = tuple(recipe[name])
+    for name, known in CHOICES.items():
+        if recipe.get(name, known[0]) not in known:
+            raise UserError(f"method.{name}={recipe[name]!r}; known: {', '.join(known)}")
+    if wrong := sorted(set(recipe["weights"]) - set(WEIGHTS)):
+        raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(WEIGHTS)}")
+    net = SimVTP(
+        sizes.pick(sizes.ENCODERS, size, "method.size"),
+        sizes.pick(sizes.DECODERS, decoder or size, "method.decoder"),
+        **recipe,
+    )
+    verbs = dict(video=encode_video, text=encode_text, pair=score_pair, reconstruct=reconstruct)
+    return Method(
+        init=partial(init, net),
+        loss=partial(loss, net),
+        encode={name: partial(verb, net) for name, verb in verbs.items()},
+    )
+
+
+CHOICES = dict(
+    mask=("tubes", "tokens"), contrast_text=("clean", "masked"), match_text=("clean", "masked")
+)
+
+
+def bind(net: SimVTP, params: Params, rng: Array | None) -> SimVTP:
+    """The net with its parameters; word dropout and drop path act when there is a key."""
+    return net.bind({"params": params}, rngs={} if rng is None else {"dropout": rng})
+
+
+def beside(k: int, text_mask: Bool[Array, "b l"]) -> Bool[Array, "b n"]:
+    """The mask of k video tokens, all real, followed by a text's."""
+    return jnp.pad(text_mask, ((0, 0), (k, 0)), constant_values=True)

@@ -1,0 +1,133 @@
+"""From pixels and words to tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+
+from vtp_jax.nn.transformer import layer_norm, product
+from vtp_jax.types import UserError
+
+Triple = tuple[int, int, int]
+
+
+def grid_of(shape: tuple[int, ...], cube: Triple) -> Triple:
+    """How many cubes a video "... t h w c" has along t, h and w."""
+    sides = shape[-4:-1]
+    if any(side % c for side, c in zip(sides, cube, strict=True)):
+        raise UserError(
+            f"a video of {'x'.join(map(str, sides))} (frames x height x width) "
+            f"does not divide into cubes of {'x'.join(map(str, cube))}"
+        )
+    t, h, w = (side // c for side, c in zip(sides, cube, strict=True))
+    return t, h, w
+
+
+def cut(video: Num[Array, "b t h w c"], cube: Triple) -> Num[Array, "b n p"]:
+    """A video as a row of cubes, time first, then rows, then columns. Inside a cube p runs over
+    (t, h, w, c), colours fastest."""
+    b, *_, c = video.shape
+    (t, h, w), (p, q, r) = grid_of(video.shape, cube), cube
+    x = video.reshape(b, t, p, h, q, w, r, c)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t * h * w, p * q * r * c)
+
+
+def join(cubes: Num[Array, "b n p"], grid: Triple, cube: Triple) -> Num[Array, "b t h w c"]:
+    """The video that `cut` made the cubes from."""
+    b = cubes.shape[0]
+    (t, h, w), (p, q, r) = grid, cube
+    x = cubes.reshape(b, t, h, w, p, q, r, -1)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * p, h * q, w * r, -1)
+
+
+def to_unit(x: Num[Array, "*n"]) -> Float[Array, "*n"]:
+    """uint8 -> [0, 1]; floats are taken to be there already."""
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32) / 255
+
+
+def standardise(
+    cubes: Float[Array, "b n p"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "b n p"]:
+    """Per channel, as the backbone's weights expect; channels run fastest in p."""
+    repeats = cubes.shape[-1] // len(mean)
+    m, s = (jnp.tile(jnp.asarray(v, cubes.dtype), repeats) for v in (mean, std))
+    return (cubes - m) / s
+
+
+def sinusoid(n: int, d: int) -> Float[np.ndarray, "n d"]:
+    """Fixed position table in fp64: column j of row p is sin or cos (even or odd j) of
+    p / 10000^(2 (j // 2) / d). p is the flat index of the token: t, h, w are not told apart."""
+    angle = np.arange(n)[:, None] / np.power(10000.0, 2 * (np.arange(d) // 2) / d)[None]
+    return np.where(np.arange(d) % 2 == 0, np.sin(angle), np.cos(angle))
+
+
+def positions(n: int, d: int, dtype: Any) -> Float[Array, "n d"]:
+    """`sinusoid`, rounded to fp32 as the reference rounds it, in `dtype`."""
+    return jnp.asarray(sinusoid(n, d).astype(np.float32), dtype)
+
+
+def torch_conv_init(rng: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """PyTorch's default for convolutions, weight and bias alike: U(+-1 / sqrt(fan in)). `shape` is
+    (t, h, w, c, d)."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+    return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+
+class CubeEmbed(nn.Module):
+    """Cubes of normalised pixels -> tokens: the convolution with stride = kernel of ViT, as one
+    matrix product, so that only the cubes that are looked at cost anything."""
+
+    width: int
+    cube: Triple
+    channels: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, cubes: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
+        shape = (*self.cube, self.channels, self.width)
+        kernel = self.param("kernel", torch_conv_init, shape)
+
+        def bias_init(rng: Array, size: tuple[int, ...]) -> Array:
+            bound = 1 / math.sqrt(math.prod(shape[:-1]))
+            return jax.random.uniform(rng, size, jnp.float32, -bound, bound)
+
+        bias = self.param("bias", bias_init, (self.width,))
+        flat = kernel.reshape(-1, self.width).astype(self.dtype)
+        return product(cubes.astype(self.dtype), flat) + bias.astype(self.dtype)
+
+
+class WordEmbed(nn.Module):
+    """BERT's embedding module: word + position + token type 0, layer norm (eps 1e-12), dropout.
+
+    The padding word's row gets no gradient, as with PyTorch's `padding_idx`; nothing reads it
+    anyway unless means run over padding. Dropout acts when a `dropout` rng is given.
+    """
+
+    vocab_size: int
+    width: int
+    pad_id: int = 0
+    length: int = 512
+    types: int = 2
+    dropout: float = 0.1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        if ids.shape[1] > self.length:
+            raise UserError(
+                f"texts of {ids.shape[1]} tokens; the table has {self.length} positions"
+            )
+        init = nn.initializers.normal(0.02)
+        word = self.param("word", init, (self.vocab_size, self.width))
+        position = self.param("position", init, (self.length, self.width))
+        types = self.param("type", init, (self.types, self.width))
+        x = word[ids]
+        x = jnp.where((ids == self.pad_id)[..., None], jax.lax.stop_gradient(x), x)
+        x = layer_norm(self.dtype, 1e-12, "norm")(x + position[: ids.shape[1]] + types[0])
+        return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)

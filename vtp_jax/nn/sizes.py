@@ -1,0 +1,49 @@
+"""Published sizes of the backbones: one table, read by name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vtp_jax.types import UserError
+
+
+class Size(NamedTuple):
+    """A stack of Transformer blocks. `mlp` is the hidden width of the feed-forward part."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+
+
+# ViT sizes; S to H as in VideoMAE (arXiv 2203.12602), tiny is for tests.
+ENCODERS = {
+    "tiny": Size(128, 2, 2, 512),
+    "S": Size(384, 12, 6, 1536),
+    "B": Size(768, 12, 12, 3072),
+    "L": Size(1024, 24, 16, 4096),
+    "H": Size(1280, 32, 16, 5120),
+}
+
+# VideoMAE's decoders for the same names (official code; facts of SimVTP-B agree with "B").
+DECODERS = {
+    "tiny": Size(64, 1, 1, 256),
+    "S": Size(192, 4, 3, 768),
+    "B": Size(384, 4, 6, 1536),
+    "L": Size(512, 12, 8, 2048),
+    "H": Size(640, 12, 8, 2560),
+}
+
+
+def pick(table: dict[str, Size], size: str | tuple[int, ...] | Size, where: str) -> Size:
+    """A size by name, or as given: (width, depth, heads, mlp)."""
+    if isinstance(size, str):
+        if size not in table:
+            raise UserError(f"{where}: no size '{size}'; known: {', '.join(table)}")
+        return table[size]
+    if len(size) != 4:
+        raise UserError(f"{where}: a size is a name or (width, depth, heads, mlp), not {size}")
+    chosen = Size(*size)
+    if chosen.width % chosen.heads:
+        raise UserError(f"{where}: {chosen.heads} heads do not divide the width {chosen.width}")
+    return chosen

@@ -1,0 +1,36 @@
+"""Video-text contrast."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vtp_jax.objectives.classification import cross_entropy
+from vtp_jax.types import Mean
+
+
+def normalise(x: Float[Array, "b d"], floor: float = 1e-8) -> Float[Array, "b d"]:
+    """x / max(|x|, floor), in fp32 or wider; the gradient at 0 is finite."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), floor**2))
+
+
+def info_nce(
+    query: Float[Array, "b d"],
+    key: Float[Array, "b d"],
+    where: Bool[Array, " b"],
+    *,
+    temperature: float,
+    groups: int = 1,
+) -> Mean:
+    """-log softmax over keys of cos(query_i, key_j) / temperature at j = i: one direction.
+
+    Rows where `where` is False ask nothing and are nobody's negative. groups: negatives come from
+    the row's own block of b / groups rows only.
+    """
+    q, k = (normalise(x).reshape(groups, -1, x.shape[-1]) for x in (query, key))
+    here = where.reshape(groups, -1)
+    logits = jnp.einsum("gid,gjd->gij", q, k) / temperature
+    logits = jnp.where(here[:, None, :], logits, jnp.finfo(logits.dtype).min)
+    target = jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape)
+    return cross_entropy(logits, target, here, groups)
