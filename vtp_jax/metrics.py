@@ -1,0 +1,267 @@
+"""Numbers on their way to people: files of metrics, a live line of progress, tables."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+from absl import logging
+
+
+class Writer:
+    """Writes numbers to `metrics.jsonl`, and to TensorBoard where TensorFlow is installed.
+
+    A line is `{"step": 100, "time": seconds since 1970, "loss": 3.2, ...}`; what is not finite is
+    null, which JSON can say. Started at step s, lines after s are dropped, so that a resumed run
+    has one curve; in TensorBoard it is a run of its own, `tensorboard/from_<s>`. Only process 0
+    writes.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], start: int = 0):
+        self._file: TextIO | None = None
+        self._board: Any = None
+        if jax.process_index():
+            return
+        folder = Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        _drop_after(path, start)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _tensorboard(folder / "tensorboard" / f"from_{start}")
+
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Adds one line, and makes sure that it is on its way to the disk."""
+        if self._file is None:
+            return
+        values = {k: float(v) for k, v in numbers.items()}
+        line = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": int(step), "time": time.time(), **line}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            self._board.write_scalars(int(step), values)
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        for text in file:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in read(path) if line["step"] <= step]
+    # Replaced whole: a kill in between leaves the old file or the new one.
+    new = path.with_suffix(".jsonl.new")
+    new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(new, path)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from clu import metric_writers  # imports TensorFlow
+
+        return metric_writers.SummaryWriter(str(folder))
+    except ImportError:
+        logging.info("no TensorBoard files: TensorFlow is not installed (metrics.jsonl has it all)")
+        return None
+
+
+class Rates(NamedTuple):
+    """Speed over a recent window; NaN until two points are known.
+
+    clips: rows a second; waited: share of the time spent waiting for data; eta: seconds to go.
+    """
+
+    clips: float
+    waited: float
+    eta: float
+
+
+class Progress:
+    """A live bar on a terminal, plain lines elsewhere; process 0 only.
+
+    `show` after every few steps; rates come from the last `window` calls, so that the first one,
+    which holds the compilation, counts in none. What happens inside `paused()` (evaluation, saving)
+    counts in no rate either.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        rows: int,
+        out: TextIO | None = None,
+        window: int = 20,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._steps, self._rows, self._clock = steps, rows, clock
+        self._file = sys.stdout if out is None else out
+        self._points: collections.deque[tuple[int, float, float]] = collections.deque(
+            maxlen=window + 1
+        )
+        self._idle = 0.0
+        self._bar: Any = None
+        self._quiet = jax.process_index() > 0
+        if is_terminal(self._file) and not self._quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                BarColumn(20), TextColumn("{task.description}"), console=Console(file=self._file)
+            )
+            self._task = self._bar.add_task("compiling", total=steps)
+            self._bar.start()
+
+    def show(self, step: int, terms: Mapping[str, Any], waited: float = 0.0) -> Rates:
+        """Shows step `step` of the run with these numbers.
+
+        `waited`: seconds waited for data so far in all (`Prefetch.waited`).
+        """
+        self._points.append((step, self._clock() - self._idle, waited))
+        rates = self._rates()
+        text = _line(step, self._steps, terms, rates)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        else:
+            self.say(text)
+        return rates
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif not self._quiet:
+            print(text, file=self._file, flush=True)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is no training time."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._idle += self._clock() - start
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _rates(self) -> Rates:
+        (step0, time0, waited0), (step1, time1, waited1) = self._points[0], self._points[-1]
+        if step1 == step0 or time1 <= time0:
+            return Rates(math.nan, math.nan, math.nan)
+        seconds, steps = time1 - time0, step1 - step0
+        return Rates(
+            clips=steps * self._rows / seconds,
+            waited=(waited1 - waited0) / seconds,
+            eta=(self._steps - step1) * seconds / steps,
+        )
+
+
+def _line(step: int, steps: int, terms: Mapping[str, Any], rates: Rates) -> str:
+    parts = [f"step {step}/{steps}  {100 * step // max(steps, 1)} %"]
+    parts[0] += "".join(f"  {name} {number(value)}" for name, value in terms.items())
+    if not math.isnan(rates.clips):
+        parts.append(f"{number(rates.clips)} clips/s")
+        parts.append(f"data {100 * rates.waited:.0f} %")
+        parts.append(f"eta {duration(rates.eta)}")
+    return " | ".join(parts)
+
+
+def number(value: Any) -> str:
+    """A number for people: whole ones as they are, others with three figures."""
+    value = float(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value.is_integer() or abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:#.3g}"
+
+
+def duration(seconds: float) -> str:
+    """0:09, 3:20, 2:00:05, or 3 d 4 h."""
+    whole = round(seconds)
+    minutes, s = divmod(whole, 60)
+    hours, m = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    out: TextIO | None = None,
+) -> None:
+    """A table of final numbers: drawn on a terminal, aligned plain text elsewhere.
+
+    Numbers are aligned to the right.
+    """
+    file = sys.stdout if out is None else out
+    cells = [[c if isinstance(c, str) else number(c) for c in row] for row in rows]
+    right = [all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))]
+    if is_terminal(file):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(title=title)
+        for name, r in zip(columns, right, strict=True):
+            drawn.add_column(name, justify="right" if r else "left")
+        for row in cells:
+            drawn.add_row(*map(Text, row))
+        Console(file=file).print(drawn)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    print(title, file=file)
+    for row in [list(columns), *cells]:
+        aligned = [
+            cell.rjust(w) if r else cell.ljust(w)
+            for cell, w, r in zip(row, widths, right, strict=True)
+        ]
+        print("  ".join(aligned).rstrip(), file=file, flush=True)
+
+
+def is_terminal(file: TextIO) -> bool:
+    """Whether control characters may be written: a terminal, and one that understands them.
+
+    Not rich's own test, which an environment variable can force where the output is a file.
+    """
+    return file.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,149 @@
+"""AdamW with rates, decay and freezing by rules on parameter names.
+
+The update is torch.optim.AdamW's, in fp32: decoupled decay (Loshchilov and Hutter 2019, arXiv
+1711.05101) scaled by the rate of its leaf, eps outside the square root, both moments corrected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from vtp_jax import tree
+from vtp_jax.types import Params, UserError
+
+T = TypeVar("T")
+Rules = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How one parameter is trained.
+
+    lr: factor on the rate; a list has one per layer of stacked blocks (axis 0)
+    wd: factor on the weight decay
+    frozen: never changes, and costs no gradient, moment or norm
+    """
+
+    lr: float | Sequence[float] = 1.0
+    wd: float = 1.0
+    frozen: bool = False
+
+
+class Updated(NamedTuple):
+    """params: the new trainable ones; info: fp32 scalars lr, grad_norm, update_norm, param_norm."""
+
+    params: Params
+    opt: PyTree
+    info: Mapping[str, Float[Array, ""]]
+
+
+class Optim(NamedTuple):
+    """split:  params -> (trainable, frozen); tree.merge undoes it
+    init:   trainable -> opt
+    update: (grads, opt, trainable, step) -> Updated
+    """
+
+    split: Callable[[Params], tuple[Params, Params]]
+    init: Callable[[Params], PyTree]
+    update: Callable[[Params, PyTree, Params, Int[Array, ""]], Updated]
+
+
+def settings(rules: Rules, shapes: Any) -> Any:
+    """The tree of the `Setting` that the rules `(regex, dict(lr=, wd=, frozen=))` give each
+    parameter. Raises UserError on unknown keys, on a list of rates that does not fit axis 0, and as
+    tree.match does on uncovered parameters and idle rules."""
+    known = [f.name for f in dataclasses.fields(Setting)]
+    for regex, values in rules:
+        if unknown := sorted(set(values) - set(known)):
+            raise UserError(
+                f"optim rule '{regex}': unknown key '{unknown[0]}'; known: {', '.join(known)}"
+            )
+    chosen = tree.match([(r, Setting(**v)) for r, v in rules], shapes, "optim rules")
+    for name, setting in tree.flatten(chosen).items():
+        shape = tree.flatten(shapes)[name].shape
+        if np.ndim(setting.lr) and shape[:1] != np.shape(setting.lr):
+            raise UserError(
+                f"optim rules: {len(setting.lr)} rates for '{name}' {shape}; "
+                f"a list of rates needs one per layer along axis 0"
+            )
+    return chosen
+
+
+def make(
+    shapes: Any,
+    *,
+    rules: Rules,
+    lr: Callable[[Int[Array, ""]], Float[Array, ""]],
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    clip: float | None = None,
+) -> Optim:
+    """AdamW for parameters of these shapes.
+
+    `lr` is a schedule, read at the step that `update` is given, so that a skipped step does not
+    shift it; the moments count their own updates. `clip` bounds the global norm of the gradients as
+    torch.nn.utils.clip_grad_norm_ does. Moments have the parameters' dtype, at least fp32.
+    """
+    flat = tree.flatten(settings(rules, shapes))
+    if all(s.frozen for s in flat.values()):
+        raise UserError("optim rules: every parameter is frozen, there is nothing to train")
+    adam = optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps)
+
+    def split(params: Params) -> tuple[Params, Params]:
+        return tree.split(params, lambda name: not flat[name].frozen)
+
+    def init(params: Params) -> PyTree:
+        return adam.init(_wide(params))
+
+    def update(grads: Params, opt: PyTree, params: Params, step: Int[Array, ""]) -> Updated:
+        grads, rate = _wide(grads), lr(step)
+        grad_norm = norm(grads)
+        if clip is not None:
+            scale = jnp.minimum(1.0, clip / (grad_norm + 1e-6))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        directions, opt = adam.update(grads, opt)
+
+        def change(name: str, p: Array, d: Array) -> Array:
+            setting = flat[name]
+            factor = np.asarray(setting.lr, np.float64)
+            factor = jnp.asarray(
+                factor.reshape(factor.shape + (1,) * (p.ndim - factor.ndim)), d.dtype
+            )
+            return -rate * factor * (d + weight_decay * setting.wd * p)
+
+        changes = tree.map_named(change, _wide(params), directions)
+        info = dict(
+            lr=rate, grad_norm=grad_norm, update_norm=norm(changes), param_norm=norm(params)
+        )
+        new = jax.tree.map(lambda p, c: (p + c).astype(p.dtype), params, changes)
+        return Updated(new, opt, {k: jnp.asarray(v, jnp.float32) for k, v in info.items()})
+
+    return Optim(split, init, update)
+
+
+def norm(values: PyTree) -> Float[Array, ""]:
+    """The Euclidean norm over all leaves of a tree, at least fp32."""
+    return optax.tree.norm(_wide(values))
+
+
+def finite(*numbers: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether all are finite: finite(loss, grad_norm) says whether a step may be taken."""
+    return jnp.isfinite(jnp.stack([n.astype(jnp.float32) for n in numbers])).all()
+
+
+def keep(good: Bool[Array, ""], new: T, old: T) -> T:
+    """`new` where the step was good, else `old`, leaf by leaf."""
+    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+
+def _wide(values: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), values)

@@ -1,0 +1,291 @@
+"""Meshes, shardings by rules on names, and the way of a batch from the host to the mesh.
+
+Three mesh axes: rows of a batch are split over `data` and `fsdp`, parameters over `fsdp` and
+`tensor`. What is split how is said by rules `(regex, spec)` on parameter names (tree.match), where
+a spec is `()` (replicated), `"fsdp"` (the largest dimension that the axis divides), or a tuple with
+one entry per dimension: an axis, a tuple of axes, or None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import jax
+import numpy as np
+from absl import logging
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vtp_jax import tree
+from vtp_jax.types import Batch, State, UserError
+
+T = TypeVar("T")
+Spec = str | Sequence[str | Sequence[str] | None]
+Rules = Sequence[tuple[str, Spec]]
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+# Logical axes of activations, for nn.with_logical_constraint: what a network may say without
+# knowing a mesh. Residual activations stay whole over `tensor`, heads and hidden units are split.
+ACTIVATIONS = (
+    ("act_batch", ROWS),
+    ("act_len", None),
+    ("act_emb", None),
+    ("act_heads", "tensor"),
+)
+
+
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """The mesh of all devices (or of `devices`); one axis may be -1 and takes what is left.
+
+    Axes are Auto: the compiler propagates shardings from what is put on the mesh.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+    asked = ", ".join(f"{k}={v}" for k, v in sizes.items())
+    if wrong := [k for k, v in sizes.items() if v < 1 and v != -1]:
+        raise UserError(f"mesh: {wrong[0]}={sizes[wrong[0]]}; an axis is at least 1, or -1 to fill")
+    open_axes = [k for k, v in sizes.items() if v == -1]
+    if len(open_axes) > 1:
+        raise UserError(f"mesh: {asked}: only one axis can be -1")
+    fixed = math.prod(v for v in sizes.values() if v != -1)
+    for name in open_axes:
+        sizes[name] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"mesh: {asked} does not fit {len(devices)} devices; "
+            f"the product must be their number (-1 fills one axis)"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+def specs(
+    rules: Rules, shapes: Any, mesh: Mesh, note: Callable[[str], None] = logging.warning
+) -> Any:
+    """The tree of PartitionSpecs that the rules give a tree of shapes.
+
+    A dimension that its axes do not divide stays whole; `note` is told so in one line. Raises
+    UserError on an axis the mesh has not, on an axis used twice, on a spec longer than the rank,
+    and as tree.match does on uncovered parameters and idle rules.
+    """
+    makers = [(regex, functools.partial(_spec, spec)) for regex, spec in rules]
+    chosen = tree.match(makers, shapes, "sharding")
+    return tree.map_named(lambda name, x, make: make(name, x.shape, mesh, note), shapes, chosen)
+
+
+def _spec(
+    spec: Spec, name: str, shape: tuple[int, ...], mesh: Mesh, note: Callable[[str], None]
+) -> P:
+    if isinstance(spec, str):
+        if spec != "fsdp":
+            raise UserError(
+                f"sharding: '{spec}' for {name} is no spec; write 'fsdp', (), or a tuple of axes"
+            )
+        fits = [i for i, n in enumerate(shape) if n % mesh.shape["fsdp"] == 0]
+        if not fits:
+            if shape:
+                note(
+                    f"sharding: {name} {shape} stays whole, fsdp={mesh.shape['fsdp']} divides none"
+                )
+            return P()
+        largest = max(fits, key=lambda i: shape[i])
+        return P(*[None] * largest, "fsdp")
+    if len(spec) > len(shape):
+        raise UserError(f"sharding: {tuple(spec)} is longer than the rank of {name} {shape}")
+    groups = [(s,) if isinstance(s, str) else tuple(s or ()) for s in spec]
+    axes = [a for group in groups for a in group]
+    if unknown := [a for a in axes if a not in mesh.shape]:
+        raise UserError(
+            f"sharding: '{unknown[0]}' for {name} is no axis of the mesh; "
+            f"axes: {', '.join(mesh.shape)}"
+        )
+    if len(set(axes)) < len(axes):
+        raise UserError(f"sharding: {tuple(spec)} for {name} uses an axis twice")
+    parts: list[Any] = []
+    for i, group in enumerate(groups):
+        ways = math.prod(mesh.shape[a] for a in group)
+        if shape[i] % ways:
+            note(
+                f"sharding: dimension {i} of {name} {shape} stays whole, "
+                f"{'*'.join(group)}={ways} does not divide it"
+            )
+            group = ()
+        parts.append(group[0] if len(group) == 1 else group or None)
+    return P(*parts)
+
+
+def state_shardings(
+    state: State,
+    mesh: Mesh,
+    rules: Rules,
+    extra_rules: Rules = (),
+    note: Callable[[str], None] = logging.warning,
+) -> State:
+    """The NamedSharding of every leaf of a state (of arrays or shapes).
+
+    Parameters go by `rules`; the optimizer's leaves follow the parameter whose name ends theirs and
+    whose shape they have, and so does `extra` where it has no rules of its own; the rest is
+    replicated.
+    """
+    params = specs(rules, state.params, mesh, note)
+    by_name, shape_of = tree.flatten(params), tree.flatten(state.params)
+
+    def follow(name: str, leaf: Any) -> P:
+        parts = name.split("/")
+        for i in range(len(parts)):
+            suffix = "/".join(parts[i:])
+            if suffix in by_name and shape_of[suffix].shape == leaf.shape:
+                return by_name[suffix]
+        return P()
+
+    if extra_rules:
+        extra = specs(extra_rules, state.extra, mesh, note)
+    else:
+        extra = tree.map_named(follow, state.extra)
+    chosen = state._replace(
+        step=P(), params=params, opt=tree.map_named(follow, state.opt), extra=extra
+    )
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), chosen)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `data` and `fsdp`; every other axis whole."""
+    return NamedSharding(mesh, P(ROWS))
+
+
+def put(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's rows (numpy) -> global arrays on the mesh.
+
+    On CPU an array may share memory with its numpy source, which must not be written to afterwards.
+    """
+    sharding = batch_sharding(mesh)
+    ways = math.prod(mesh.shape[a] for a in ROWS)
+    rows = jax.process_count() * next(iter(batch.values())).shape[0]
+    if rows % ways:
+        raise UserError(
+            f"a batch of {rows} rows does not divide over data*fsdp={ways} devices; "
+            f"change the batch size or the mesh"
+        )
+    return {
+        k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()
+    }
+
+
+class Prefetch(Generic[T]):
+    """Iterates `put(item)` for items of an iterator, made ahead by a thread of its own.
+
+    At most `depth` results wait. An exception of the iterator or of `put` is raised to the consumer
+    at its place in the order. `waited` is how many seconds the consumer has waited so far: the time
+    that data cost the run. `close` (or leaving a `with`) stops the thread and closes the iterator.
+    """
+
+    def __init__(self, iterator: Iterator[Any], put: Callable[[Any], T], depth: int = 2):
+        self.waited = 0.0
+        self._stop = threading.Event()
+        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+        self._thread = threading.Thread(
+            target=self._work, args=(iterator, put), name="prefetch", daemon=True
+        )
+        self._thread.start()
+
+    def _work(self, iterator: Iterator[Any], put: Callable[[Any], T]) -> None:
+        try:
+            for item in iterator:
+                if not self._offer((put(item), None)):
+                    break
+            else:
+                self._offer((None, StopIteration()))
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer
+            self._offer((None, error))
+        finally:
+            # Here and not in `close`: a generator can only be closed by the thread that runs it.
+            if hasattr(iterator, "close"):
+                iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _offer(self, item: tuple[T | None, BaseException | None]) -> bool:
+        """Queues an item; False if the consumer has gone."""
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return True
+        return False
+
+    def __iter__(self) -> Prefetch[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._stop.is_set():
+            raise StopIteration
+        start = time.perf_counter()
+        item, error = self._queue.get()
+        self.waited += time.perf_counter() - start
+        if error is not None:
+            self._stop.set()
+            raise error
+        return item  # pyright: ignore[reportReturnType]
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stops; waits up to `timeout` seconds for the item that is being made."""
+        self._stop.set()
+        self._thread.join(timeout)
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def prefetch(iterator: Iterator[Any], put: Callable[[Any], T], depth: int = 2) -> Prefetch[T]:
+    """Starts a `Prefetch`: for batches on a mesh, `prefetch(batches, partial(put, mesh=mesh))`."""
+    return Prefetch(iterator, put, depth)
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh) -> Iterator[None]:
+    """Gives nn.with_logical_constraint a mesh and the meaning of ACTIVATIONS, while tracing.
+
+    Outside of it the constraints do nothing. `with mesh:` would drop them silently.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
+        yield
+
+
+def table(shapes: Any, **columns: Any) -> str:
+    """One line per leaf: name, shape, dtype, and for each column its leaf of a tree of the same
+    structure, as in `table(shapes, sharding=specs(...))`."""
+    names = list(tree.flatten(shapes))
+    leaves = jax.tree.leaves(shapes)
+    cells: Mapping[str, list[str]] = {
+        "name": names,
+        "shape": ["x".join(map(str, x.shape)) or "scalar" for x in leaves],
+        "dtype": [str(x.dtype) for x in leaves],
+        **{k: [_text(v) for v in tree.flatten(column).values()] for k, column in columns.items()},
+    }
+    widths = {k: max(map(len, [k, *column])) for k, column in cells.items()}
+    rows = [list(cells), *zip(*cells.values(), strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths.values(), strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _text(cell: Any) -> str:
+    spec = cell.spec if isinstance(cell, NamedSharding) else cell
+    if not isinstance(spec, P):
+        return str(cell)
+    parts = [s if isinstance(s, str) else "*".join(s or ()) or "-" for s in spec]
+    return ", ".join(parts) or "replicated"
