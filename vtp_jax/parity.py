@@ -53,7 +53,7 @@ def simvtp(
     """SimVTP pretraining as released (wufeim/SimVTP @558d24e).
 
     weights: official tensor names (227 for ViT-B). inputs: video (B, 3, T, H, W) normalised with
-    ImageNet's statistics; mask (B, N), True = hidden; ids (B, L) with hidden words already replaced;
+    ImageNet's statistics; mask (B, N), True = hidden; ids (B, L), hidden words already replaced;
     labels (B, L), -100 where nothing is asked; attention_mask (B, L); negatives (B,).
     Returns target, pixel_pred, mlm_logits, vtm_logits, text_feat, video_feat, loss_v, loss_t,
     loss_vtc, loss_vtm, loss, and with `grads` grad/<official name>; all fp64.

@@ -1,7 +1,7 @@
 """Names and layouts between vtp_jax and PyTorch, per part of `nn`, written once, used both ways.
 
 A rule says: our parameter `ours` is their tensor `theirs`, in layout `layout`. Where `theirs` has
-`{i}`, ours stacks the layers along axis 0. All layouts are linear maps, so that gradients convert by
+`{i}`, ours stacks the layers along axis 0. All layouts are linear, so that gradients convert by
 the same rules as weights.
 """
 
