@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vtp_jax import sharding
 from vtp_jax.evals import mean
 from vtp_jax.types import Mean, State, Stream, UserError
 
@@ -30,8 +31,7 @@ def make(rows, **cfg):
                 "valid": np.pad(np.ones(len(part), bool), pad),
             }
 
-    auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((1,), ("data",), auto, devices=jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     streams = {"val": Stream(batches, 10, {})}
     return mean.make(encode={"loss": loss}, streams=streams, mesh=mesh, **cfg)
 

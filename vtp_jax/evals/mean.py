@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vtp_jax.evals import place
+from vtp_jax import sharding
 from vtp_jax.types import Evaluator, State, Stream, UserError
 
 
@@ -40,10 +40,10 @@ def make(
 
     def run(state: State) -> Iterator[tuple[str, float]]:
         totals: dict[str, np.ndarray] = {}
-        with jax.set_mesh(mesh):
+        with sharding.activate(mesh):
             for i, batch in enumerate(streams[stream].batches()):
                 key = jax.random.fold_in(jax.random.key(seed), i)
-                means = measure(state.params, state.extra, place(batch, mesh), key)
+                means = measure(state.params, state.extra, sharding.put(batch, mesh), key)
                 for name, mean in jax.device_get(means).items():
                     pair = np.array([mean.total, mean.count], np.float64)
                     totals[name] = totals.get(name, np.zeros(2)) + pair

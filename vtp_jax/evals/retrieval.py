@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from vtp_jax.evals import place
+from vtp_jax import sharding
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
 BLOCK = 1024  # side of a tile of scores: 4 MB of fp32
@@ -163,11 +163,11 @@ def collect(
     """Runs each of `embeds` over the stream and keeps the rows that are valid."""
     kept: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in embeds]
     views = 1
-    with jax.set_mesh(mesh):
+    with sharding.activate(mesh):
         for batch in stream.batches():
             if "video" in batch and np.ndim(batch["video"]) == 6:
                 views = batch["video"].shape[1]
-            placed = place(batch, mesh)
+            placed = sharding.put(batch, mesh)
             for rows, embed in zip(kept, embeds, strict=True):
                 ids, valid, vector = jax.device_get(embed(state.params, state.extra, placed))
                 rows.append((ids[valid], vector[valid]))
