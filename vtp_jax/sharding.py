@@ -161,6 +161,13 @@ def state_shardings(
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), chosen)
 
 
+def with_shardings(shapes: T, shardings: Any) -> T:
+    """The tree of ShapeDtypeStructs with these shardings, as checkpoint.restore_latest takes it."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over `data` and `fsdp`; every other axis whole."""
     return NamedSharding(mesh, P(ROWS))

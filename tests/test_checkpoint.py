@@ -1,0 +1,364 @@
+"""Checkpoints: what is restored is what was saved, or a fault with a name."""
+
+import json
+import logging as std_logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vtp_jax import checkpoint, sharding, tree
+from vtp_jax.checkpoint import Checkpoints
+from vtp_jax.types import State, UserError
+
+
+def make_state(step: int) -> State:
+    """A state that is a function of its step, with an optimizer of optax's own classes."""
+    params = {
+        "encoder": {
+            "kernel": jnp.arange(48.0).reshape(8, 6) + step,
+            "bias": jnp.full((6,), float(step)),
+        },
+        "head": {"kernel": jnp.full((6, 2), 0.5 * step)},
+    }
+    opt = optax.adam(1e-3).init(params)
+    return State(jnp.int32(step), params, opt, {"queue": jnp.full((4,), step, jnp.int8)})
+
+
+SHAPES = jax.eval_shape(lambda: make_state(0))
+
+
+def assert_state(state: State, step: int) -> None:
+    wanted = make_state(step)
+    assert jax.tree.structure(state) == jax.tree.structure(wanted)
+    for name, x in tree.flatten(wanted).items():
+        got = tree.flatten(state)[name]
+        assert got.dtype == x.dtype, name
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(x), err_msg=name)
+
+
+def written(workdir: Path, steps: list[int]) -> Path:
+    with Checkpoints(workdir, every=1, keep=10, config={"lr": 1.0}) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step))
+    return workdir / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A working directory with the steps 1 and 2; tests copy it."""
+    workdir = tmp_path_factory.mktemp("two")
+    written(workdir, [1, 2])
+    return workdir
+
+
+@pytest.fixture
+def copy(two, tmp_path):
+    shutil.copytree(two, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_an_empty_workdir_restores_nothing(tmp_path):
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        assert checkpoints.restore_latest(SHAPES) is None
+
+
+def test_the_newest_comes_back_whole(copy):
+    with Checkpoints(copy, every=1) as checkpoints:
+        state = checkpoints.restore_latest(SHAPES)
+        assert_state(state, 2)
+        checkpoints.save(2, make_state(7))  # saved already: left alone
+        assert_state(checkpoints.restore_latest(SHAPES), 2)
+    meta = checkpoint.read_meta(copy, 2)
+    assert meta.config == {"lr": 1.0}
+    assert meta.table["params/encoder/kernel"] == ((8, 6), "float32")
+
+
+def test_another_mesh_reads_it(copy):
+    """Written from one device; read onto three meshes, split as asked."""
+    for sizes in (dict(fsdp=8, data=1), dict(fsdp=2, tensor=2), dict(data=8)):
+        mesh = sharding.make_mesh(**sizes)
+        rules = [(".*kernel", ("fsdp", "tensor")), (".*", ())]
+        shardings = sharding.state_shardings(SHAPES, mesh, rules, note=lambda _: None)
+        shapes = sharding.with_shardings(SHAPES, shardings)
+        with Checkpoints(copy, every=1) as checkpoints:
+            state = checkpoints.restore_latest(shapes)
+        assert_state(state, 2)
+        assert jax.tree.map(lambda x: x.sharding, state) == shardings
+
+
+def test_a_sharded_state_is_saved_from_eight_devices(tmp_path):
+    mesh = sharding.make_mesh(fsdp=8, data=1)
+    state = make_state(3)
+    kernel = jax.device_put(state.params["encoder"]["kernel"], NamedSharding(mesh, P("fsdp", None)))
+    params = {**state.params, "encoder": {**state.params["encoder"], "kernel": kernel}}
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        checkpoints.save(3, state._replace(params=params))
+        assert_state(checkpoints.restore_latest(SHAPES), 3)
+
+
+def test_arrays_may_be_donated_after_save(tmp_path):
+    """The next step overwrites the buffers while the save is being written."""
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.zeros((512, 512))
+    shapes = State(jax.ShapeDtypeStruct((), jnp.int32), {"x": jax.eval_shape(lambda: x)}, {}, {})
+    with Checkpoints(tmp_path, every=1, keep=10) as checkpoints:
+        for i in range(4):
+            checkpoints.save(i, State(jnp.int32(i), {"x": x}, {}, {}))
+            for _ in range(3):
+                x = step(x)
+    for i in range(4):
+        saved = checkpoint.restore_part(tmp_path, i, {"params": shapes.params})
+        assert (saved["params"]["x"] == 3 * i).all()
+
+
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "deleted":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+def files_of(folder: Path) -> list[str]:
+    names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+    return sorted(n for n in names if n not in ("_CHECKPOINT_METADATA", "commit_success.txt"))
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])
+def test_damage_of_any_file_is_noticed(two, tmp_path, how):
+    names = files_of(two / "checkpoints" / "2")
+    assert {"meta.json", "sha256.json"} < set(names) and len(names) > 6
+    for i, name in enumerate(names):
+        folder = shutil.copytree(two / "checkpoints" / "2", tmp_path / str(i))
+        assert checkpoint.fault(checkpoint.epath.Path(folder)) is None
+        if (folder / name).stat().st_size == 0 and how != "deleted":
+            continue
+        damage(folder / name, how)
+        what = checkpoint.fault(checkpoint.epath.Path(folder))
+        assert what is not None, name
+        if name != "sha256.json":
+            assert name in what
+
+
+@pytest.mark.parametrize("name", ["state/manifest.ocdbt", "meta.json", "sha256.json"])
+def test_a_damaged_checkpoint_falls_back_and_is_named(copy, caplog, name):
+    damage(copy / "checkpoints" / "2" / name, "truncated")
+    with Checkpoints(copy, every=1) as checkpoints:
+        with caplog.at_level(std_logging.ERROR, logger="absl"):
+            assert_state(checkpoints.restore_latest(SHAPES), 1)
+        assert len(caplog.records) == 1 and name in caplog.text and "checkpoints/2" in caplog.text
+        checkpoints.save(2, make_state(2))  # its place is free again
+        assert_state(checkpoints.restore_latest(SHAPES), 2)
+    assert (copy / "checkpoints" / "broken-2").is_dir()
+
+
+def test_what_orbax_writes_last_is_not_needed(copy):
+    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        (copy / "checkpoints" / "2" / name).write_bytes(b"\x00{")
+    with Checkpoints(copy, every=1) as checkpoints:
+        assert_state(checkpoints.restore_latest(SHAPES), 2)
+
+
+def test_a_foreign_file_is_named_and_does_no_harm(copy, caplog):
+    (copy / "checkpoints" / "2" / "state" / ".DS_Store").write_bytes(b"x")
+    caplog.set_level(std_logging.WARNING, logger="absl")
+    with Checkpoints(copy, every=1) as checkpoints:
+        assert_state(checkpoints.restore_latest(SHAPES), 2)
+    assert "state/.DS_Store" in caplog.text
+
+
+def test_if_all_are_damaged_the_run_does_not_start_anew(copy):
+    for step in "12":
+        damage(copy / "checkpoints" / step / "meta.json", "deleted")
+    with Checkpoints(copy, every=1) as checkpoints, pytest.raises(UserError, match="usable"):
+        checkpoints.restore_latest(SHAPES)
+    assert (copy / "checkpoints" / "2").is_dir()
+
+
+def test_another_network_is_an_error_and_nothing_moves(copy):
+    other = SHAPES._replace(
+        params={
+            "encoder": {
+                "kernel": jax.ShapeDtypeStruct((8, 7), jnp.float32),
+                "scale": jax.ShapeDtypeStruct((6,), jnp.float32),
+                "bias": jax.ShapeDtypeStruct((6,), jnp.bfloat16),
+            },
+            "head": SHAPES.params["head"],
+        }
+    )
+    with Checkpoints(copy, every=1) as checkpoints, pytest.raises(UserError) as raised:
+        checkpoints.restore_latest(other)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "lacks 1 arrays (params/encoder/scale)" in message
+    assert "2 have another shape or dtype" in message
+    assert "params/encoder/bias: float32[6] there, bfloat16[6] here" in message
+    assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_an_error_while_writing_is_raised_and_harms_nothing(tmp_path, monkeypatch):
+    """A full disk, say: the run hears of it, and the checkpoint before stays good."""
+    checkpoints = Checkpoints(tmp_path, every=1, keep=1)
+    checkpoints.save(1, make_state(1))
+    checkpoints.wait()
+    with monkeypatch.context() as patched:
+
+        def full(path):
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(checkpoint, "_sha256", full)
+        checkpoints.save(2, make_state(2))
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.wait()
+    checkpoints.close()
+    with Checkpoints(tmp_path, every=1, keep=1) as checkpoints:
+        assert_state(checkpoints.restore_latest(SHAPES), 1)
+        checkpoints.save(2, make_state(2))
+        checkpoints.wait()
+        assert_state(checkpoints.restore_latest(SHAPES), 2)
+
+
+def test_keeps_the_newest_and_the_best_over_restarts(tmp_path):
+    """Scores 1 9 3 | 4 5: after a restart the best of before is still known and still kept."""
+
+    def run(scores: dict[int, float | None]) -> set[str]:
+        best = ("t2v_r1", "max")
+        with Checkpoints(tmp_path, every=1, keep=2, best=best) as checkpoints:
+            checkpoints.restore_latest(SHAPES)
+            for step, score in scores.items():
+                numbers = {} if score is None else {"t2v_r1": score, "loss": -score}
+                checkpoints.save(step, make_state(step), numbers)
+        return {p.name for p in (tmp_path / "checkpoints").iterdir()}
+
+    assert run({1: 1.0, 2: 9.0, 3: 3.0}) == {"2", "3"}
+    assert run({4: 4.0, 5: float("nan"), 6: None}) == {"2", "5", "6"}
+    assert checkpoint.find_step(tmp_path, "best") == 2
+    assert checkpoint.find_step(tmp_path) == 6
+    assert run({7: 10.0, 8: None, 9: None}) == {"7", "8", "9"}
+
+
+def test_reading_for_evaluation(copy):
+    params = checkpoint.restore_params(copy)
+    np.testing.assert_array_equal(params["head"]["kernel"], np.full((6, 2), 1.0))
+    assert isinstance(params["head"]["kernel"], np.ndarray)
+    part = checkpoint.restore_part(copy, 1, {"params": SHAPES.params, "extra": SHAPES.extra})
+    assert (part["extra"]["queue"] == 1).all()
+    with pytest.raises(UserError, match="there are 1, 2"):
+        checkpoint.find_step(copy, 5)
+    with pytest.raises(UserError, match="checkpoint.best"):
+        checkpoint.find_step(copy, "best")
+    damage(copy / "checkpoints" / "2" / "meta.json", "flipped")
+    with pytest.raises(UserError, match="meta.json has changed"):
+        checkpoint.find_step(copy, 2)
+    assert checkpoint.find_step(copy) == 1
+    assert (copy / "checkpoints" / "2").is_dir()  # a reader moves nothing
+
+
+def test_bad_settings_are_errors(tmp_path):
+    for settings in (dict(every=0), dict(every=1, keep=0), dict(every=1, best=("r1", "most"))):
+        with pytest.raises(UserError):
+            Checkpoints(tmp_path, **settings)
+
+
+# The child saves step 1, then is killed at a named point of saving step 2.
+CHILD = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import test_checkpoint as t
+from vtp_jax import checkpoint
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with checkpoint.Checkpoints({workdir!r}, every=1, keep=1) as c:
+    print("open", flush=True)
+    point = {point!r}
+    if point == "wait":
+        sys.stdin.read()
+    c.save(1, t.make_state(1)); c.wait()
+    if point == "sealing":
+        checkpoint._sha256 = die
+    elif point == "deleting the old one":
+        c._manager._checkpoint_deleter.delete_steps = die
+    c.save(2, t.make_state(2))
+    if point == "writing":
+        die()
+    c.wait()
+"""
+
+
+def child(workdir: Path, point: str) -> subprocess.Popen:
+    code = CHILD.format(tests=str(Path(__file__).parent), workdir=str(workdir), point=point)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+@pytest.mark.parametrize(
+    "point, steps", [("writing", (1, 2)), ("sealing", (1,)), ("deleting the old one", (2,))]
+)
+def test_a_kill_inside_a_save_leaves_a_good_checkpoint(tmp_path, point, steps):
+    process = child(tmp_path, point)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    with Checkpoints(tmp_path, every=1, keep=1) as checkpoints:
+        state = checkpoints.restore_latest(SHAPES)
+        step = int(state.step)
+        assert step in steps
+        assert_state(state, step)
+        checkpoints.save(3, make_state(3))
+        assert_state(checkpoints.restore_latest(SHAPES), 3)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+    process = child(tmp_path, "wait")
+    try:
+        assert process.stdout.readline() == b"open\n"
+        with pytest.raises(UserError, match=rf"in use by process {process.pid} on"):
+            Checkpoints(tmp_path, every=1)
+    finally:
+        process.kill()
+        process.communicate()
+    Checkpoints(tmp_path, every=1).close()  # a killed run holds nothing
+
+
+def test_reads_without_tensorflow(two):
+    """Restoring must work where TensorFlow is not installed."""
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from vtp_jax import checkpoint\n"
+        f"print(checkpoint.restore_params({str(two)!r})['head']['kernel'].sum())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.stdout.strip() == "12.0", result.stderr
+
+
+def test_the_hashes_are_of_the_files(two):
+    folder = two / "checkpoints" / "2"
+    hashes = json.loads((folder / "sha256.json").read_text())
+    assert sorted([*hashes, "sha256.json"]) == files_of(folder)
