@@ -1,0 +1,131 @@
+"""From a config to its parts: what train, evaluate and visualize have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vtp_jax import checkpoint, cli, optim, schedules, sharding
+from vtp_jax.data import pipeline
+from vtp_jax.types import (
+    Batch,
+    Data,
+    Evaluator,
+    Extra,
+    Mean,
+    Method,
+    Params,
+    Spec,
+    State,
+    Stream,
+    UserError,
+    check_batch,
+)
+
+FACTS = ("vocab_size", "pad_id", "mask_id", "mean", "std")  # of the data, that methods are made of
+
+
+class Run(NamedTuple):
+    """A run, finished or not, ready to be looked at."""
+
+    config: Mapping[str, Any]
+    data: Data
+    method: Method
+    mesh: Mesh
+    state: State
+
+
+def data(cfg: Mapping[str, Any], *, batch: int, seed: int) -> Data:
+    """The pipeline of `config.data`."""
+    process = (jax.process_index(), jax.process_count())
+    made = cli.call(pipeline.make, "config.data", batch=batch, seed=seed, process=process, **cfg)
+    check_batch(made.spec, "config.data")
+    return made
+
+
+def method(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> Method:
+    """The method of `config.method`, with `encode["loss"]` for validation added."""
+    cfg = dict(cfg)
+    if "name" not in cfg:
+        raise UserError("config.method: the key 'name' is missing")
+    make = cli.find("methods", cfg.pop("name"))
+    made = cli.call(make, "config.method", **{name: facts[name] for name in FACTS}, **cfg)
+
+    def losses(params: Params, extra: Extra, batch: Batch, rng: Any) -> Mapping[str, Mean]:
+        total, out = made.loss(params, extra, batch, rng, jnp.zeros((), jnp.int32))
+        return {"loss": Mean(total, jnp.ones_like(total)), **out.metrics}
+
+    return made._replace(encode={**made.encode, "loss": losses})
+
+
+def evaluators(
+    cfg: Mapping[str, Any], made: Method, streams: Mapping[str, Stream], mesh: Mesh
+) -> dict[str, tuple[int, Evaluator]]:
+    """name -> (every how many steps, evaluator), of `config.evals`."""
+    found = {}
+    for name, one in cfg.items():
+        where, one = f"config.evals.{name}", dict(one)
+        kind, every = one.pop("type", None), one.pop("every", 0)
+        if kind is None:
+            raise UserError(f"{where}: the key 'type' is missing")
+        context = dict(encode=made.encode, streams=streams, mesh=mesh)
+        found[name] = (every, cli.call(cli.find("evals", kind), where, **context, **one))
+    return found
+
+
+def start(
+    made: Method, cfg: Mapping[str, Any], spec: Spec, seed: int
+) -> tuple[Callable[[], State], optim.Optim]:
+    """A function that makes the state of step 0, and the optimizer of `config.optim`."""
+    init, begin = jax.random.split(jax.random.key(seed))
+    shapes = jax.eval_shape(partial(made.init, spec=spec), init)
+    cfg = {**cfg, "lr": schedules.make(cfg.get("lr", 0.0), "config.optim.lr")}
+    optimizer = cli.call(optim.make, "config.optim", shapes, **cfg)
+
+    def fresh() -> State:
+        params = made.init(init, spec)
+        trainable, _ = optimizer.split(params)
+        extra = made.start(begin, spec, params)
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(trainable), extra)
+
+    return fresh, optimizer
+
+
+def restore(
+    workdir: str | Path, which: int | str = "latest", overrides: Sequence[str] = ()
+) -> Run:
+    """The run in `workdir` at a checkpoint: its step, "latest" or "best".
+
+    The optimizer's state is left on the disk. overrides: `--config.x=y`, on the run's own config.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"no run in {workdir}: it has no config.json, which train writes")
+    cfg = cli.plain(cli.load_config(str(path), overrides))
+    step = checkpoint.find_step(workdir, which)
+    loaded = data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
+    made = method(cfg["method"], loaded.facts)
+    mesh = sharding.make_mesh(**cfg["mesh"])
+    fresh, _ = start(made, cfg["optim"], loaded.spec, cfg["seed"])
+    shapes = jax.eval_shape(fresh)
+    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])
+    wanted = {
+        name: with_sharding(getattr(shapes, name), getattr(placed, name))
+        for name in ("params", "extra")
+    }
+    found = checkpoint.restore_part(workdir, step, wanted)
+    state = State(jnp.asarray(step, jnp.int32), found["params"], {}, found["extra"])
+    return Run(cfg, loaded, made, mesh, state)
+
+
+def with_sharding(shapes: Any, placed: Any) -> Any:
+    """The tree of shapes, each with its sharding: what a checkpoint is restored into."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed
+    )

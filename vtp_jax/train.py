@@ -1,0 +1,233 @@
+"""Trains a method: the one loop with the one jitted step.
+
+    python -m vtp_jax.train --config configs/demo.py --workdir runs/mine [--config.steps=500]
+
+Run again with the same workdir, it goes on from the newest good checkpoint, with the same data
+order and the same randomness: both are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vtp_jax import build, cli, tree
+from vtp_jax import checkpoint as checkpoints
+from vtp_jax import metrics as meters
+from vtp_jax import optim as optimizers
+from vtp_jax import sharding as shardings
+from vtp_jax.types import Batch, Mean, Method, State, UserError
+
+Numbers = dict[str, Mean]
+
+
+def make_step(
+    method: Method, optimizer: optimizers.Optim, seed: int
+) -> Callable[[State, Batch], tuple[State, Numbers]]:
+    """(state, batch) -> (state, numbers): a whole step of training, to be jitted.
+
+    A step whose loss or gradient is not finite changes nothing but the step count, which goes on;
+    it is reported as `skipped`.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, Numbers]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        trainable, frozen = optimizer.split(state.params)
+
+        def loss(trainable: Any) -> Any:
+            params = tree.merge(trainable, frozen)
+            return method.loss(params, state.extra, batch, rng, state.step)
+
+        (value, out), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+        new, opt, info = optimizer.update(grads, state.opt, trainable, state.step)
+        params, extra = method.after_update(tree.merge(new, frozen), out.extra, state.step)
+        good = optimizers.finite(value, info["grad_norm"])
+        params, opt, extra = optimizers.keep(
+            good, (params, opt, extra), (state.params, state.opt, state.extra)
+        )
+        scalars = {"loss": value, **info, "skipped": 1.0 - good}
+        numbers = {name: Mean(x, jnp.ones(())) for name, x in scalars.items()}
+        return State(state.step + 1, params, opt, extra), {**numbers, **out.metrics}
+
+    return step
+
+
+def train(
+    *,
+    workdir: str,
+    seed: int,
+    steps: int,
+    batch: int,
+    data: Mapping[str, Any],
+    method: Mapping[str, Any],
+    optim: Mapping[str, Any],
+    mesh: Mapping[str, int],
+    sharding: Sequence[Any],
+    evals: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    log: Mapping[str, Any],
+) -> dict[str, float]:
+    """Trains until `steps` steps are done; returns the last numbers of training and evaluation.
+
+    batch: rows of all devices together. log: every (steps), max_skipped (steps in a row that may be
+    skipped before the run stops). The rest is what the makers of the parts take.
+    """
+    config = {k: v for k, v in locals().items() if k != "workdir"}
+    folder, say_every, max_skipped = Path(workdir), *cli.call(log_options, "config.log", **log)
+
+    # -- The parts. What a config can have wrong is found here, before anything compiles.
+    devices = cli.call(shardings.make_mesh, "config.mesh", **mesh)
+    loaded = build.data(data, batch=batch, seed=seed)
+    made = build.method(method, loaded.facts)
+    checks = build.evaluators(evals, made, loaded.streams, devices)
+    start, optimizer = build.start(made, optim, loaded.spec, seed)
+    shapes = jax.eval_shape(start)
+    placed = shardings.state_shardings(shapes, devices, sharding)
+    step = make_step(made, optimizer, seed)
+    check_step(step, shapes, loaded.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        table = shardings.table(shapes.params, sharding=jax.tree.map(spec_of, placed.params))
+        (folder / "parameters.txt").write_text(table + "\n", encoding="utf-8")
+
+    with contextlib.ExitStack() as stack:
+        # -- The state: restored, or born sharded.
+        stack.enter_context(shardings.activate(devices))
+        saved = stack.enter_context(
+            cli.call(
+                checkpoints.Checkpoints, "config.checkpoint", workdir, config=config, **checkpoint
+            )
+        )
+        state = saved.restore_latest(build.with_sharding(shapes, placed))
+        if state is None:
+            state = jax.jit(start, out_shardings=placed)()
+        first = int(state.step)
+
+        # -- The loop: evaluate, save, and only then take the next batch.
+        put = functools.partial(shardings.put, mesh=devices)
+        batches = stack.enter_context(shardings.prefetch(loaded.batches(first), put))
+        writer = stack.enter_context(meters.Writer(folder, first))
+        progress = stack.enter_context(meters.Progress(steps, rows=batch))
+        stopping = stack.enter_context(on_signal(signal.SIGTERM))
+        stack.enter_context(jax.transfer_guard("disallow"))
+        whole = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec())
+        update = jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
+        count = tree.size(shapes.params) / 1e6
+        progress.say(f"{count:.1f} M parameters on {devices.size} devices; step {first} of {steps}")
+        window: list[Numbers] = []
+        last: dict[str, float] = {}
+        skipped = 0
+        for done in range(first, steps + 1):
+            due = [name for name, (every, _) in checks.items() if every and done % every == 0]
+            ending = done == steps or stopping.is_set()
+            names = [n for n in checks if n in due or done == steps] if done > first else []
+            with progress.paused(), jax.transfer_guard("allow"):
+                found = {
+                    f"eval/{name}/{key}": value
+                    for name in names
+                    for key, value in checks[name][1].run(state)
+                }
+                if found:
+                    writer.write(done, found)
+                    progress.say(f"step {done}  " + summary(found))
+                    last.update(found)
+                if done > first and (saved.due(done) or ending):
+                    saved.save(done, state, {k.removeprefix("eval/"): v for k, v in last.items()})
+            if ending:
+                break
+
+            state, numbers = update(state, next(batches))
+            window.append(numbers)
+            if len(window) == say_every or done + 1 == steps:
+                values = jax.device_get(window)
+                for one in values:
+                    skipped = skipped + 1 if one["skipped"].total else 0
+                merged = merge(values)
+                terms = {k: v for k, v in merged.items() if k.startswith("loss")}
+                rates = progress.show(done + 1, terms, batches.waited)
+                merged.update(clips_per_s=rates.clips, waited=rates.waited)
+                merged.update({f"rows_{k}": float(v) for k, v in loaded.counts().items()})
+                last.update({f"train/{k}": v for k, v in merged.items()})
+                writer.write(done + 1, {f"train/{k}": v for k, v in merged.items()})
+                window = []
+                if skipped > max_skipped:
+                    raise UserError(
+                        f"{skipped} steps in a row had a loss or gradient that is not finite "
+                        f"(at step {done + 1}); the newest checkpoint is from before. "
+                        "Lower the rate, or set optim.clip"
+                    )
+    return last
+
+
+def log_options(*, every: int = 50, max_skipped: int = 20) -> tuple[int, int]:
+    return every, max_skipped
+
+
+def check_step(step: Callable[..., Any], shapes: State, spec: Mapping[str, Any]) -> None:
+    """A step must give back the state's own shapes and dtypes: others would compile again at every
+    step, silently."""
+    new = tree.flatten(jax.eval_shape(step, shapes, dict(spec))[0])
+    for name, old in tree.flatten(shapes).items():
+        got = new.get(name)
+        if got is None or (got.shape, got.dtype) != (old.shape, old.dtype):
+            raise UserError(f"a step turns the state's '{name}' from {old} into {got}")
+
+
+def spec_of(placed: jax.sharding.NamedSharding) -> Any:
+    return placed.spec
+
+
+def merge(window: Sequence[Numbers]) -> dict[str, float]:
+    """Means over the steps of a window, without the skipped ones, except for their share."""
+    good = [one for one in window if not one["skipped"].total] or window[-1:]
+    found = {}
+    for name in good[0]:
+        total, count = (np.sum([getattr(one[name], f) for one in good]) for f in Mean._fields)
+        found[name] = float(total / max(count, 1))
+    found["skipped"] = sum(float(one["skipped"].total) for one in window) / len(window)
+    return found
+
+
+def summary(found: Mapping[str, float]) -> str:
+    return "  ".join(f"{k.removeprefix('eval/')} {meters.number(v)}" for k, v in found.items())
+
+
+@contextlib.contextmanager
+def on_signal(number: signal.Signals) -> Iterator[threading.Event]:
+    """An event that the signal sets: the step is finished, the state saved, the run ends well."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread may handle signals
+        return
+    before = signal.signal(number, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(number, before)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="vtp_jax.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
+    parser.add_argument("--workdir", required=True, help="where the run writes, and goes on from")
+    args, overrides = cli.parse(parser, argv)
+    config = cli.plain(cli.load_config(args.config, overrides))
+    last = cli.call(train, "config", workdir=args.workdir, **config)
+    rows = [(name, value) for name, value in last.items()]
+    meters.print_table("last numbers", ("name", "value"), rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)
