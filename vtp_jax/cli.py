@@ -56,26 +56,29 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     path, _, argument = spec.partition(":")
     if not os.path.exists(path):
         raise UserError(f"no config file '{path}'; configs are listed in README.md")
+    base = None
     if path.endswith(".json"):
         try:
             base = ConfigDict(json.loads(Path(path).read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is not JSON: {error}") from None
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_dict("config", base, lock_config=True, flag_values=values)
-        argv = ["run", *overrides]
-    else:
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
-        argv = ["run", f"--config={path}:{argument}", *overrides]
+    argv = ["run", *([] if base is not None else [f"--config={path}:{argument}"]), *overrides]
+    values = flags.FlagValues()
+    # sys_argv: the overrides are found in what is given here, not in the process's arguments.
+    options: dict[str, Any] = dict(lock_config=True, flag_values=values, sys_argv=argv)
     try:
+        if base is None:
+            config_flags.DEFINE_config_file("config", **options)
+        else:
+            config_flags.DEFINE_config_dict("config", base, **options)
         values(argv)
         config = values["config"].value
         assert isinstance(config, ConfigDict)
     except UserError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = " ".join(str(error).split())
+        # A KeyError's text is the repr of its message.
+        message = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
         raise UserError(f"config {spec}: {message[:400]}") from None
     return config
 
