@@ -109,9 +109,9 @@ class Rates(NamedTuple):
 class Progress:
     """A live bar on a terminal, plain lines elsewhere; process 0 only.
 
-    `show` after every few steps; rates come from the last `window` calls, so that the first one,
-    which holds the compilation, counts in none. What happens inside `paused()` (evaluation, saving)
-    counts in no rate either.
+    Writes to `out`, a text stream, or to stdout. `show` after every few steps; rates come from the
+    last `window` calls, so that the first one, which holds the compilation, counts in none. What
+    happens inside `paused()` (evaluation, saving) counts in no rate either.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class Progress:
         steps: int,
         *,
         rows: int,
-        out: TextIO | None = None,
+        out: Any = None,
         window: int = 20,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._steps, self._rows, self._clock = steps, rows, clock
-        self._file = sys.stdout if out is None else out
+        self._file: TextIO = sys.stdout if out is None else out
         self._points: collections.deque[tuple[int, float, float]] = collections.deque(
             maxlen=window + 1
         )
@@ -228,13 +228,13 @@ def print_table(
     title: str,
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
-    out: TextIO | None = None,
+    out: Any = None,
 ) -> None:
     """A table of final numbers: drawn on a terminal, aligned plain text elsewhere.
 
-    Numbers are aligned to the right.
+    Numbers are aligned to the right. out: a text stream, stdout by default.
     """
-    file = sys.stdout if out is None else out
+    file: TextIO = sys.stdout if out is None else out
     cells = [[c if isinstance(c, str) else number(c) for c in row] for row in rows]
     right = [all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))]
     if is_terminal(file):
@@ -259,7 +259,7 @@ def print_table(
         print("  ".join(aligned).rstrip(), file=file, flush=True)
 
 
-def is_terminal(file: TextIO) -> bool:
+def is_terminal(file: Any) -> bool:
     """Whether control characters may be written: a terminal, and one that understands them.
 
     Not rich's own test, which an environment variable can force where the output is a file.
