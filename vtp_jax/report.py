@@ -161,7 +161,7 @@ def headline(story: Story) -> str:
     if speed is not None:
         tiles.append((metrics.number(speed), "clips a second"))
     if (total := story.summary.get("seconds_total")) is not None:
-        tiles.append((metrics.duration(total), "in all"))
+        tiles.append((metrics.duration(total), "minutes in all"))
     cells = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
         for value, text in tiles
@@ -447,7 +447,7 @@ margin-left:12px;vertical-align:middle}
 section{background:#fff;border:1px solid var(--line);border-radius:8px;padding:18px 20px;
 margin:0 0 18px}
 .soft{color:var(--soft);font-size:14px;margin:6px 0 12px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:12px;
 margin-bottom:18px}
 .tile{background:#fff;border:1px solid var(--line);border-radius:8px;padding:12px 16px}
 .tile b{display:block;font-size:24px;line-height:1.3}.tile span{color:var(--soft);font-size:14px}

@@ -41,7 +41,6 @@ STATISTICS = {
 
 INK, SOFT, PAPER, LINE = "#1c2024", "#5d666f", "#ffffff", "#d5dae0"
 RIGHT, WRONG, HIDDEN = "#12722f", "#c0271d", "#e6e9ed"
-GREY = 128  # of hidden pixels
 CELL = 128  # small frames are enlarged to about this side, large ones shrunk to it
 COLUMNS = 8  # frames in a storyboard
 LABEL = 96  # width of the column of row titles
@@ -87,9 +86,16 @@ class Answer(NamedTuple):
 
 def strips(clip: Restored) -> dict[str, UInt8[np.ndarray, "t h w c"]]:
     """The three rows of every picture of a reconstruction."""
-    masked = np.where(clip.hidden[..., None], np.uint8(GREY), clip.video)
+    masked = np.where(clip.hidden[..., None], hatch(*clip.video.shape[1:3])[..., None], clip.video)
     share = f"{100 * clip.hidden.mean():.0f} % hidden"
     return {"input": clip.video, share: masked, "restored": clip.restored}
+
+
+def hatch(h: int, w: int) -> UInt8[np.ndarray, "h w"]:
+    """What hidden pixels look like: pale stripes, which no plain colour of a video is taken for."""
+    width = max(h // 16, 2)
+    y, x = np.mgrid[:h, :w]
+    return np.where((x + y) // width % 2, 226, 246).astype(np.uint8)
 
 
 def fit(frame: UInt8[np.ndarray, "h w c"], side: int = CELL) -> Image.Image:
@@ -173,22 +179,29 @@ def save_animation(images: Sequence[Image.Image], path: Path, per_second: float 
 
 
 def answers(answer: Answer, thumbnails: Mapping[int, UInt8[np.ndarray, "h w c"]]) -> Image.Image:
-    """A caption and its nearest videos with their scores, the right one framed in green."""
-    images = [fit(thumbnails[i]) for i in answer.found]
-    w, h = images[0].size
+    """A caption and its nearest videos with their scores; the right one is framed in green, and
+    stands at the end where it is not among them."""
+    shown = [
+        (i, f"{n}.  {x:.3f}")
+        for n, (i, x) in enumerate(zip(answer.found, answer.scores, strict=True), 1)
+    ]
+    if answer.own not in answer.found:
+        shown.append((answer.own, f"{answer.rank}."))
+    images = {i: fit(thumbnails[i]) for i, _ in shown}
+    w, h = images[answer.own].size
     step = w + 4 * GAP
-    canvas = Canvas(max(len(images) * step, 5 * (CELL + 4 * GAP)) + 2 * GAP)
+    canvas = Canvas(max(len(shown) * step, 5 * (CELL + 4 * GAP)) + 2 * GAP)
     color = RIGHT if answer.rank == 1 else WRONG
     canvas.words("", [Chip(w) for w in answer.caption.split()], x=2 * GAP)
     canvas.line(f"its video is number {answer.rank}", x=2 * GAP, color=color)
     canvas.down(GAP)
-    for j, (image, i) in enumerate(zip(images, answer.found, strict=True)):
+    for j, (i, _) in enumerate(shown):
         if i == answer.own:
-            canvas.frame(GAP + j * step, step - 2 * GAP, h + 2 * GAP)
-        canvas.paste(image, 2 * GAP + j * step, GAP)
+            canvas.frame(GAP + j * step, w + 2 * GAP, h + 2 * GAP)
+        canvas.paste(images[i], 2 * GAP + j * step, GAP)
     canvas.down(h + 3 * GAP)
-    for j, score in enumerate(answer.scores):
-        canvas.text(f"{j + 1}.  {score:.3f}", 2 * GAP + j * step)
+    for j, (_, text) in enumerate(shown):
+        canvas.text(text, 2 * GAP + j * step)
     canvas.down(TEXT + 2 * GAP)
     return canvas.image()
 
@@ -444,7 +457,7 @@ def write(
         )
     asked = ask(run, streams, stream) if questions else []
     shown = choose(asked, questions)
-    frames = thumbnails(streams[stream], {i for a in shown for i in a.found})
+    frames = thumbnails(streams[stream], {i for a in shown for i in (a.own, *a.found)})
     for n, answer in enumerate(shown):
         picture = f"retrieval_{n:02}.png"
         answers(answer, frames).save(out / picture)
