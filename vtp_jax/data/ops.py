@@ -1,0 +1,133 @@
+"""Which frames of a video, and which part of the picture: SimVTP's sampling, in numpy and Pillow.
+
+What is random draws from a generator that the caller makes from (seed, epoch, index). Sections are
+those of the notes in docs/data.md, which follow the SimVTP code.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side, for `crop_multiscale`
+SNAP = 3  # pixels: a crop this near to the target's size takes that size
+# Where a crop may stand, in quarters of the room: corners, centre, edges' middles, quarter points.
+PLACES = (
+    *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2)),
+    *((0, 2), (4, 2), (2, 4), (2, 0)),
+    *((1, 1), (3, 1), (1, 3), (3, 3)),
+)
+
+
+def sample_frames(
+    length: int, frames: int, stride: int, rng: np.random.Generator
+) -> Int[np.ndarray, "t"]:
+    """Numbers of `frames` frames, `stride` apart, from a random start in a video of `length`.
+
+    As SimVTP: the start is uniform in [0, length - window + 1) with window = frames * stride, or 0
+    in a video shorter than that; a number advances only to frames before the video's last one, and
+    repeats when there is none left.
+    """
+    starts = length - frames * stride + 1
+    return walk(length, frames, stride, int(rng.integers(starts)) if starts > 0 else 0)
+
+
+def centre_frames(length: int, frames: int, stride: int) -> Int[np.ndarray, "t"]:
+    """As `sample_frames`, with the window in the middle of the video."""
+    return walk(length, frames, stride, max(length - frames * stride, 0) // 2)
+
+
+def walk(length: int, frames: int, stride: int, start: int) -> Int[np.ndarray, "t"]:
+    steps = max((length - 2 - start) // stride, 0)
+    return start + stride * np.minimum(np.arange(frames), steps)
+
+
+def view_frames(length: int, frames: int, stride: int, segments: int) -> Int[np.ndarray, "s t"]:
+    """Numbers of the frames of `segments` test clips, spread evenly over the whole video.
+
+    As SimVTP: of every `stride`-th frame (the last of them repeated up to `frames`), clip k starts
+    at int(k * step), step = (how many - frames) / (segments - 1). One segment is the middle one.
+    """
+    strided = np.arange(0, length, stride)
+    strided = np.pad(strided, (0, max(frames - len(strided), 0)), mode="edge")
+    starts = spread(len(strided) - frames, segments)
+    return strided[starts[:, None] + np.arange(frames)]
+
+
+def spread(room: int, count: int) -> Int[np.ndarray, "n"]:
+    """`count` starts from 0 to `room`, evenly spaced and rounded down; the middle if only one."""
+    if count == 1:
+        return np.asarray([room // 2])
+    return (np.arange(count) * (room / (count - 1))).astype(np.int64)
+
+
+def crop_multiscale(
+    video: UInt8[np.ndarray, "t h w c"], size: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "t s s c"]:
+    """The same random crop of every frame, resized to `size` (bilinear, as Pillow does it).
+
+    As SimVTP: width and height are neighbours among four scales of the short side, which gives ten
+    pairs, and the place is one of thirteen.
+    """
+    full_h, full_w = video.shape[1:3]
+    sides = [snap(int(min(full_h, full_w) * scale), size) for scale in SCALES]
+    pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    w, h = pairs[rng.integers(len(pairs))]
+    across, down = PLACES[rng.integers(len(PLACES))]
+    x, y = across * ((full_w - w) // 4), down * ((full_h - h) // 4)
+    return resize(video[:, y : y + h, x : x + w], size, size)
+
+
+def snap(side: int, size: int) -> int:
+    return size if abs(side - size) < SNAP else side
+
+
+def crop_centre(video: UInt8[np.ndarray, "t h w c"], size: int) -> UInt8[np.ndarray, "t s s c"]:
+    """The largest square in the middle, resized to `size`."""
+    full_h, full_w = video.shape[1:3]
+    side = min(full_h, full_w)
+    y, x = (full_h - side) // 2, (full_w - side) // 2
+    return resize(video[:, y : y + side, x : x + side], size, size)
+
+
+def crop_views(
+    video: UInt8[np.ndarray, "t h w c"], size: int, crops: int
+) -> UInt8[np.ndarray, "n t s s c"]:
+    """`crops` squares side by side along the long side, the short side resized to `size`.
+
+    As SimVTP: int(c * (long - size) / (crops - 1)), along the height where h >= w. One crop is the
+    middle one. The resize is plain bilinear without smoothing, as OpenCV's.
+    """
+    full_h, full_w = video.shape[1:3]
+    if full_h <= full_w:
+        h, w = size, int(full_w * size / full_h)
+    else:
+        h, w = int(full_h * size / full_w), size
+    video = resize_plain(video, h, w)
+    starts = spread(max(h, w) - size, crops)
+    if h >= w:
+        return np.stack([video[:, s : s + size] for s in starts])
+    return np.stack([video[:, :, s : s + size] for s in starts])
+
+
+def resize(video: UInt8[np.ndarray, "t h w c"], h: int, w: int) -> UInt8[np.ndarray, "t h2 w2 c"]:
+    """Bilinear as in Pillow: when shrinking, every pixel counts."""
+    if video.shape[1:3] == (h, w):
+        return video
+    bilinear = Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(f).resize((w, h), bilinear)) for f in video])
+
+
+def resize_plain(
+    video: UInt8[np.ndarray, "t h w c"], h: int, w: int
+) -> UInt8[np.ndarray, "t h2 w2 c"]:
+    """Bilinear as in OpenCV: between the four nearest pixels, also when shrinking."""
+    full_h, full_w = video.shape[1:3]
+    if (full_h, full_w) == (h, w):
+        return video
+    scale = (full_w / w, 0, 0, 0, full_h / h, 0)
+    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return np.stack(
+        [np.asarray(Image.fromarray(f).transform((w, h), affine, scale, bilinear)) for f in video]
+    )

@@ -1,0 +1,503 @@
+"""From a list of clips to batches: the order, the choices, the decoding, the counting.
+
+Everything is a function of (seed, epoch, index): which clip stands where, which frames, which crop,
+which caption. So a run that starts at step k sees what an uninterrupted one sees there, and the
+global batches are the same for one process and for many.
+
+Rows run on over the ends of epochs: position p = step * batch + row belongs to epoch p // rows, and
+each epoch shows every clip exactly once; a batch may hold the end of one and the start of the next.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import inspect
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import Int, UInt8
+
+from vtp_jax.data import ops, shapes, sources, video
+from vtp_jax.data import text as tokens
+from vtp_jax.types import Batch, Data, Spec, Stream, UserError
+
+# RGB in [0, 1]: ImageNet's, as SimVTP and VideoMAE.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AHEAD = 2  # batches made before they are asked for
+JUDGED = 100  # rows (or an epoch, if that is less) before too many failures stop a run
+ORDER, LOOK, CAPTION = 1, 2, 3  # what a random generator is for
+CAUSES = tuple(video.CAUSES)
+GOOD, PADDING = -1, -2  # beside the numbers of causes
+
+Pixels = UInt8[np.ndarray, "..."]
+Ints = Int[np.ndarray, "n"]
+Attempt = Callable[[int], tuple[Pixels, np.int32]]  # place -> pixels; GOOD, PADDING or a cause
+Run = Callable[..., Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]]
+
+
+class Clips(NamedTuple):
+    """A source and how its frames are read; `read` raises video.Unreadable."""
+
+    source: sources.Source
+    read: Callable[[int, video.Choose], UInt8[np.ndarray, "t h w c"]]
+
+
+class Words(NamedTuple):
+    """A tokenizer and how many tokens a row has."""
+
+    tokenizer: tokens.Tokenizer
+    length: int
+
+
+class Look(NamedTuple):
+    """What of a video is shown.
+
+    frames, stride: how many frames, and how far apart; size: pixels of the square picture; crop:
+    `multiscale` (random, SimVTP's) or `centre`, in training; views: (segments, crops) of SimVTP's
+    test, or None for one clip in the middle, in evaluation.
+    """
+
+    frames: int
+    stride: int
+    size: int
+    crop: str = "multiscale"
+    views: Sequence[int] | None = None
+
+
+class Order(NamedTuple):
+    """Which clip stands where. A process numbers the rows it gives 0, 1, ...: their places.
+
+    find: positions in the global sequence -> (epochs, indices); index -1 is padding
+    """
+
+    batch: int
+    process: tuple[int, int]
+    find: Callable[[Ints], tuple[Ints, Ints]]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that this process gives."""
+        return self.batch // self.process[1]
+
+    def at(self, places: Ints) -> tuple[Ints, Ints]:
+        step, row = np.divmod(places, self.rows)
+        return self.find(step * self.batch + self.process[0] * self.rows + row)
+
+
+def make(
+    *,
+    kind: str,
+    batch: int,
+    seed: int,
+    train: Mapping[str, Any],
+    video: Mapping[str, Any],
+    text: Mapping[str, Any],
+    evals: Mapping[str, Mapping[str, Any]] | None = None,
+    eval_batch: int | None = None,
+    max_failed: float = 0.05,
+    workers: int | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> Data:
+    """The training batches and evaluation streams of video files, or of shapes drawn in memory.
+
+    kind:    `files` (decoded inside tf.data) or `shapes` (without files and TensorFlow)
+    batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
+    train:   of files: the arguments of `sources.load`; of shapes: those of `open_shapes`
+    evals:   {name: as `train`}; each gives two streams, `name` (videos, with their first captions)
+             and `name/captions` (every caption, no videos); of shapes, the held-out clips
+    video:   the fields of `Look`
+    text:    the arguments of `open_text`
+    max_failed: the run stops when a larger share of its training rows cannot be read
+    workers: videos decoded side by side, by default one for each core
+    process: (index, count); this process gives its equal share of the rows of each batch, in order
+
+    Raises UserError on what does not fit together.
+    """
+    kinds = dict(files=(open_files, run_tfdata), shapes=(open_shapes, run_here))
+    if kind not in kinds:
+        raise UserError(f"data.kind={kind!r} is not known; known: {', '.join(kinds)}")
+    for name, rows in (("batch", batch), ("eval_batch", eval_batch or batch)):
+        if rows < 1 or rows % process[1]:
+            raise UserError(f"data.{name}={rows} does not divide over {process[1]} processes")
+    open_clips, run = kinds[kind]
+    run = functools.partial(run, workers=workers or len(os.sched_getaffinity(0)))
+    look = fit("data.video", Look, video)
+    if look.crop not in CROPS:
+        raise UserError(f"data.video.crop={look.crop!r} is not known; known: {', '.join(CROPS)}")
+    clips = fit("data.train", open_clips, train, "train")
+    words = fit("data.text", open_text, text, clips.source)
+    ledger = Ledger(clips.source, max_failed)
+    streams = {}
+    for name, given in (evals or {}).items():
+        held_out = fit(f"data.evals.{name}", open_clips, given, "val")
+        order = functools.partial(list_order, eval_batch or batch, process)
+        streams[name] = stream_videos(held_out, look, words, order, run)
+        streams[f"{name}/captions"] = stream_captions(held_out.source, words, order)
+    return Data(
+        spec=make_spec(batch, look, words),
+        batches=functools.partial(
+            train_batches,
+            clips,
+            look,
+            words,
+            shuffled_order(batch, process, seed, len(clips.source.clips)),
+            seed,
+            run,
+            ledger,
+        ),
+        rows=len(clips.source.clips),
+        streams=streams,
+        facts=dict(words.tokenizer.facts, mean=MEAN, std=STD),
+        decode=words.tokenizer.decode,
+        counts=ledger.counts,
+    )
+
+
+# Parts, from the sub-dicts of a config.
+
+
+def fit(where: str, function: Callable[..., Any], given: Mapping[str, Any], *first: Any) -> Any:
+    """function(*first, **given), after checking the names in `given`."""
+    try:
+        inspect.signature(function).bind(*first, **given)
+    except TypeError as error:
+        known = list(inspect.signature(function).parameters)[len(first) :]
+        raise UserError(f"{where}: {error}; it takes {', '.join(known)}") from None
+    return function(*first, **given)
+
+
+def open_files(
+    split: str,
+    *,
+    root: str,
+    captions: str,
+    path_column: str = "path",
+    caption_column: str = "caption",
+    max_absent: float = 0.0,
+) -> Clips:
+    """The videos that a caption file names: see `sources.load`. `split` changes nothing."""
+    source = sources.load(
+        root,
+        captions,
+        path_column=path_column,
+        caption_column=caption_column,
+        max_absent=max_absent,
+    )
+    return Clips(source, lambda index, choose: video.read_frames(source.file(index), choose))
+
+
+def open_shapes(
+    split: str, *, clips: int, side: int = 64, frames: int = 16, seed: int = 0
+) -> Clips:
+    """The first `clips` of a split of the shapes corpus, drawn when asked for."""
+    plan = shapes.Plan(train=clips, val=clips, side=side, frames=frames, seed=seed)
+    return Clips(
+        shapes.source(plan, split),
+        lambda index, choose: shapes.read(plan, split, index)[choose(frames)],
+    )
+
+
+def open_text(
+    source: sources.Source,
+    *,
+    kind: str,
+    length: int,
+    path: str | None = None,
+    vocab_size: int = 256,
+) -> Words:
+    """The tokenizer at `path`; without one, SentencePiece trained here and now on the training
+    captions, which is for small corpora."""
+    if length < 3:
+        raise UserError(f"data.text.length={length} holds no word between [CLS] and [SEP]")
+    if path is not None:
+        return Words(tokens.make(kind=kind, path=path), length)
+    if kind != "sentencepiece":
+        raise UserError(f"data.text: kind {kind!r} needs a path")
+    captions = [caption for clip in source.clips for caption in clip.captions]
+    return Words(tokens.train(captions, None, vocab_size), length)
+
+
+# The order.
+
+
+@functools.lru_cache(maxsize=4)
+def permute(seed: int, epoch: int, count: int) -> Ints:
+    return np.random.default_rng([ORDER, seed, epoch]).permutation(count)
+
+
+def shuffled_order(batch: int, process: tuple[int, int], seed: int, count: int) -> Order:
+    """Endless: every epoch of `count` positions is a permutation of its own."""
+
+    def find(positions: Ints) -> tuple[Ints, Ints]:
+        epochs, ranks = np.divmod(positions, count)
+        indices = [permute(seed, int(e), count)[r] for e, r in zip(epochs, ranks, strict=True)]
+        return epochs, np.asarray(indices)
+
+    return Order(batch, process, find)
+
+
+def list_order(batch: int, process: tuple[int, int], count: int) -> Order:
+    """0, 1, ... count - 1 and then padding."""
+
+    def find(positions: Ints) -> tuple[Ints, Ints]:
+        return np.zeros_like(positions), np.where(positions < count, positions, -1)
+
+    return Order(batch, process, find)
+
+
+# The pixels.
+
+CROPS: Mapping[str, Callable[..., UInt8[np.ndarray, "t s s c"]]] = dict(
+    multiscale=ops.crop_multiscale, centre=lambda frames, size, rng: ops.crop_centre(frames, size)
+)
+
+
+def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int) -> Pixels:
+    """A training clip "t h w c"; which part of the video it shows depends on all three numbers."""
+    rng = np.random.default_rng([LOOK, seed, epoch, index])
+    frames = clips.read(index, lambda n: ops.sample_frames(n, look.frames, look.stride, rng))
+    return CROPS[look.crop](frames, look.size, rng)
+
+
+def show_centre(clips: Clips, look: Look, index: int) -> Pixels:
+    """The clip in the middle, "t h w c"."""
+    frames = clips.read(index, lambda n: ops.centre_frames(n, look.frames, look.stride))
+    return ops.crop_centre(frames, look.size)
+
+
+def show_views(clips: Clips, look: Look, index: int) -> Pixels:
+    """SimVTP's test views, "v t h w c", v = segments * crops, crops fastest."""
+    segments, crops = look.views or (1, 1)
+    frames = clips.read(
+        index, lambda n: ops.view_frames(n, look.frames, look.stride, segments).reshape(-1)
+    )
+    views = ops.crop_views(frames, look.size, crops)  # crops (segments t) h w c
+    views = views.reshape(crops, segments, look.frames, *views.shape[2:])
+    return views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
+
+
+def attempt(
+    show: Callable[[int, int], Pixels], order: Order, shape: Sequence[int], place: int
+) -> tuple[Pixels, np.int32]:
+    """The pixels of a row, or zeros and why. Whatever else goes wrong is an error of ours."""
+    (epoch,), (index,) = order.at(np.asarray([place]))
+    cause = PADDING
+    if index >= 0:
+        try:
+            return np.ascontiguousarray(show(int(epoch), int(index))), np.int32(GOOD)
+        except video.Unreadable as error:
+            cause = CAUSES.index(error.cause)
+    return np.zeros(shape, np.uint8), np.int32(cause)
+
+
+def run_here(
+    attempt: Attempt, shape: Sequence[int], rows: int, first: int, stop: int | None, workers: int
+) -> Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]:
+    """Batches of `rows` places from `first` (to `stop`), one after the other, when asked for."""
+    for start in itertools.count(first, rows) if stop is None else range(first, stop, rows):
+        pixels, causes = zip(*map(attempt, range(start, start + rows)), strict=True)
+        yield np.stack(pixels), np.asarray(causes)
+
+
+def run_tfdata(
+    attempt: Attempt, shape: Sequence[int], rows: int, first: int, stop: int | None, workers: int
+) -> Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]:
+    """As `run_here`, by tf.data: `workers` rows at a time, `AHEAD` batches before they are due.
+
+    Holds at most AHEAD + 2 batches, and what `workers` videos need while they are decoded.
+    """
+    tf = import_tensorflow()
+
+    def row(place: Any) -> Any:
+        pixels, cause = tf.numpy_function(attempt, [place], (tf.uint8, tf.int32))
+        pixels.set_shape(shape)
+        cause.set_shape(())
+        return pixels, cause
+
+    data = tf.data.Dataset.range(first, np.iinfo(np.int64).max if stop is None else stop)
+    data = data.map(row, num_parallel_calls=workers, deterministic=True)
+    data = data.batch(rows, drop_remainder=True).prefetch(AHEAD)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = workers + 1
+    return data.with_options(options).as_numpy_iterator()
+
+
+@functools.cache
+def import_tensorflow() -> Any:
+    """TensorFlow, kept off the accelerators: JAX needs their memory."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    return tf
+
+
+# The batches.
+
+
+def encode(words: Words, captions: Sequence[str]) -> dict[str, Any]:
+    ids, mask, maskable = words.tokenizer.encode(captions, words.length)
+    return dict(text=ids, text_mask=mask, maskable=maskable)
+
+
+def make_spec(batch: int, look: Look, words: Words) -> Spec:
+    """Shapes and dtypes of a global training batch."""
+    text = (batch, words.length)
+    return dict(
+        video=jax.ShapeDtypeStruct((batch, look.frames, look.size, look.size, 3), np.uint8),
+        text=jax.ShapeDtypeStruct(text, np.int32),
+        text_mask=jax.ShapeDtypeStruct(text, np.bool_),
+        maskable=jax.ShapeDtypeStruct(text, np.bool_),
+        id=jax.ShapeDtypeStruct((batch,), np.int32),
+        valid=jax.ShapeDtypeStruct((batch,), np.bool_),
+    )
+
+
+def train_batches(
+    clips: Clips,
+    look: Look,
+    words: Words,
+    order: Order,
+    seed: int,
+    run: Run,
+    ledger: Ledger,
+    first_step: int,
+) -> Iterator[Batch]:
+    """Endless training batches from a step on; nothing before it is decoded."""
+    shape = (look.frames, look.size, look.size, 3)
+    show = functools.partial(show_random, clips, look, seed)
+    first = first_step * order.rows
+    ledger.clear()
+    pieces = run(functools.partial(attempt, show, order, shape), shape, order.rows, first, None)
+    for step, (pixels, causes) in enumerate(pieces, first_step):
+        epochs, indices = order.at(np.arange(step * order.rows, (step + 1) * order.rows))
+        captions = [
+            choose_caption(clips.source.clips[i].captions, seed, int(e), int(i))
+            for e, i in zip(epochs, indices, strict=True)
+        ]
+        ledger.enter(indices, causes)
+        yield dict(
+            video=pixels,
+            **encode(words, captions),
+            id=indices.astype(np.int32),
+            valid=causes == GOOD,
+        )
+
+
+def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -> str:
+    if len(captions) == 1:
+        return captions[0]
+    rng = np.random.default_rng([CAPTION, seed, epoch, index])
+    return captions[int(rng.integers(len(captions)))]
+
+
+class Ledger:
+    """What became of the rows handed out: counts by cause, each failure named once in the log."""
+
+    def __init__(self, source: sources.Source, max_failed: float):
+        self.source = source
+        self.max_failed = max_failed
+        self.named: dict[int, str] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        self.rows = 0
+        self.failed: collections.Counter[str] = collections.Counter()
+
+    def counts(self) -> dict[str, int]:
+        """rows, failed, and failed/<cause> for the causes that occurred."""
+        by_cause = {f"failed/{cause}": n for cause, n in sorted(self.failed.items())}
+        return dict(rows=self.rows, failed=self.failed.total(), **by_cause)
+
+    def enter(self, indices: Int[np.ndarray, "b"], causes: Int[np.ndarray, "b"]) -> None:
+        """Counts a batch. Raises UserError when too large a share of all rows has failed."""
+        self.rows += int((causes != PADDING).sum())
+        for index, number in zip(indices.tolist(), causes.tolist(), strict=True):
+            if number >= 0:
+                self.failed[CAUSES[number]] += 1
+                self.name(index, CAUSES[number])
+        enough = self.rows >= min(JUDGED, len(self.source.clips))
+        if enough and self.failed.total() > self.max_failed * self.rows:
+            by_cause = ", ".join(f"{n} {cause}" for cause, n in self.failed.most_common())
+            first = ", ".join(repr(self.source.clips[i].path) for i in list(self.named)[:3])
+            raise UserError(
+                f"{self.failed.total()} of {self.rows} rows cannot be read ({by_cause}), more than "
+                f"max_failed={self.max_failed}; first {first}; look with vtp_jax.prepare check"
+            )
+
+    def name(self, index: int, cause: str) -> None:
+        if index not in self.named:
+            self.named[index] = cause
+            path = self.source.clips[index].path
+            logging.warning("unreadable video %s: %s (%s)", path, cause, video.CAUSES[cause])
+
+
+# The evaluation streams.
+
+
+def stream_videos(
+    clips: Clips, look: Look, words: Words, make_order: Callable[[int], Order], run: Run
+) -> Stream:
+    """Every video once with its first caption; an unreadable one is `valid=False`."""
+    count = len(clips.source.clips)
+    order = make_order(count)
+    picture = (look.frames, look.size, look.size, 3)
+    shape = picture if look.views is None else (look.views[0] * look.views[1], *picture)
+    look_at = show_centre if look.views is None else show_views
+    ledger = Ledger(clips.source, max_failed=1.0)
+
+    def show(epoch: int, index: int) -> Pixels:
+        return look_at(clips, look, index)
+
+    def batches() -> Iterator[Batch]:
+        stop = order.rows * -(-count // order.batch)
+        made = run(functools.partial(attempt, show, order, shape), shape, order.rows, 0, stop)
+        for step, (pixels, causes) in enumerate(made):
+            _, indices = order.at(np.arange(step * order.rows, (step + 1) * order.rows))
+            ledger.enter(indices, causes)
+            captions = [clips.source.clips[i].captions[0] if i >= 0 else "" for i in indices]
+            yield dict(
+                video=pixels,
+                **encode(words, captions),
+                id=indices.astype(np.int32),
+                valid=causes == GOOD,
+            )
+
+    return Stream(batches, count, make_table(clips.source))
+
+
+def stream_captions(
+    source: sources.Source, words: Words, make_order: Callable[[int], Order]
+) -> Stream:
+    """Every caption once; `id` says of which video it is."""
+    pairs = [(i, text) for i, clip in enumerate(source.clips) for text in clip.captions]
+    order = make_order(len(pairs))
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, order.rows * -(-len(pairs) // order.batch), order.rows):
+            _, ranks = order.at(np.arange(start, start + order.rows))
+            chosen = [pairs[r] if r >= 0 else (-1, "") for r in ranks]
+            yield dict(
+                encode(words, [text for _, text in chosen]),
+                id=np.asarray([i for i, _ in chosen], np.int32),
+                valid=ranks >= 0,
+            )
+
+    return Stream(batches, len(pairs), make_table(source))
+
+
+def make_table(source: sources.Source) -> dict[str, Any]:
+    """By id: `caption` (the first), `captions` (all) and `path`."""
+    return dict(
+        caption=[clip.captions[0] for clip in source.clips],
+        captions=[clip.captions for clip in source.clips],
+        path=[source.file(i) for i in range(len(source.clips))],
+    )

@@ -1,0 +1,333 @@
+"""A corpus of moving shapes: videos whose captions say all there is to see, made by the project.
+
+A clip has five attributes: colour, shape, size, motion and background, 1,536 combinations. Some
+combinations are held out: they never occur in training, and a held-out clip is found by its caption
+only if the words were learnt one by one. Place, phase, speed, hue, outline and wording vary, so a
+combination is not one video. Every clip is a function of (seed, split, index).
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import functools
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw
+
+from vtp_jax.data.sources import Clip, Source
+from vtp_jax.types import UserError
+
+# The words for each value of each attribute. No word serves two values, so that a caption tells
+# every attribute, and the words are few, so that a small model learns them in minutes.
+COLOURS: Mapping[str, tuple[str, ...]] = dict(
+    red=("red", "scarlet"),
+    yellow=("yellow", "golden"),
+    green=("green", "lime"),
+    cyan=("cyan", "turquoise"),
+    blue=("blue",),
+    purple=("purple", "violet"),
+)
+SHAPES: Mapping[str, tuple[str, ...]] = dict(
+    circle=("circle", "disc"),
+    square=("square", "box"),
+    triangle=("triangle", "pyramid"),
+    star=("star",),
+)
+SIZES: Mapping[str, tuple[str, ...]] = dict(
+    small=("small", "little", "tiny"), large=("large", "big", "huge")
+)
+# For motions: (what it does, what it is seen doing).
+MOTIONS: Mapping[str, tuple[tuple[str, str], ...]] = dict(
+    left=(("moves to the left", "moving to the left"), ("goes left", "going left")),
+    right=(("moves to the right", "moving to the right"), ("goes right", "going right")),
+    up=(("rises", "rising"), ("moves up", "moving up")),
+    down=(("falls", "falling"), ("moves down", "moving down")),
+    orbiting=(("orbits", "orbiting"), ("loops around", "looping around")),
+    bouncing=(("bounces", "bouncing"), ("hops", "hopping")),
+    shaking=(("shakes", "shaking"), ("swings sideways", "swinging sideways")),
+    blinking=(("blinks", "blinking"), ("flashes", "flashing")),
+)
+BACKGROUNDS: Mapping[str, tuple[str, ...]] = dict(
+    black=("black", "dark"),
+    white=("white", "bright"),
+    striped=("striped", "stripy"),
+    checkered=("checkered", "chequered"),
+)
+ATTRIBUTES: Mapping[str, Mapping[str, tuple]] = dict(
+    colour=COLOURS, shape=SHAPES, size=SIZES, motion=MOTIONS, background=BACKGROUNDS
+)
+TEMPLATES = (
+    "a {size} {colour} {shape} {does} on a {background} background",
+    "on a {background} background a {size} {colour} {shape} {does}",
+    "a {colour} {shape} of {size} size is {doing} over a {background} backdrop",
+    "the {shape} is {colour} and {size} and it {does} in front of a {background} backdrop",
+    "a {background} background with a {size} {colour} {shape} {doing}",
+    "there is a {size} {shape} {doing} on a {background} backdrop and it is {colour}",
+)
+HELD_OUT = 200  # combinations that never occur in training
+SPLITS = ("train", "val")
+RATE = 8  # frames per second
+
+HUES = dict(red=0, yellow=55, green=125, cyan=182, blue=232, purple=295)  # degrees
+RADII = dict(small=0.145, large=0.255)  # of the picture's side
+# Radii of the corners in turn, clockwise; they give the outlines about the same area.
+OUTLINES = dict(square=4 * (1.22,), triangle=3 * (1.45,), star=5 * (1.5, 0.66))
+DRAWN = 4  # outlines are drawn this many times larger, then averaged: smooth edges
+
+
+class Attributes(NamedTuple):
+    """What a caption says of a clip; the values are keys of the tables in `ATTRIBUTES`."""
+
+    colour: str
+    shape: str
+    size: str
+    motion: str
+    background: str
+
+
+class Plan(NamedTuple):
+    """All that determines a corpus. Two equal plans give equal videos.
+
+    train, val: clips of the two splits; side: pixels; frames: per clip, shown at 8 per second.
+    """
+
+    train: int = 2000
+    val: int = HELD_OUT
+    side: int = 64
+    frames: int = 16
+    seed: int = 0
+
+
+@functools.lru_cache(maxsize=4)
+def combinations(seed: int) -> tuple[tuple[Attributes, ...], tuple[Attributes, ...]]:
+    """(training combinations, the 200 held out), in an order that the seed decides."""
+    every = [Attributes(*values) for values in itertools.product(*ATTRIBUTES.values())]
+    order = np.random.default_rng([seed, 0]).permutation(len(every))
+    shuffled = [every[i] for i in order]
+    return tuple(shuffled[HELD_OUT:]), tuple(shuffled[:HELD_OUT])
+
+
+def describe(seed: int, split: str, index: int) -> tuple[Attributes, str]:
+    """The attributes and the caption of a clip."""
+    train, held_out = combinations(seed)
+    choices = train if split == "train" else held_out
+    attributes = choices[index % len(choices)]
+    rng = generator(seed, split, index, 0)
+    words = {
+        name: pick(rng, ATTRIBUTES[name][value])
+        for name, value in attributes._asdict().items()
+        if name != "motion"
+    }
+    does, doing = pick(rng, MOTIONS[attributes.motion])
+    return attributes, pick(rng, TEMPLATES).format(does=does, doing=doing, **words)
+
+
+def render(
+    attributes: Attributes, rng: np.random.Generator, side: int, frames: int
+) -> UInt8[np.ndarray, "t h w c"]:
+    """Draws a clip: uint8 RGB "t h w c" with h = w = `side`; `rng` decides what no caption says."""
+    radius = RADII[attributes.size] * side * rng.uniform(0.94, 1.06)
+    centres, seen = move(attributes.motion, radius, rng, side, frames)
+    outline = draw_outline(attributes.shape, radius, rng.uniform(-0.14, 0.14))
+    cover = np.stack([cover_frame(outline, centre, side) for centre in centres])
+    cover = (cover * seen[:, None, None].astype(np.uint16))[..., None]
+    hue = (HUES[attributes.colour] + rng.uniform(-8, 8)) % 360 / 360
+    colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.85, 1.0), rng.uniform(0.88, 1.0))
+    paint = np.asarray([255 * c for c in colour], np.uint16)
+    ground = draw_background(attributes.background, rng, side)[None, :, :, None]
+    mixed = cover * paint + (255 - cover) * ground
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def read(plan: Plan, split: str, index: int) -> UInt8[np.ndarray, "t h w c"]:
+    """The frames of a clip, as drawn: what a video file holds before it is compressed."""
+    attributes, _ = describe(plan.seed, split, index)
+    rng = generator(plan.seed, split, index, 1)
+    return render(attributes, rng, plan.side, plan.frames)
+
+
+def source(plan: Plan, split: str) -> Source:
+    """The clips of a split and their captions, as `write` lists them; no file is needed."""
+    clips = (
+        Clip(clip_path(split, i), (describe(plan.seed, split, i)[1],))
+        for i in range(clip_count(plan, split))
+    )
+    return Source(root="", clips=tuple(clips))
+
+
+def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -> bool:
+    """Renders the corpus to H.264 files under `out`; False if it stood there already.
+
+    Beside the videos: train.csv and val.csv (path, caption and the five attributes) and, written
+    last, manifest.json. A folder whose manifest tells another plan is left alone and is an error.
+    """
+    out = Path(out)
+    if plan.val > HELD_OUT:
+        raise UserError(f"shapes: val={plan.val} clips; only {HELD_OUT} combinations are held out")
+    manifest = dict(corpus="moving shapes 1", rate=RATE, **plan._asdict())
+    told = out / "manifest.json"
+    if told.exists():
+        if json.loads(told.read_text(encoding="utf-8")) == manifest:
+            return False
+        raise UserError(f"{out} holds another corpus (manifest.json); remove it or choose another")
+    for split in SPLITS:
+        (out / split).mkdir(parents=True, exist_ok=True)
+    jobs = [(split, i) for split in SPLITS for i in range(clip_count(plan, split))]
+    workers = workers or os.cpu_count() or 1
+    work = functools.partial(write_clips, out, plan)
+    chunks = [jobs[i : i + 25] for i in range(0, len(jobs), 25)]
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in show_progress(pool.map(work, chunks), len(chunks), "rendering clips"):
+            pass
+    for split in SPLITS:
+        write_table(out / f"{split}.csv", plan, split)
+    told.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return True
+
+
+def write_clips(out: Path, plan: Plan, jobs: Iterable[tuple[str, int]]) -> None:
+    for split, index in jobs:
+        encode(out / clip_path(split, index), read(plan, split, index), RATE)
+
+
+def write_table(path: Path, plan: Plan, split: str) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "caption", *Attributes._fields])
+        for index in range(clip_count(plan, split)):
+            attributes, caption = describe(plan.seed, split, index)
+            table.writerow([clip_path(split, index), caption, *attributes])
+
+
+def encode(path: Path, frames: UInt8[np.ndarray, "t h w c"], rate: int) -> None:
+    """Writes frames as H.264 in an mp4 file, in one GOP, without B-frames."""
+    options = dict(preset="veryfast", crf="16", tune="fastdecode", g=str(len(frames)), bf="0")
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(rate), options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def show_progress(items: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+    """Passes `items` on: under a progress bar on a terminal, with a few plain lines elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(items, what, total, console=Console(stderr=True))
+        return
+    for done, item in enumerate(items, 1):
+        if done == total or done % max(total // 4, 1) == 0:
+            sys.stderr.write(f"{what}: {100 * done // total} %\n")
+        yield item
+
+
+def clip_path(split: str, index: int) -> str:
+    return f"{split}/{index:05d}.mp4"
+
+
+def clip_count(plan: Plan, split: str) -> int:
+    return {"train": plan.train, "val": plan.val}[split]
+
+
+def generator(seed: int, split: str, index: int, use: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 1 + SPLITS.index(split), index, use])
+
+
+def pick(rng: np.random.Generator, choices: Any) -> Any:
+    return choices[rng.integers(len(choices))]
+
+
+def move(
+    motion: str, radius: float, rng: np.random.Generator, side: int, frames: int
+) -> tuple[Float[np.ndarray, "t 2"], UInt8[np.ndarray, "t"]]:
+    """Centres (x, y) in pixels, and 1 where the shape is shown, for every frame.
+
+    Periods are at least 8 frames of 16, so that every second frame still shows each motion.
+    """
+    t = np.arange(frames) / max(frames - 1, 1)  # 0 to 1
+    low, high = 1.1 * radius, side - 1.1 * radius
+    place = rng.uniform(low, high, 2)
+    middle = rng.uniform(0.44, 0.56, 2) * side
+    pace = rng.uniform(0.85, 1.0)
+    turn = 2 * np.pi * (2 * pace * t + rng.uniform())
+    path = (high - low) * (1 - pace) * rng.uniform() + low + pace * (high - low) * t
+    still = np.ones_like(t)
+    reach = (high - low) / 2
+    paths: Mapping[str, Callable[[], tuple[Any, Any]]] = dict(
+        right=lambda: (path, place[1] * still),
+        left=lambda: (side - path, place[1] * still),
+        down=lambda: (place[0] * still, path),
+        up=lambda: (place[0] * still, side - path),
+        orbiting=lambda: (
+            side / 2 + 0.9 * reach * np.cos(turn),
+            side / 2 + 0.9 * reach * np.sin(turn),
+        ),
+        bouncing=lambda: (place[0] * still, high - 1.5 * reach * np.abs(np.sin(turn / 2))),
+        shaking=lambda: (side / 2 + 0.75 * reach * np.sin(turn), place[1] * still),
+        blinking=lambda: (middle[0] * still, middle[1] * still),
+    )
+    x, y = paths[motion]()
+    seen = np.sin(turn) > -0.2 if motion == "blinking" else still
+    return np.stack([x, y], 1), seen.astype(np.uint8)
+
+
+def draw_outline(shape: str, radius: float, tilt: float) -> Image.Image:
+    """The shape in white on black, `DRAWN` times its size, its centre in the middle."""
+    half = int(np.ceil(1.6 * radius)) * DRAWN
+    image = Image.new("L", (2 * half, 2 * half))
+    r = radius * DRAWN
+    if shape == "circle":
+        ImageDraw.Draw(image).ellipse((half - r, half - r, half + r, half + r), fill=255)
+        return image
+    radii = OUTLINES[shape]
+    turns = tilt + 2 * np.pi * np.arange(len(radii)) / len(radii)
+    turns += np.pi / 4 if shape == "square" else 0
+    points = [
+        (half + r * out * np.sin(a), half - r * out * np.cos(a))
+        for a, out in zip(turns, radii, strict=True)
+    ]
+    ImageDraw.Draw(image).polygon(points, fill=255)
+    return image
+
+
+def cover_frame(
+    outline: Image.Image, centre: Float[np.ndarray, "2"], side: int
+) -> UInt8[np.ndarray, "h w"]:
+    """How much of each pixel the outline covers, 0 to 255, when placed at `centre`."""
+    canvas = Image.new("L", (side * DRAWN, side * DRAWN))
+    half = outline.width // 2
+    corner = [round(float(c) * DRAWN) - half for c in centre]
+    canvas.paste(outline, (corner[0], corner[1]))
+    return np.asarray(canvas.reduce(DRAWN))
+
+
+def draw_background(kind: str, rng: np.random.Generator, side: int) -> UInt8[np.ndarray, "h w"]:
+    """Grey levels of the background: plain, vertical stripes, or squares."""
+    dark, light = rng.integers(70, 90), rng.integers(150, 175)
+    cell = side / 8
+    x = ((np.arange(side) + rng.uniform(0, 2 * cell)) // cell).astype(int)
+    y = ((np.arange(side) + rng.uniform(0, 2 * cell)) // cell).astype(int)
+    grey = dict(
+        black=lambda: np.full((side, side), rng.integers(8, 28)),
+        white=lambda: np.full((side, side), rng.integers(225, 245)),
+        striped=lambda: np.where(np.broadcast_to(x, (side, side)) % 2, light, dark),
+        checkered=lambda: np.where((x[None] + y[:, None]) % 2, light, dark),
+    )
+    return grey[kind]().astype(np.uint8)
