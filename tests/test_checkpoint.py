@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -327,6 +328,51 @@ def test_a_kill_inside_a_save_leaves_a_good_checkpoint(tmp_path, point, steps):
         checkpoints.save(3, make_state(3))
         assert_state(checkpoints.restore_latest(SHAPES), 3)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+SAVING = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_checkpoint as t
+from vtp_jax import checkpoint
+
+with checkpoint.Checkpoints({workdir!r}, every=1, keep=2) as c:
+    state = c.restore_latest(t.SHAPES)
+    step = 0 if state is None else int(state.step)
+    if state is not None:
+        t.assert_state(state, step)
+    while True:
+        step += 1
+        c.save(step, t.make_state(step))
+        print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_random_instants(tmp_path):
+    """Slow: 20 processes, each killed up to half a second into saving without a pause. What a
+    process was told is saved (the step before the one it is saving) is never lost."""
+    code = SAVING.format(tests=str(Path(__file__).parent), workdir=str(tmp_path))
+    rng = np.random.default_rng(0)
+    done = 0
+    for _ in range(20):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        assert int(process.stdout.readline()) > done
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        printed = process.communicate()[0].split()
+        done = int(printed[-1]) - 1 if printed else done
+        with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+            state = checkpoints.restore_latest(SHAPES)
+        assert int(state.step) >= done
+        assert_state(state, int(state.step))
+        done = int(state.step)
+    assert not list((tmp_path / "checkpoints").glob("broken-*"))
 
 
 def test_two_runs_do_not_share_a_workdir(tmp_path):

@@ -129,18 +129,15 @@ class Progress:
             maxlen=window + 1
         )
         self._idle = 0.0
-        self._bar: Any = None
+        self._live: Any = None
         self._quiet = jax.process_index() > 0
         if is_terminal(self._file) and not self._quiet:
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
+            from rich.live import Live
 
-            self._bar = Bar(
-                BarColumn(20), TextColumn("{task.description}"), console=Console(file=self._file)
-            )
-            self._task = self._bar.add_task("compiling", total=steps)
-            self._bar.start()
+            self._live = Live(console=Console(file=self._file))
+            self._draw(0, "compiling")
+            self._live.start()
 
     def show(self, step: int, terms: Mapping[str, Any], waited: float = 0.0) -> Rates:
         """Shows step `step` of the run with these numbers.
@@ -150,16 +147,16 @@ class Progress:
         self._points.append((step, self._clock() - self._idle, waited))
         rates = self._rates()
         text = _line(step, self._steps, terms, rates)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
+        if self._live is not None:
+            self._draw(step, text)
         else:
             self.say(text)
         return rates
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
         elif not self._quiet:
             print(text, file=self._file, flush=True)
 
@@ -173,14 +170,22 @@ class Progress:
             self._idle += self._clock() - start
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+    def _draw(self, step: int, text: str) -> None:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        bar = ProgressBar(total=self._steps, completed=step)
+        self._live.update(Group(bar, Text(text)), refresh=True)
 
     def _rates(self) -> Rates:
         (step0, time0, waited0), (step1, time1, waited1) = self._points[0], self._points[-1]
@@ -242,12 +247,12 @@ def print_table(
         from rich.table import Table
         from rich.text import Text
 
-        drawn = Table(title=title)
+        drawn = Table()
         for name, r in zip(columns, right, strict=True):
             drawn.add_column(name, justify="right" if r else "left")
         for row in cells:
             drawn.add_row(*map(Text, row))
-        Console(file=file).print(drawn)
+        Console(file=file).print(Text(title, style="bold"), drawn, sep="\n")
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     print(title, file=file)
