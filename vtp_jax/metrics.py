@@ -180,12 +180,14 @@ class Progress:
         self.close()
 
     def _draw(self, step: int, text: str) -> None:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
-        bar = ProgressBar(total=self._steps, completed=step)
-        self._live.update(Group(bar, Text(text)), refresh=True)
+        grid = Table.grid(expand=True)
+        grid.add_row(ProgressBar(total=self._steps, completed=step))
+        grid.add_row(Text(text))
+        self._live.update(grid, refresh=True)
 
     def _rates(self) -> Rates:
         (step0, time0, waited0), (step1, time1, waited1) = self._points[0], self._points[-1]
