@@ -39,7 +39,7 @@ LOSSES = {
 }
 RECALL = re.compile(r"eval/(.+)/(t2v|v2t)_r(\d+)")
 
-Points = list[tuple[float, float]]  # (step, value)
+Points = list[tuple[int, float]]  # (step, value)
 
 
 class Story(NamedTuple):
@@ -80,7 +80,7 @@ def read(folder: Path) -> Story:
     for line in lines:
         for key, value in line.items():
             if isinstance(value, (int, float)) and key not in ("step", "time"):
-                curves.setdefault(key, []).append((line["step"], value))
+                curves.setdefault(key, []).append((line["step"], float(value)))
     text = folder / "parameters.txt"
     return Story(
         curves,
@@ -161,7 +161,7 @@ def headline(story: Story) -> str:
     if speed is not None:
         tiles.append((metrics.number(speed), "clips a second"))
     if (total := story.summary.get("seconds_total")) is not None:
-        tiles.append((metrics.duration(total), "minutes in all"))
+        tiles.append((metrics.duration(float(total)), "minutes in all"))
     cells = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
         for value, text in tiles
@@ -240,7 +240,7 @@ def recall_curves(story: Story) -> str:
                 if f"eval/{name}/{way}_r{k}" in story.curves
             }
             level = {"chance of R@1": 100 / size} if size else {}
-            charts.append(chart(f"{name}: {text}, %", lines, level, top=100))
+            charts.append(chart(f"{name}: {text}, %", lines, level, top=100.0))
     return grid(charts)
 
 
@@ -286,14 +286,12 @@ def timings(story: Story) -> str:
     longest = max(stages.values()) or 1
     whole = story.summary.get("seconds_total", sum(stages.values()))
     rows = "".join(
-        f"<tr><td>{escape(str(stage))}</td><td>{escape(metrics.duration(value))}</td>"
+        f"<tr><td>{escape(str(stage))}</td><td>{escape(metrics.duration(float(value)))}</td>"
         f'<td class="bar"><i style="width:{100 * value / longest:.1f}%"></i></td></tr>'
         for stage, value in stages.items()
     )
-    return (
-        f"<table class='bars'>{rows}<tr><th>in all</th><th>{escape(metrics.duration(whole))}</th>"
-        "<th></th></tr></table>"
-    )
+    foot = f"<tr><th>in all</th><th>{escape(metrics.duration(float(whole)))}</th><th></th></tr>"
+    return f'<table class="bars">{rows}{foot}</table>'
 
 
 def other_curves(story: Story) -> str:

@@ -190,7 +190,7 @@ def answers(answer: Answer, thumbnails: Mapping[int, UInt8[np.ndarray, "h w c"]]
     images = {i: fit(thumbnails[i]) for i, _ in shown}
     w, h = images[answer.own].size
     step = w + 4 * GAP
-    canvas = Canvas(max(len(shown) * step, 5 * (CELL + 4 * GAP)) + 2 * GAP)
+    canvas = Canvas(max(step, CELL + 4 * GAP) * 6 + 2 * GAP)  # one width for all answers
     color = RIGHT if answer.rank == 1 else WRONG
     canvas.words("", [Chip(w) for w in answer.caption.split()], x=2 * GAP)
     canvas.line(f"its video is number {answer.rank}", x=2 * GAP, color=color)
