@@ -1,0 +1,107 @@
+"""Objectives against plain numpy, and the law of `valid`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vtp_jax.objectives import contrastive, reconstruction
+from vtp_jax.objectives.classification import accuracy, cross_entropy
+
+KEY = jax.random.key(0)
+A, B = jax.random.normal(KEY, (2, 6, 5))
+ALL = jnp.ones(6, bool)
+
+
+def oracle(a, b, t):
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    s = np.exp(a @ b.T / t)
+    return -np.log(np.diag(s) / s.sum(axis=1)).mean()
+
+
+def test_info_nce_is_the_mean_over_rows():
+    value = contrastive.info_nce(A, B, ALL, temperature=0.05).value()
+    np.testing.assert_allclose(value, oracle(A, B, 0.05), rtol=1e-5)
+
+
+def test_info_nce_in_groups_knows_only_the_group():
+    value = contrastive.info_nce(A, B, ALL, temperature=0.1, groups=2).value()
+    halves = [oracle(A[i : i + 3], B[i : i + 3], 0.1) for i in (0, 3)]
+    np.testing.assert_allclose(value, np.mean(halves), rtol=1e-5)
+
+
+def test_rows_that_are_not_valid_are_nobodys_negative():
+    valid = jnp.array([True, False, True, True, False, True])
+
+    def f(a, b):
+        return contrastive.info_nce(a, b, valid, temperature=0.1).value()
+
+    rows = np.flatnonzero(valid)
+    np.testing.assert_allclose(f(A, B), oracle(A[rows], B[rows], 0.1), rtol=1e-5)
+    garbage = jnp.where(valid[:, None], A, 1e6)
+    assert f(garbage, B) == f(A, B) == f(A, jnp.where(valid[:, None], B, -7.0))
+    grads = jax.grad(f, (0, 1))(A, jnp.where(valid[:, None], B, 0.0))
+    for g in grads:
+        assert jnp.isfinite(g).all() and not g[~valid].any() and g[valid].any()
+
+
+def test_cross_entropy_counts_what_is_asked():
+    logits = jax.random.normal(KEY, (2, 3, 7))
+    target = jnp.array([[1, 2, -100], [6, -100, 0]])
+    asked = target >= 0
+    log_p = jax.nn.log_softmax(logits)
+    picked = [-log_p[0, 0, 1], -log_p[0, 1, 2], -log_p[1, 0, 6], -log_p[1, 2, 0]]
+    mean = cross_entropy(logits, target, asked)
+    np.testing.assert_allclose(mean.value(), np.mean(picked), rtol=1e-6)
+    assert mean.count == 4
+    grouped = cross_entropy(logits, target, asked, groups=2).value()
+    np.testing.assert_allclose(grouped, np.mean(picked), rtol=1e-6)
+    uneven = asked.at[1, 2].set(False)
+    value = cross_entropy(logits, target, uneven, groups=2).value()
+    np.testing.assert_allclose(value, (np.mean(picked[:2]) + picked[2]) / 2, rtol=1e-6)
+    assert cross_entropy(logits, target, jnp.zeros_like(asked)).value() == 0
+    assert accuracy(logits, jnp.argmax(logits, -1), asked).value() == 1
+
+
+def test_bf16_logits_are_summed_in_fp32():
+    logits = jnp.zeros((1, 1, 1000), jnp.bfloat16)
+    value = cross_entropy(logits, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)).value()
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, np.log(1000), rtol=1e-6)
+
+
+def test_targets_are_normalised_per_cube_and_channel():
+    cubes = jax.random.uniform(KEY, (2, 3, 8 * 3))
+    target = np.asarray(reconstruction.normalise(cubes)).reshape(2, 3, 8, 3)
+    np.testing.assert_allclose(target.mean(axis=2), 0, atol=1e-6)
+    np.testing.assert_allclose(target.std(axis=2, ddof=1), 1, atol=1e-4)
+    x = np.asarray(cubes, np.float64).reshape(2, 3, 8, 3)[1, 2, :, 1]
+    expected = (x - x.mean()) / (x.std(ddof=1) + 1e-6)
+    np.testing.assert_allclose(target[1, 2, :, 1], expected, rtol=1e-4)
+
+
+def test_restore_undoes_normalise():
+    cubes = jax.random.uniform(KEY, (2, 3, 8 * 3))
+    mean, std = reconstruction.statistics(cubes)
+    again = reconstruction.restore(reconstruction.normalise(cubes), mean, std)
+    np.testing.assert_allclose(again, cubes, atol=1e-6)
+
+
+def test_from_neighbours_uses_visible_cubes_only():
+    values = jax.random.uniform(KEY, (1, 2 * 2 * 3, 1, 3))
+    dropped = jnp.array([[True, False] * 6])
+    guess = reconstruction.from_neighbours(values, dropped, (2, 2, 3))
+    assert (guess[~dropped] == values[~dropped]).all()
+    other = jnp.where(dropped[..., None, None], 99.0, values)
+    assert (reconstruction.from_neighbours(other, dropped, (2, 2, 3)) == guess).all()
+    low, high = values[~dropped].min(), values[~dropped].max()
+    assert (guess >= low - 1e-6).all() and (guess <= high + 1e-6).all()
+
+
+@pytest.mark.parametrize("valid", [[True, True], [True, False]])
+def test_squared_error_counts_valid_rows(valid):
+    p, t = jax.random.normal(KEY, (2, 2, 3, 4))
+    value = reconstruction.squared_error(p, t, jnp.array(valid)).value()
+    rows = np.flatnonzero(valid)
+    np.testing.assert_allclose(value, np.mean((np.asarray(p) - t)[rows] ** 2), rtol=1e-5)

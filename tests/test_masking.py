@@ -1,0 +1,106 @@
+"""Laws of masks and negatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtp_jax import masking
+from vtp_jax.types import UserError
+
+KEY = jax.random.key(3)
+
+
+@pytest.mark.parametrize(
+    "grid, ratio", [((8, 14, 14), 0.9), ((2, 3, 5), 0.5), ((1, 4, 4), 0.0), ((3, 2, 2), 0.99)]
+)
+def test_tubes_hide_the_same_places_in_every_frame(grid, ratio):
+    t, h, w = grid
+    mask = masking.tubes(KEY, 5, grid, ratio)
+    dropped = np.asarray(mask.dropped).reshape(5, t, h * w)
+    assert (dropped == dropped[:, :1]).all()
+    assert (dropped.sum(axis=2) == int(ratio * h * w)).all()
+    assert mask.keep.shape == (5, t * (h * w - int(ratio * h * w)))
+
+
+def test_tubes_of_simvtp_leave_160_of_1568_tokens():
+    mask = masking.tubes(KEY, 2, (8, 14, 14), 0.9)
+    assert mask.keep.shape == (2, 160) and mask.drop.shape == (2, 1408)
+
+
+@pytest.mark.parametrize("draw", [masking.tubes, None])
+def test_kept_and_dropped_part_the_tokens_in_order(draw):
+    if draw is None:
+        mask = masking.tokens(KEY, 4, 60, 0.75)
+    else:
+        mask = draw(KEY, 4, (3, 4, 5), 0.75)
+    for keep, drop, dropped in zip(*map(np.asarray, mask), strict=True):
+        assert (np.diff(keep) > 0).all() and (np.diff(drop) > 0).all()
+        assert sorted([*keep, *drop]) == list(range(60))
+        assert set(np.flatnonzero(dropped)) == set(drop)
+
+
+def test_rows_get_masks_of_their_own_that_do_not_depend_on_how_many_follow():
+    few, many = (masking.tubes(KEY, b, (2, 4, 4), 0.5).dropped for b in (3, 7))
+    assert (few == many[:3]).all()
+    assert len({bytes(np.asarray(row)) for row in many}) > 1
+
+
+def test_every_place_is_hidden_equally_often():
+    share = masking.tokens(KEY, 4000, 10, 0.3).dropped.mean(axis=0)
+    assert np.abs(share - 0.3).max() < 0.04  # 5 standard deviations of a binomial share
+
+
+def test_of_dropped_is_the_mask_that_was_drawn():
+    mask = masking.tubes(KEY, 3, (2, 4, 4), 0.75)
+    again = masking.of_dropped(mask.dropped, mask.drop.shape[1])
+    assert all((a == b).all() for a, b in zip(mask, again, strict=True))
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.1])
+def test_impossible_ratios_are_refused(ratio):
+    with pytest.raises(UserError, match="mask ratio"):
+        masking.tokens(KEY, 1, 4, ratio)
+
+
+def test_words_hides_the_asked_share_of_maskable_words_only():
+    maskable = jnp.arange(40)[None] % 4 != 0
+    hidden = masking.words(KEY, jnp.tile(maskable, (500, 1)), 0.75)
+    assert not hidden[:, ::4].any()
+    assert abs(float(hidden.mean()) / 0.75 - 0.75) < 0.03
+    assert not masking.words(KEY, maskable, 0.0).any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.booleans(), min_size=4, max_size=16), st.sampled_from([1, 2]), st.integers(0, 99)
+)
+def test_negatives_are_other_valid_rows_of_the_group(valid, groups, seed):
+    valid = np.array(valid[: len(valid) // groups * groups])
+    chosen = np.asarray(masking.negatives(jax.random.key(seed), jnp.asarray(valid), groups))
+    size = len(valid) // groups
+    for i, j in enumerate(chosen):
+        others = [r for r in range(len(valid)) if r // size == i // size and valid[r] and r != i]
+        if valid[i] and others:
+            assert j in others
+        else:
+            assert j == i
+
+
+def test_negatives_are_uniform_over_the_other_rows():
+    valid = jnp.array([True, False, True, True, True])
+    draws = jax.vmap(lambda k: masking.negatives(k, valid))(jax.random.split(KEY, 3000))
+    for i in (0, 2, 3, 4):
+        share = np.bincount(np.asarray(draws[:, i]), minlength=5) / 3000
+        expected = np.array([j != i and bool(valid[j]) for j in range(5)]) / 3
+        assert np.abs(share - expected).max() < 0.045
+
+
+def test_put_undoes_take():
+    x = jax.random.normal(KEY, (3, 12, 4))
+    mask = masking.tokens(KEY, 3, 12, 0.5)
+    y = masking.put(jnp.zeros_like(x), mask.keep, masking.take(x, mask.keep))
+    y = masking.put(y, mask.drop, masking.take(x, mask.drop))
+    assert (x == y).all()
