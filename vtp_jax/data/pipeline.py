@@ -15,6 +15,7 @@ import functools
 import inspect
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -326,7 +327,18 @@ def run_tfdata(
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = workers + 1
-    return data.with_options(options).as_numpy_iterator()
+    holder = [iter(data.with_options(options))]
+    batches = hand_out(holder)
+    # TensorFlow's threads call Python; the interpreter would wait for them for ever at its end.
+    weakref.finalize(batches, holder.clear)
+    return batches
+
+
+def hand_out(holder: list[Any]) -> Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]:
+    """The batches of the iterator in `holder`, until they end or it is taken away."""
+    while holder and (made := next(holder[0], None)) is not None:
+        pixels, causes = (part.numpy() for part in made)
+        yield pixels, causes
 
 
 @functools.cache

@@ -141,14 +141,13 @@ def render(
     radius = RADII[attributes.size] * side * rng.uniform(0.94, 1.06)
     centres, seen = move(attributes.motion, radius, rng, side, frames)
     outline = draw_outline(attributes.shape, radius, rng.uniform(-0.14, 0.14))
-    cover = np.stack([cover_frame(outline, centre, side) for centre in centres])
-    cover = (cover * seen[:, None, None].astype(np.uint16))[..., None]
+    cover = np.stack([cover_frame(outline, centre, side) for centre in centres]).astype(np.uint16)
+    cover = ((cover + (cover >> 7)) * seen[:, None, None])[..., None]  # 0 to 256
     hue = (HUES[attributes.colour] + rng.uniform(-8, 8)) % 360 / 360
     colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.85, 1.0), rng.uniform(0.88, 1.0))
     paint = np.asarray([255 * c for c in colour], np.uint16)
     ground = draw_background(attributes.background, rng, side)[None, :, :, None]
-    mixed = cover * paint + (255 - cover) * ground
-    return ((mixed + 127) // 255).astype(np.uint8)
+    return ((cover * paint + (256 - cover) * ground + 128) >> 8).astype(np.uint8)
 
 
 def read(plan: Plan, split: str, index: int) -> UInt8[np.ndarray, "t h w c"]:

@@ -121,6 +121,20 @@ def read_frames(path: str | os.PathLike[str], choose: Choose) -> UInt8[np.ndarra
             raise Unreadable("damaged", f"{again.frames} frames of {short.frames}") from None
 
 
+def scan(path: str | os.PathLike[str]) -> int:
+    """Decodes a whole video, keeps nothing, and counts its frames. Raises Unreadable."""
+    survey(path)
+    frames = 0
+    with open_video(path) as (container, stream):
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise Unreadable("damaged", f"frame {frames} is marked as corrupt")
+            frames += 1
+    if not frames:
+        raise Unreadable("no_frames")
+    return frames
+
+
 def survey(path: str | os.PathLike[str]) -> Table:
     """What the header tells of a video's packets; where it is silent, what the packets tell."""
     with open_video(path) as (container, stream):
