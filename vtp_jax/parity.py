@@ -9,6 +9,7 @@ training is given as input, dropout is off, and the reference's quirks are on.
 from __future__ import annotations
 
 import argparse
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vtp_jax import cli, masking
+from vtp_jax import cli, masking, tree
 from vtp_jax.convert import rules
 from vtp_jax.methods import simvtp as method
+from vtp_jax.nn import embed
 from vtp_jax.nn.sizes import Size
 from vtp_jax.types import UserError
 
@@ -78,10 +80,10 @@ def simvtp(
         **QUIRKS,
     )
 
+    check_shapes(method_shapes(net, inputs["video"].shape), params)
+    check_inputs(inputs, net)
     hidden = np.asarray(inputs["mask"], bool)
     counts = hidden.sum(axis=1)
-    if (counts != counts[0]).any():
-        raise UserError("inputs['mask'] hides different numbers of tokens in different rows")
     asked = np.asarray(inputs["labels"]) != -100
     ids = np.asarray(inputs["ids"], np.int32)
     rows = len(ids)
@@ -120,6 +122,51 @@ def simvtp(
         theirs = rules.to_theirs(table, gradient)
         result.update({f"grad/{name}": g for name, g in theirs.items()})
     return {name: np.asarray(x) for name, x in result.items()}
+
+
+def method_shapes(net: method.SimVTP, video: tuple[int, ...]) -> Any:
+    """The shapes of the net's parameters, for a video (B, C, T, H, W)."""
+    b, c, t, h, w = video
+    spec = dict(
+        video=jax.ShapeDtypeStruct((b, t, h, w, c), np.uint8),
+        text=jax.ShapeDtypeStruct((b, 1), np.int32),
+    )
+    return jax.eval_shape(lambda key: method.init(net, key, spec), jax.random.key(0))
+
+
+def check_shapes(expected: Any, params: Any) -> None:
+    """Raises UserError naming every tensor whose shape the others do not allow."""
+    want, got = tree.flatten(expected), tree.flatten(params)
+    wrong = [
+        f"{name} is {got[name].shape}, not {want[name].shape}"
+        for name in want
+        if name in got and got[name].shape != want[name].shape
+    ]
+    if wrong:
+        raise UserError(f"weights do not fit together: {'; '.join(wrong)}")
+
+
+def check_inputs(inputs: Mapping[str, np.ndarray], net: method.SimVTP) -> None:
+    """Raises UserError on inputs that would give numbers without a meaning."""
+    b, _, *sides = inputs["video"].shape
+    n = math.prod(embed.grid_of((b, *sides, 3), net.cube))
+    length = inputs["ids"].shape[-1]
+    shapes = dict(
+        mask=(b, n), ids=(b, length), labels=(b, length), attention_mask=(b, length), negatives=(b,)
+    )
+    for name, shape in shapes.items():
+        if inputs[name].shape != shape:
+            raise UserError(f"inputs['{name}'] is {inputs[name].shape}; it must be {shape}")
+    hidden = np.asarray(inputs["mask"], bool).sum(axis=1)
+    if (hidden != hidden[0]).any():
+        raise UserError("inputs['mask'] hides different numbers of tokens in different rows")
+    negatives = np.asarray(inputs["negatives"])
+    if ((negatives < 0) | (negatives >= b) | (negatives == np.arange(b))).any():
+        raise UserError(f"inputs['negatives'] must name another of the {b} rows for each row")
+    for name, least in (("ids", 0), ("labels", -100)):
+        ids = np.asarray(inputs[name])
+        if ((ids < least) | (ids >= net.vocab_size)).any():
+            raise UserError(f"inputs['{name}'] has ids beyond the vocabulary of {net.vocab_size}")
 
 
 METHODS = dict(simvtp=simvtp)

@@ -93,5 +93,5 @@ def shrink(c: ConfigDict) -> None:
     c.optim.lr.update(peak=1e-3, end=1e-5, warmup=4, steps=c.steps)
     c.evals.val = dict(type="mean", stream="val", every=10)
     c.evals.retrieval = dict(type="retrieval", stream="val", every=10)
-    c.checkpoint = dict(every=10, keep=2, best="retrieval/t2v_r1")
+    c.checkpoint = dict(every=10, keep=2, best=("retrieval/t2v_r1", "max"))
     c.log.every = 5
