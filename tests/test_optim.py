@@ -1,5 +1,7 @@
 """AdamW against a plain restatement of torch's, and the rules on names."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ DIMS = {
     "temperature": (),
 }
 
-# SimVTP (facts, section 3.1): biases, norms and the mask token are not decayed; the three BERT
+# SimVTP (its official code): biases, norms and the mask token are not decayed; the three BERT
 # tables and all kernels are. By name: in stacked blocks a bias has two dimensions.
 NO_DECAY = ".*/(bias|scale|mask_token)"
 RULES = [(NO_DECAY, dict(wd=0.0)), (".*", {})]
@@ -121,6 +123,16 @@ def test_exclusions_by_name():
         "text/type/embedding",
         "temperature",
     }
+
+
+def test_a_config_that_went_through_json_is_the_same():
+    rules = [("encoder/blocks/.*", dict(lr=(0.5, 1.0, 2.0))), (NO_DECAY, dict(wd=0.0)), (".*", {})]
+    shapes = jax.eval_shape(lambda: draw(0))
+    again = json.loads(json.dumps(rules))
+    one, two = (make(r, betas=b) for r, b in ((rules, (0.9, 0.95)), (again, [0.9, 0.95])))
+    results = [o.update(draw(1), o.init(draw(0)), draw(0), jnp.int32(0)) for o in (one, two)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    assert jax.tree.structure(shapes) == jax.tree.structure(results[0].params)
 
 
 def test_a_rate_per_stacked_layer():

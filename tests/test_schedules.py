@@ -12,7 +12,7 @@ from vtp_jax.types import UserError
 
 
 def reference(peak, end, warmup, steps):
-    """SimVTP's table (facts, section 3.1): linspace, then half a cosine over what is left."""
+    """The table of SimVTP's official code: linspace, then half a cosine over what is left."""
     rising = np.linspace(0, peak, warmup) if warmup else np.array([])
     k = np.arange(steps - warmup)
     falling = end + 0.5 * (peak - end) * (1 + np.cos(np.pi * k / max(steps - warmup, 1)))

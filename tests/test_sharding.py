@@ -1,5 +1,6 @@
 """Meshes, rules to shardings, batches on a mesh, prefetching."""
 
+import json
 import threading
 import time
 from functools import partial
@@ -78,6 +79,12 @@ def test_specs_say_what_the_rules_say():
         "b": P(("data", "fsdp")),
         "c": P(),
     }
+
+
+def test_rules_that_went_through_json_are_the_same():
+    rules = [("a", (None, ("data", "fsdp"))), (".*", "fsdp")]
+    shapes = {"a": shape(3, 8), "b": shape(8)}
+    assert specs(rules, shapes) == specs(json.loads(json.dumps(rules)), shapes)
 
 
 @given(st.lists(st.integers(1, 24), max_size=4))

@@ -20,7 +20,7 @@ from vtp_jax import tree
 from vtp_jax.types import Params, UserError
 
 T = TypeVar("T")
-Rules = Sequence[tuple[str, Mapping[str, Any]]]
+Rules = Sequence[Sequence[Any]]  # [(regex, dict(lr=, wd=, frozen=))], lists where JSON made them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def make(
     rules: Rules,
     lr: Callable[[Int[Array, ""]], Float[Array, ""]],
     weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
     clip: float | None = None,
 ) -> Optim:

@@ -29,7 +29,7 @@ from vtp_jax.types import Batch, State, UserError
 
 T = TypeVar("T")
 Spec = str | Sequence[str | Sequence[str] | None]
-Rules = Sequence[tuple[str, Spec]]
+Rules = Sequence[Sequence[Any]]  # [(regex, Spec)], lists where JSON made them
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
