@@ -26,7 +26,7 @@ def metrics(steps=4):
     lines = []
     for step in range(1, steps + 1):
         line = {f"train/{name}": 1 / step for name in report.LOSSES}
-        line |= {"train/lr": 0.1, "train/grad_norm": None, "train/rows_failed": 2}
+        line |= {"train/lr": 0.1, "train/grad_norm": None, "data/failed": 2}
         lines.append({"step": step, "time": 1.7e9 + step, **line})
         if step % 2 == 0:
             found = {

@@ -59,7 +59,8 @@ def method(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> Method:
 
     def losses(params: Params, extra: Extra, batch: Batch, rng: Any) -> Mapping[str, Mean]:
         total, out = made.loss(params, extra, batch, rng, jnp.zeros((), jnp.int32))
-        return {"loss": Mean(total, jnp.ones_like(total)), **out.metrics}
+        rows = batch["valid"].sum(dtype=total.dtype)  # a batch that is partly padding weighs less
+        return {"loss": Mean(total * rows, rows), **out.metrics}
 
     return made._replace(encode={**made.encode, "loss": losses})
 
@@ -97,9 +98,7 @@ def start(
     return fresh, optimizer
 
 
-def restore(
-    workdir: str | Path, which: int | str = "latest", overrides: Sequence[str] = ()
-) -> Run:
+def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequence[str] = ()) -> Run:
     """The run in `workdir` at a checkpoint: its step, "latest" or "best".
 
     The optimizer's state is left on the disk. overrides: `--config.x=y`, on the run's own config.
@@ -116,16 +115,9 @@ def restore(
     shapes = jax.eval_shape(fresh)
     placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])
     wanted = {
-        name: with_sharding(getattr(shapes, name), getattr(placed, name))
+        name: sharding.with_shardings(getattr(shapes, name), getattr(placed, name))
         for name in ("params", "extra")
     }
     found = checkpoint.restore_part(workdir, step, wanted)
     state = State(jnp.asarray(step, jnp.int32), found["params"], {}, found["extra"])
     return Run(cfg, loaded, made, mesh, state)
-
-
-def with_sharding(shapes: Any, placed: Any) -> Any:
-    """The tree of shapes, each with its sharding: what a checkpoint is restored into."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed
-    )

@@ -295,11 +295,11 @@ def timings(story: Story) -> str:
 
 
 def other_curves(story: Story) -> str:
-    """Everything else that training wrote, but for counts of rows."""
+    """Everything else that training wrote, but for the counts of data."""
     names = [
         key
         for key in story.curves
-        if key.startswith("train/") and not key.startswith(("train/loss", "train/rows_"))
+        if key.startswith("train/") and not key.startswith("train/loss")
     ]
     return grid([chart(key.removeprefix("train/"), {key: story.curves[key]}) for key in names])
 
@@ -308,8 +308,8 @@ def settings(story: Story) -> str:
     """Versions, rows read, the config that the run resolved to, and its parameters."""
     rows: list[list[Any]] = [[name, version] for name, version in versions()]
     for key in story.curves:
-        if key.startswith("train/rows_"):
-            rows.append([key.removeprefix("train/").replace("_", " "), story.last(key)])
+        if key.startswith("data/"):
+            rows.append([key.removeprefix("data/"), story.last(key)])
     body = table(["", ""], rows)
     if story.config:
         text = json.dumps(story.config, indent=2, sort_keys=True)

@@ -96,21 +96,19 @@ def train(
     placed = shardings.state_shardings(shapes, devices, sharding)
     step = make_step(made, optimizer, seed)
     check_step(step, shapes, loaded.spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        table = shardings.table(shapes.params, sharding=jax.tree.map(spec_of, placed.params))
-        (folder / "parameters.txt").write_text(table + "\n", encoding="utf-8")
-
     with contextlib.ExitStack() as stack:
-        # -- The state: restored, or born sharded.
+        # -- The state: restored, or born sharded. Nothing is written before the workdir is ours.
         stack.enter_context(shardings.activate(devices))
+        options = dict(config=config, **checkpoint)
         saved = stack.enter_context(
-            cli.call(
-                checkpoints.Checkpoints, "config.checkpoint", workdir, config=config, **checkpoint
-            )
+            cli.call(checkpoints.Checkpoints, "config.checkpoint", workdir, **options)
         )
-        state = saved.restore_latest(build.with_sharding(shapes, placed))
+        if jax.process_index() == 0:
+            (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+            specs = jax.tree.map(lambda s: s.spec, placed.params)
+            table = shardings.table(shapes.params, sharding=specs)
+            (folder / "parameters.txt").write_text(table + "\n", encoding="utf-8")
+        state = saved.restore_latest(shardings.with_shardings(shapes, placed))
         if state is None:
             state = jax.jit(start, out_shardings=placed)()
         first = int(state.step)
@@ -139,12 +137,13 @@ def train(
                     for name in names
                     for key, value in checks[name][1].run(state)
                 }
-                if found:
-                    writer.write(done, found)
-                    progress.say(f"step {done}  " + summary(found))
-                    last.update(found)
+                writer.write(done, found) if found else None
+                for name in names:
+                    progress.say(f"step {done}  " + summary(f"eval/{name}/", found))
+                last.update(found)
                 if done > first and (saved.due(done) or ending):
-                    saved.save(done, state, {k.removeprefix("eval/"): v for k, v in last.items()})
+                    ranks = {k.removeprefix("eval/"): v for k, v in found.items()}
+                    saved.save(done, state, ranks)
             if ending:
                 break
 
@@ -158,9 +157,10 @@ def train(
                 terms = {k: v for k, v in merged.items() if k.startswith("loss")}
                 rates = progress.show(done + 1, terms, batches.waited)
                 merged.update(clips_per_s=rates.clips, waited=rates.waited)
-                merged.update({f"rows_{k}": float(v) for k, v in loaded.counts().items()})
-                last.update({f"train/{k}": v for k, v in merged.items()})
-                writer.write(done + 1, {f"train/{k}": v for k, v in merged.items()})
+                seen = {f"data/{k}": v for k, v in loaded.counts().items()}
+                line = {**{f"train/{k}": v for k, v in merged.items()}, **seen}
+                last.update(line)
+                writer.write(done + 1, line)
                 window = []
                 if skipped > max_skipped:
                     raise UserError(
@@ -185,10 +185,6 @@ def check_step(step: Callable[..., Any], shapes: State, spec: Mapping[str, Any])
             raise UserError(f"a step turns the state's '{name}' from {old} into {got}")
 
 
-def spec_of(placed: jax.sharding.NamedSharding) -> Any:
-    return placed.spec
-
-
 def merge(window: Sequence[Numbers]) -> dict[str, float]:
     """Means over the steps of a window, without the skipped ones, except for their share."""
     good = [one for one in window if not one["skipped"].total] or window[-1:]
@@ -200,8 +196,11 @@ def merge(window: Sequence[Numbers]) -> dict[str, float]:
     return found
 
 
-def summary(found: Mapping[str, float]) -> str:
-    return "  ".join(f"{k.removeprefix('eval/')} {meters.number(v)}" for k, v in found.items())
+def summary(prefix: str, found: Mapping[str, float]) -> str:
+    """One evaluator's numbers in a line; counts are left to the files."""
+    shown = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    text = (f"{k} {meters.number(v)}" for k, v in shown.items() if not k.startswith("n_"))
+    return "  ".join([prefix.split("/")[1] + ":", *text])
 
 
 @contextlib.contextmanager

@@ -82,8 +82,8 @@ def shrink(c: ConfigDict) -> None:
     """The same recipe, small enough for any machine."""
     c.steps, c.batch = 20, 16
     c.data.kind = "shapes"
-    c.data.train = dict(rows=256)
-    c.data.evals = dict(val=dict(rows=32))
+    c.data.train = dict(clips=256)
+    c.data.evals = dict(val=dict(clips=32))
     c.data.video = dict(frames=8, stride=2, size=32, crop="multiscale")
     c.data.text = dict(kind="sentencepiece", path=None, length=24)
     c.method.size = "tiny"

@@ -1,0 +1,122 @@
+"""From nothing to a trained SimVTP and a report of it: what `make demo` runs.
+
+    python -m vtp_jax.demo [--workdir runs/demo] [--ablation no_contrast | no_masking]
+
+Renders a corpus of moving shapes to mp4 files, trains SentencePiece on its captions and SimVTP on
+both, searches 200 clips of combinations it has never seen by their captions, draws what it restores
+and finds, and writes WORKDIR/report.html and WORKDIR/summary.json. Stopped, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vtp_jax import build, cli, metrics, report, sharding, visualize
+from vtp_jax.data import shapes, sources, text
+from vtp_jax.train import train
+
+CLIPS = 4000  # of training, three for each combination
+WORDS = 120  # at most, in the vocabulary
+LOSSES = ("loss_video", "loss_text", "loss_vtc", "loss_vtm")
+ABLATIONS = ("no_contrast", "no_masking")
+
+
+class Stages:
+    """Seconds by stage, added up over restarts in WORKDIR/stages.json."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.path.write_text(json.dumps(self.seconds), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        yield
+        self.add(name, time.monotonic() - start)
+
+
+def prepare(corpus: Path, stages: Stages) -> None:
+    """The corpus and its tokenizer, unless they stand there already."""
+    with stages("corpus"):
+        made = shapes.write(corpus, shapes.Plan(train=CLIPS))
+        print(f"{CLIPS} + {shapes.HELD_OUT} clips {'rendered to' if made else 'stand in'} {corpus}")
+    with stages("tokenizer"):
+        clips = sources.load(root=str(corpus), captions=str(corpus / "train.csv")).clips
+        captions = [caption for clip in clips for caption in clip.captions]
+        words = text.train(captions, corpus / "tokenizer.model", WORDS)
+        print(f"{words.facts['vocab_size']} pieces; the first caption: {captions[0]}")
+
+
+def look(workdir: Path, stages: Stages) -> dict[str, float]:
+    """Retrieval with its protocol, and pictures, from the newest checkpoint."""
+    run = build.restore(workdir)
+    with stages("evaluation"), sharding.activate(run.mesh):
+        checks = build.evaluators(run.config["evals"], run.method, run.data.streams, run.mesh)
+        numbers = dict(checks["retrieval"][1].run(run.state))
+        protocol = checks["retrieval"][1].protocol
+        told = dict(numbers=numbers, protocols={"retrieval": protocol})
+        (workdir / "evaluation.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        print(protocol)
+    with stages("pictures"):
+        visualize.write(run, run.data.streams, "val", workdir / "pictures")
+    return numbers
+
+
+def summarise(workdir: Path, numbers: dict[str, float], stages: Stages) -> dict[str, Any]:
+    """What is printed and written at the end; a loss that the ablation leaves out is None."""
+    lines = [x for x in metrics.read(workdir / "metrics.jsonl") if "train/loss" in x]
+    speeds = [x["train/clips_per_s"] for x in lines if x.get("train/clips_per_s")]
+    return dict(
+        t2v_r1=numbers["t2v_r1"],
+        v2t_r1=numbers["v2t_r1"],
+        **{name: lines[-1].get(f"train/{name}") for name in LOSSES},
+        clips_per_s=statistics.median(speeds) if speeds else None,
+        seconds=stages.seconds,
+        seconds_total=sum(stages.seconds.values()),
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="vtp_jax.demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", help="default: runs/demo, or runs/demo_ABLATION")
+    parser.add_argument("--ablation", choices=ABLATIONS, help="leave a part of SimVTP out")
+    parser.add_argument("--config", default="configs/demo.py")
+    parser.add_argument("--started", type=float, help="when setting up began (seconds since 1970)")
+    args, overrides = cli.parse(parser, argv)
+    start = time.time()
+    workdir = Path(args.workdir or f"runs/demo{'_' + args.ablation if args.ablation else ''}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    stages = Stages(workdir / "stages.json")
+    if args.started:
+        stages.add("environment", start - args.started)
+
+    config = cli.load_config(f"{args.config}:{args.ablation or ''}", overrides)
+    cfg = cli.plain(config)
+    prepare(Path(cfg["data"]["train"]["root"]), stages)
+    with stages("training"):
+        cli.call(train, "config", workdir=str(workdir), **cfg)
+    numbers = look(workdir, stages)
+    with stages("report"):
+        summary = summarise(workdir, numbers, stages)
+        (workdir / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        path = report.write(workdir, label=args.ablation or "")
+    flat = {**summary, **{f"seconds, {k}": v for k, v in stages.seconds.items()}}
+    rows = [(k, v) for k, v in flat.items() if k != "seconds"]
+    metrics.print_table("summary", ("what", "value"), rows)
+    print(f"numbers: {workdir / 'summary.json'}\nreport:  {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
