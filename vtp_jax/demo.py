@@ -3,8 +3,8 @@
     python -m vtp_jax.demo [--workdir runs/demo] [--ablation no_contrast | no_masking]
 
 Renders a corpus of moving shapes to mp4 files, trains SentencePiece on its captions and SimVTP on
-both, searches 200 clips of combinations it has never seen by their captions, draws what it restores
-and finds, and writes WORKDIR/report.html and WORKDIR/summary.json. Stopped, it goes on where it was.
+both, searches 200 clips of combinations it never saw by their captions, draws what it restores and
+finds, and writes WORKDIR/report.html and WORKDIR/summary.json. Stopped, it goes on where it was.
 """
 
 from __future__ import annotations

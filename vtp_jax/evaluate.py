@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = cli.parse(parser, argv)
     run = build.restore(args.workdir, args.step, overrides)
     if not run.config["evals"]:
-        raise UserError(f"{args.workdir}/config.json has no evals; add --config.evals.NAME.type=...")
+        raise UserError(f"{args.workdir}/config.json has no evals, so there is nothing to run")
     checks = build.evaluators(run.config["evals"], run.method, run.data.streams, run.mesh)
     found, protocols = {}, {}
     with sharding.activate(run.mesh):

@@ -74,9 +74,7 @@ class Mean(NamedTuple):
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
         if where is None:
             where = jnp.ones(values.shape, bool)
-        return cls(
-            jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype)
-        )
+        return cls(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype))
 
     def __add__(self, other: Any) -> Mean:
         return Mean(self.total + other.total, self.count + other.count)

@@ -1,0 +1,257 @@
+"""What SimVTP's loss may rely on, and what must change nothing. Numbers against the released model
+are in test_simvtp_golden.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vtp_jax import masking, tree
+from vtp_jax.methods import simvtp
+from vtp_jax.nn import embed, sizes
+from vtp_jax.types import UserError
+
+KEY = jax.random.key(0)
+STEP = jnp.zeros((), jnp.int32)
+SMALL = dict(
+    size=(64, 2, 1, 96), decoder=(64, 1, 1, 96), cube=(2, 8, 8), vocab_size=50, pad_id=0, mask_id=4,
+    dtype="float32", dropout=0.0, video_ratio=0.75,
+)  # fmt: skip
+
+
+def example(b=4, l=9, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = np.array([l, l - 2, 5, 4])[np.arange(b) % 4]
+    mask = np.arange(l) < lengths[:, None]
+    text = np.where(mask, rng.integers(5, 50, (b, l)), 0).astype(np.int32)
+    text[:, 0] = 2
+    return dict(
+        video=jnp.asarray(rng.integers(0, 256, (b, 4, 32, 32, 3)), jnp.uint8),
+        text=jnp.asarray(text),
+        text_mask=jnp.asarray(mask),
+        maskable=jnp.asarray(mask & (text > 4)),
+        valid=jnp.ones(b, bool),
+    )
+
+
+def spec_of(batch):
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+
+
+def build(**changes):
+    method = simvtp.make(**{**SMALL, **changes})
+    return method, method.init(KEY, spec_of(example()))
+
+
+METHOD, PARAMS = build()
+
+
+def losses(batch, method=METHOD, params=PARAMS, seed=1):
+    value, out = jax.jit(method.loss)(params, {}, batch, jax.random.key(seed), STEP)
+    return float(value), {k: float(v.value()) for k, v in out.metrics.items()}
+
+
+def test_parameters_of_the_published_model():
+    method = simvtp.make(size="B", vocab_size=30522)
+    spec = dict(
+        video=jax.ShapeDtypeStruct((2, 16, 224, 224, 3), np.uint8),
+        text=jax.ShapeDtypeStruct((2, 32), np.int32),
+    )
+    shapes = jax.eval_shape(lambda key: method.init(key, spec), KEY)
+    assert tree.size(shapes) == 141_521_084
+    flat = tree.flatten(shapes)
+    text = sum(v.size for k, v in flat.items() if k.startswith("text_embed/"))
+    decoder = sum(v.size for k, v in flat.items() if k.startswith("decoder"))
+    assert text == 23_837_184 and decoder == 7_688_448
+
+
+@pytest.mark.parametrize("size", sizes.ENCODERS)
+def test_every_size_has_a_loss(size):
+    method = simvtp.make(**{**SMALL, "size": size, "decoder": None})
+    batch = example()
+    params = jax.eval_shape(lambda key: method.init(key, spec_of(batch)), KEY)
+    value, out = jax.eval_shape(method.loss, params, {}, batch, KEY, STEP)
+    assert value.shape == () and value.dtype == jnp.float32
+    assert set(out.metrics) >= {"loss_video", "loss_text", "loss_vtc", "loss_vtm"}
+
+
+def test_the_loss_is_the_weighted_sum_of_four():
+    value, found = losses(example())
+    four = [found[f"loss_{n}"] for n in ("video", "text", "vtc", "vtm")]
+    np.testing.assert_allclose(value, sum(four), rtol=1e-6)
+    assert abs(found["loss_vtc"] - np.log(4)) < 3 and abs(found["loss_vtm"] - np.log(2)) < 0.7
+    method, _ = build(weights=dict(vtc=0.5))
+    np.testing.assert_allclose(losses(example(), method)[0], value - 0.5 * four[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("off", ["video", "text", "vtc", "vtm"])
+def test_a_loss_with_weight_zero_is_not_computed_and_leaves_the_others(off):
+    method, _ = build(weights={off: 0.0})
+    _, all_four = losses(example())
+    _, found = losses(example(), method)
+    assert f"loss_{off}" not in found
+    for name, value in found.items():
+        np.testing.assert_allclose(value, all_four[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("quirks", [{}, dict(
+    contrast_text="masked", match_text="masked", pool_padding=True, sum_directions=True, groups=2
+)])  # fmt: skip
+def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(quirks):
+    method, params = build(**quirks)
+    good, other = example(8), example(8, seed=7)
+    valid = jnp.array([True, True, False, True, True, False, True, True])
+    row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
+    mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
+    empty = {k: jnp.where(row[k], good[k], jnp.zeros_like(good[k])) for k in good}
+
+    @jax.jit
+    def run(batch):
+        batch = {**batch, "valid": valid}
+        return jax.value_and_grad(lambda p: method.loss(p, {}, batch, KEY, STEP), has_aux=True)(
+            params
+        )
+
+    (value, out), grads = run(good)
+    for batch in (mixed, empty):
+        (value2, out2), grads2 = run(batch)
+        np.testing.assert_allclose(value2, value, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(out.metrics), jax.tree.leaves(out2.metrics), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads2), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert out.metrics["match_accuracy"].count == 12  # six valid rows, right and wrong
+
+
+def test_rows_without_any_other_ask_no_match():
+    batch = {**example(), "valid": jnp.array([False, True, False, False])}
+    value, found = losses(batch)
+    assert found["loss_vtm"] == 0 and found["loss_vtc"] == 0 and np.isfinite(value)
+
+
+def test_hidden_pixels_and_words_reach_no_prediction():
+    batch, net = example(), simvtp.SimVTP(
+        sizes.Size(64, 2, 1, 96), sizes.Size(64, 1, 1, 96),
+        **{k: v for k, v in SMALL.items() if k not in ("size", "decoder")},
+    )  # fmt: skip
+    draws = simvtp.draw(net, KEY, batch)
+    run = jax.jit(lambda b: simvtp.forward(net, PARAMS, b, draws))
+    dropped = draws.mask.dropped[..., None]
+    cubes = embed.cut(batch["video"], net.cube)
+    grid = embed.grid_of(batch["video"].shape, net.cube)
+    noise = jnp.where(dropped, 255 - cubes, cubes)
+    words = jnp.where(draws.hidden, 49, batch["text"])
+    a = run(batch)
+    b = run({**batch, "video": embed.join(noise, grid, net.cube), "text": words})
+    assert (a.pixels == b.pixels).all() and (a.words == b.words).all()
+    assert not (a.target == b.target).all() and not (a.text == b.text).all()
+
+
+def test_contrast_over_groups_is_the_mean_of_the_groups():
+    method, _ = build(groups=2, weights=dict(video=0.0, text=0.0, vtm=0.0))
+    alone, _ = build(weights=dict(video=0.0, text=0.0, vtm=0.0))
+    batch = example()
+    net = method.loss.args[0]
+    draws = simvtp.draw(net, KEY, batch)
+
+    def vtc(net, rows):
+        part = {k: v[rows] for k, v in batch.items()}
+        mask = masking.TokenMask(*(x[rows] for x in draws.mask))
+        own = draws._replace(
+            mask=mask, hidden=draws.hidden[rows], masked=draws.masked[rows],
+            negative=jnp.zeros(len(part["valid"]), jnp.int32),
+        )  # fmt: skip
+        out = simvtp.forward(net, PARAMS, part, own)
+        return float(simvtp.terms(net, out, part, own)["loss_vtc"].value())
+
+    halves = [vtc(alone.loss.args[0], slice(i, i + 2)) for i in (0, 2)]
+    np.testing.assert_allclose(vtc(net, slice(0, 4)), np.mean(halves), rtol=1e-5)
+
+
+def test_sharing_the_joint_pass_is_the_same_without_dropout_only():
+    shared, _ = build(match_text="masked")
+    twice, _ = build(match_text="masked", second_draw=True)
+    a, b = (losses(example(), m)[1]["loss_vtm"] for m in (shared, twice))
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    shared, _ = build(match_text="masked", dropout=0.5)
+    twice, _ = build(match_text="masked", second_draw=True, dropout=0.5)
+    a, b = (losses(example(), m)[1]["loss_vtm"] for m in (shared, twice))
+    assert abs(a - b) > 1e-6
+
+
+def test_a_key_decides_all_randomness():
+    method, _ = build(dropout=0.1, drop_path=0.1)
+    batch = example()
+    assert losses(batch, method, seed=3) == losses(batch, method, seed=3)
+    assert losses(batch, method, seed=3)[0] != losses(batch, method, seed=4)[0]
+    still, _ = build()
+    assert losses(batch, method, seed=3)[0] != losses(batch, still, seed=3)[0]  # dropout is on
+
+
+def test_embeddings_depend_on_their_own_row_and_not_on_padding():
+    batch = example()
+    longer = {
+        k: jnp.pad(v, ((0, 0), (0, 3))) if k in ("text", "text_mask") else v
+        for k, v in batch.items()
+    }
+    for name in ("video", "text"):
+        encode = jax.jit(METHOD.encode[name])
+        whole = encode(PARAMS, {}, batch)["embedding"]
+        assert whole.dtype == jnp.float32 and whole.shape == (4, 64)
+        one = encode(PARAMS, {}, {k: v[2:3] for k, v in batch.items()})["embedding"]
+        np.testing.assert_allclose(whole[2:3], one, atol=1e-5)
+        np.testing.assert_allclose(encode(PARAMS, {}, longer)["embedding"], whole, atol=1e-5)
+    quirky, _ = build(pool_padding=True)
+    with_pads = [
+        jax.jit(quirky.encode["text"])(PARAMS, {}, b)["embedding"] for b in (batch, longer)
+    ]
+    assert jnp.abs(with_pads[0] - with_pads[1]).max() > 1e-3
+
+
+def test_pair_scores_rows_by_the_matching_head():
+    batch = example()
+    video, text = (METHOD.encode[k](PARAMS, {}, batch) for k in ("video", "text"))
+    score = METHOD.encode["pair"](PARAMS, {}, video, text)["score"]
+    turned = jax.tree.map(lambda x: x[::-1], (video, text))
+    np.testing.assert_allclose(
+        METHOD.encode["pair"](PARAMS, {}, *turned)["score"], score[::-1], atol=1e-5
+    )
+    assert score.shape == (4,) and jnp.ptp(score) > 0
+
+
+def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked():
+    batch = example()
+    a = METHOD.encode["reconstruct"](PARAMS, {}, batch, KEY)
+    hidden = a["hidden"][..., None]
+    changed = jnp.where(hidden, 255 - batch["video"], batch["video"])
+    b = METHOD.encode["reconstruct"](PARAMS, {}, {**batch, "video": changed}, KEY)
+    for name, same in (("visible", True), ("normalised", True), ("true", False)):
+        x, y = (jnp.where(hidden, z["restored"][name], 0) for z in (a, b))
+        assert bool((x == y).all()) == same
+    shown = jnp.where(hidden, 0, a["restored"]["visible"] - batch["video"] / 255.0)
+    np.testing.assert_allclose(shown, 0, atol=1e-6)
+    assert 0 < float(hidden.mean()) < 1
+    asked = a["text_hidden"]
+    assert (a["masked_text"] == jnp.where(asked, 4, a["text"])).all()
+    assert (a["predicted_text"] == a["text"])[~asked].all()
+
+
+def test_without_masks_there_is_contrast_and_matching_alone():
+    method, _ = build(video_ratio=0.0, text_ratio=0.0, weights=dict(video=0.0, text=0.0))
+    value, found = losses(example(), method)
+    np.testing.assert_allclose(value, found["loss_vtc"] + found["loss_vtm"], rtol=1e-6)
+    assert METHOD.encode["reconstruct"](PARAMS, {}, example())["text"].shape == (4, 9)
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (dict(mask="frames"), "method.mask='frames'"),
+        (dict(weights=dict(vtx=1.0)), "no loss 'vtx'"),
+        (dict(contrast_text="none"), "method.contrast_text"),
+        (dict(size="XL"), "no size 'XL'"),
+    ],
+)
+def test_wrong_recipes_are_named(wrong, told):
+    with pytest.raises(UserError, match=told):
+        build(**wrong)

@@ -1,0 +1,118 @@
+"""Every config loads with every switch, builds, and trains `:tiny` through the real main; every
+command in a config's or an entry's header is one that the entry understands."""
+
+import re
+import shlex
+from itertools import combinations
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests.configs import ROOT, config_files, switches, tiny_configs
+from vtp_jax import build, cli, metrics, sharding, train, tree
+from vtp_jax.types import UserError
+
+HEADERS = [
+    *config_files(),
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "vtp_jax").glob("*.py")),
+]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def all_switches():
+    for path in config_files():
+        known = switches(path)
+        assert "tiny" in known, f"{path} has no switch tiny"
+        for n in range(len(known) + 1):
+            yield from (f"{path}:{','.join(c)}" for c in combinations(known, n))
+
+
+@pytest.mark.parametrize("spec", list(all_switches()))
+def test_it_loads_and_its_rules_cover_its_parameters(spec):
+    cfg = cli.plain(cli.load_config(spec))
+    if "tiny" in spec:
+        data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+        facts, shapes_of_batch = data.facts, data.spec
+    else:  # its data is not here; its net is
+        look, length = cfg["data"]["video"], cfg["data"]["text"]["length"]
+        facts = dict(vocab_size=30522, pad_id=0, mask_id=103, mean=(0.5,) * 3, std=(0.2,) * 3)
+        b, t, s = cfg["batch"], look["frames"], look["size"]
+        kinds = dict(text="int32", text_mask="bool", maskable="bool")
+        shapes_of_batch = {
+            "video": jax.ShapeDtypeStruct((b, t, s, s, 3), "uint8"),
+            "valid": jax.ShapeDtypeStruct((b,), "bool"),
+            **{k: jax.ShapeDtypeStruct((b, length), d) for k, d in kinds.items()},
+        }
+    method = build.method(cfg["method"], facts)
+    start, optimizer = build.start(method, cfg["optim"], shapes_of_batch, 0)
+    shapes = jax.eval_shape(start)
+    sharding.state_shardings(shapes, sharding.make_mesh(data=2, fsdp=2, tensor=2), cfg["sharding"])
+    step = train.make_step(method, optimizer, 0)
+    state, _ = jax.eval_shape(step, shapes, shapes_of_batch)
+    assert tree.size(state.params) == tree.size(shapes.params)
+
+
+@pytest.mark.parametrize("path", tiny_configs())
+def test_tiny_trains_evaluates_and_writes(path, tmp_path, capsys):
+    train.main(["--config", path, "--workdir", str(tmp_path)])
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    cfg = cli.plain(cli.load_config(str(tmp_path / "config.json")))
+    assert lines[-1]["step"] == cfg["steps"]
+    losses = [x["train/loss"] for x in lines if "train/loss" in x]
+    assert losses[-1] < losses[0]
+    assert any(k.startswith("eval/") for x in lines for k in x)
+    assert (tmp_path / "checkpoints" / str(cfg["steps"])).is_dir()
+    assert "qkv" in (tmp_path / "parameters.txt").read_text()
+    out = capsys.readouterr().out
+    assert f"step {cfg['steps']}/{cfg['steps']}" in out and "\x1b" not in out and "\r" not in out
+
+
+@pytest.mark.parametrize("path", HEADERS)
+def test_commands_in_headers_are_understood(path):
+    text = (ROOT / path).read_text(encoding="utf-8").split('"""')[1]
+    text = text.replace("\\\n", " ")
+    for command in re.findall(r"python -m vtp_jax\.train (.*)", text):
+        words = shlex.split(re.split(r"  +|\[", command)[0])
+        spec = words[words.index("--config") + 1]
+        assert Path(spec.split(":")[0]).exists()
+        cli.load_config(spec, [w for w in words if w.startswith("--config.")])
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["--config.optim.lrr=1"], "lrr"),
+        (["--config.stepps=1"], "stepps"),
+        (["--config.steps=many"], "steps"),
+        (["--config.method.name=simvpt"], "did you mean 'simvtp'"),
+        (["--config.batch=15", "--config.mesh.data=2"], "15"),
+    ],
+)
+def test_typos_fail_in_one_line_before_anything_compiles(overrides, told, tmp_path, monkeypatch):
+    def compile_nothing(*_, **__):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(jax.stages.Traced, "lower", compile_nothing)
+    with pytest.raises(UserError, match=told) as error:
+        path = "configs/simvtp/pretrain_webvid.py:tiny"
+        train.main(["--config", path, "--workdir", str(tmp_path), *overrides])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "part", ["data", "data.video", "method", "optim", "mesh", "checkpoint", "log", "evals.val", ""]
+)
+def test_a_key_that_nothing_takes_is_named(part, tmp_path):
+    config = cli.load_config("configs/simvtp/pretrain_webvid.py:tiny")
+    with config.unlocked():
+        inner = config
+        for name in part.split(".") if part else []:
+            inner = inner[name]
+        inner["frobnicate"] = 1
+    with pytest.raises(UserError, match="frobnicate"):
+        cli.call(train.train, "config", workdir=str(tmp_path), **cli.plain(config))

@@ -1,0 +1,65 @@
+"""The contract, for every method: the same numbers on any mesh, state that keeps its types.
+
+Methods are found in configs: any config with a `tiny` switch is a case.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.configs import tiny_configs
+from vtp_jax import build, cli, sharding, tree
+from vtp_jax.train import make_step
+
+MESHES = [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=8)]
+
+
+def run(cfg, mesh, steps=3):
+    """Losses and final parameters of a few steps on a mesh."""
+    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    method = build.method(cfg["method"], data.facts)
+    start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
+    placed = sharding.state_shardings(jax.eval_shape(start), mesh, cfg["sharding"])
+    losses = []
+    with sharding.activate(mesh):
+        state = jax.jit(start, out_shardings=placed)()
+        step = jax.jit(make_step(method, optimizer, 0))
+        for batch, _ in zip(data.batches(0), range(steps), strict=False):
+            state, numbers = step(state, sharding.put(batch, mesh))
+            losses.append({k: float(v.value()) for k, v in numbers.items()})
+    return losses, jax.device_get(state.params), state
+
+
+@pytest.mark.parametrize("path", tiny_configs())
+def test_one_device_and_eight_give_the_same_losses(path):
+    cfg = cli.plain(cli.load_config(path))
+    cfg["method"]["dtype"] = "float32"
+    one, params, _ = run(cfg, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
+    assert one[0]["loss"] != one[-1]["loss"]
+    for axes in MESHES:
+        many, params8, state = run(cfg, sharding.make_mesh(**axes))
+        for a, b in zip(one, many, strict=True):
+            assert a.keys() == b.keys()
+            for name in a:
+                np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=1e-5, err_msg=name)
+        for name, leaf in tree.flatten(params8).items():
+            np.testing.assert_allclose(
+                leaf, tree.flatten(params)[name], rtol=0.02, atol=2e-4, err_msg=name
+            )
+        if axes.get("fsdp", 1) > 1:  # parameters really are spread
+            leaf = state.params["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
+            assert leaf.addressable_shards[0].data.size < leaf.size
+
+
+@pytest.mark.parametrize("path", tiny_configs())
+def test_a_step_gives_back_the_types_of_the_state(path):
+    cfg = cli.plain(cli.load_config(path))
+    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    method = build.method(cfg["method"], data.facts)
+    start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
+    shapes = jax.eval_shape(start)
+    new, _ = jax.eval_shape(make_step(method, optimizer, 0), shapes, dict(data.spec))
+    assert tree.flatten(new).keys() == tree.flatten(shapes).keys()
+    for name, old in tree.flatten(shapes).items():
+        got = tree.flatten(new)[name]
+        assert (got.shape, got.dtype) == (old.shape, old.dtype), name

@@ -1,0 +1,69 @@
+"""Who may import whom, read off the syntax trees; and no TensorFlow outside `vtp_jax.data`."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "vtp_jax"
+FILES = sorted(ROOT.rglob("*.py"))
+BASE = {"types", "tree", "schedules"}
+PARTS = {"nn", "masking", "augment", "objectives"}
+RUNTIME = {"sharding", "optim", "checkpoint", "metrics"}
+# room -> what it may import beside itself
+ALLOWED = {
+    "types": set(),
+    "tree": {"types"},
+    "schedules": {"types"},
+    **{part: BASE | PARTS for part in PARTS},
+    "methods": BASE | PARTS,
+    "tasks": BASE | PARTS,
+    "data": {"types"},
+    **{room: {"types", "tree"} for room in RUNTIME},
+    "evals": {"types", "sharding"},
+    "convert": {"types", "tree"},
+    "cli": {"types"},
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_import_directions(path):
+    names = set(imported(path))
+    assert not any(n == "configs" or n.startswith("configs.") for n in names)
+    if room(path) != "data":
+        assert not any(n.split(".")[0] == "tensorflow" for n in names)
+    ours = {n.split(".")[1] for n in names if n.startswith("vtp_jax.")}
+    if room(path) in ALLOWED:
+        assert ours <= ALLOWED[room(path)] | {room(path)}, path
+    if room(path) == "methods":  # one method never imports another
+        others = {n for n in names if n.startswith("vtp_jax.methods.")}
+        assert not others, path
+
+
+def test_everything_imports_without_tensorflow():
+    modules = [
+        ".".join(["vtp_jax", *p.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        for p in FILES
+    ]
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "import importlib\n"
+        f"[importlib.import_module(m) for m in {modules!r}]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

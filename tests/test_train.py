@@ -1,0 +1,172 @@
+"""The loop: exact resumption, skipped steps, stopping well, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.configs import ROOT
+from vtp_jax import build, checkpoint, cli, metrics, train, tree
+from vtp_jax.types import Mean, Method, Out, State, UserError
+
+CONFIG = "configs/demo.py:tiny"
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def go(workdir, *overrides):
+    config = cli.plain(cli.load_config(CONFIG, [*overrides, "--config.log.every=1"]))
+    return cli.call(train.train, "config", workdir=str(workdir), **config)
+
+
+def losses(workdir):
+    lines = metrics.read(workdir / "metrics.jsonl")
+    return {x["step"]: x["train/loss"] for x in lines if "train/loss" in x}
+
+
+def params(workdir):
+    return tree.flatten(checkpoint.restore_params(workdir))
+
+
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
+    go(tmp_path / "whole")
+    go(tmp_path / "parts", "--config.steps=3", "--config.optim.lr.steps=6")
+    assert max(losses(tmp_path / "parts")) == 3
+    go(tmp_path / "parts")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    a, b = params(tmp_path / "whole"), params(tmp_path / "parts")
+    assert all((a[name] == b[name]).all() for name in a)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path, number):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = ["--config.steps=40", "--config.checkpoint.every=4", "--config.evals.retrieval.every=0"]
+    go(whole, *more)
+    command = [sys.executable, "-m", "vtp_jax.train", "--config", CONFIG, "--workdir", str(parts)]
+    command += [*more, "--config.log.every=1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 240
+    while not list(parts.glob("checkpoints/[0-9]*")) or max(losses(parts), default=0) < 9:
+        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    process.wait()
+    stopped = max(losses(parts))
+    if number == signal.SIGTERM:  # it saved before it went
+        assert process.returncode == 0
+        assert checkpoint.find_step(parts) >= 9
+    go(parts, *more)
+    assert losses(whole) == losses(parts) and stopped >= 9
+    a, b = params(whole), params(parts)
+    assert all((a[name] == b[name]).all() for name in a)
+
+
+def broken_at(steps, value):
+    """A method of one weight whose loss is not finite at some steps."""
+
+    def loss(params, extra, batch, rng, step):
+        bad = jnp.isin(step, jnp.asarray(steps))
+        total = params["w"] * jnp.where(bad, value, 1.0)
+        return total, Out({"loss_w": Mean(total, jnp.ones(()))}, {"seen": extra["seen"] + 1})
+
+    return Method(
+        init=lambda rng, spec: {"w": jnp.ones(())},
+        loss=loss,
+        encode={},
+        start=lambda rng, spec, params: {"seen": jnp.zeros((), jnp.int32)},
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(value):
+    method = broken_at([1], value)
+    cfg = dict(lr=0.1, weight_decay=0.0, rules=[(".*", {})])
+    start, optimizer = build.start(method, cfg, {}, 0)
+    step = jax.jit(train.make_step(method, optimizer, 0))
+    states, skipped = [start()], []
+    for _ in range(3):
+        state, numbers = step(states[-1], {})
+        states.append(state)
+        skipped.append(float(numbers["skipped"].value()))
+    assert skipped == [0, 1, 0]
+    assert [int(s.step) for s in states] == [0, 1, 2, 3]
+    assert [int(s.extra["seen"]) for s in states] == [0, 1, 1, 2]
+    for a, b in zip(jax.tree.leaves(states[1][1:]), jax.tree.leaves(states[2][1:]), strict=True):
+        assert (a == b).all()
+    assert states[3].params["w"] < states[2].params["w"] < states[0].params["w"]
+
+
+def test_too_many_skipped_steps_stop_the_run(tmp_path, monkeypatch):
+    method = broken_at(range(2, 100), np.nan)
+    monkeypatch.setattr(build, "method", lambda *_: method)
+    with pytest.raises(UserError, match="4 steps in a row .* not finite"):
+        config = cli.plain(cli.load_config(CONFIG))
+        config.update(sharding=[(".*", ())], evals={}, log=dict(every=1, max_skipped=3), steps=30)
+        config["optim"]["rules"] = [(".*", {})]
+        train.train(workdir=str(tmp_path), **config)
+
+
+def test_merge_leaves_skipped_steps_out_of_means():
+    def one(loss, skipped):
+        return {
+            "loss": Mean(np.float32(loss), np.float32(1)),
+            "skipped": Mean(np.float32(skipped), np.float32(1)),
+        }
+
+    found = train.merge([one(1.0, 0), one(np.nan, 1), one(3.0, 0)])
+    assert found["loss"] == 2.0 and abs(found["skipped"] - 1 / 3) < 1e-6
+
+
+def test_a_state_whose_types_change_is_refused():
+    shapes = State(
+        *(jax.ShapeDtypeStruct((), d) for d in ("int32", "float32", "float32", "float32"))
+    )
+
+    def step(state, batch):
+        return state._replace(extra=state.extra.astype(jnp.bfloat16)), {}
+
+    with pytest.raises(UserError, match="a step turns the state's 'extra'"):
+        train.check_step(step, shapes, {})
+
+
+def test_another_net_in_the_same_workdir_is_refused(tmp_path):
+    go(tmp_path, "--config.steps=3", "--config.optim.lr.steps=6")
+    with pytest.raises(UserError, match="does not fit"):
+        config = cli.plain(cli.load_config(CONFIG))
+        config["method"]["size"] = (128, 1, 2, 128)
+        train.train(workdir=str(tmp_path), **config)
+
+
+def test_the_resolved_config_runs_again(tmp_path):
+    go(tmp_path / "a")
+    path = str(tmp_path / "a" / "config.json")
+    train.main(["--config", path, "--workdir", str(tmp_path / "b")])
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == json.loads(open(path).read())
+
+
+def test_evaluate_reads_what_train_wrote(tmp_path, capsys):
+    from vtp_jax import evaluate
+
+    last = go(tmp_path)
+    capsys.readouterr()
+    evaluate.main(["--workdir", str(tmp_path)])
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    for name, value in found["numbers"].items():
+        np.testing.assert_allclose(value, last[f"eval/{name}"], rtol=1e-5)
+    assert "ties" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no run in"):
+        evaluate.main(["--workdir", str(tmp_path / "nothing")])
