@@ -1,8 +1,8 @@
 """Makes and checks what training reads.
 
-    python -m vtp_jax.prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
-    python -m vtp_jax.prepare check --root videos --captions train.csv
-    python -m vtp_jax.prepare shapes --out data/shapes
+python -m vtp_jax.prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
+python -m vtp_jax.prepare check --root videos --captions train.csv
+python -m vtp_jax.prepare shapes --out data/shapes
 """
 
 from __future__ import annotations

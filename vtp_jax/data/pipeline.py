@@ -316,7 +316,8 @@ def run_tfdata(
     tf = import_tensorflow()
 
     def row(place: Any) -> Any:
-        pixels, cause = tf.numpy_function(attempt, [place], (tf.uint8, tf.int32))
+        made = tf.numpy_function(lambda p: attempt(int(p)), [place], (tf.uint8, tf.int32))
+        pixels, cause = made
         pixels.set_shape(shape)
         cause.set_shape(())
         return pixels, cause

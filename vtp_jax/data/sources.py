@@ -11,7 +11,7 @@ import csv
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,14 +130,23 @@ def read_csv(file: Path, *columns: str) -> Iterator[tuple[str, Any, Any]]:
         known = list(table.fieldnames or ())
         if not known:
             raise UserError(f"{file} is empty; its first line must name the columns")
-        yield from pick_columns(file, ((f"line {table.line_num}", row) for row in table), columns)
         check_columns(file, known, columns)
+        for row in table:
+            yield f"line {table.line_num}", row[columns[0]], row[columns[1]]
 
 
 def read_jsonl(file: Path, *columns: str) -> Iterator[tuple[str, Any, Any]]:
     with file.open(encoding="utf-8-sig") as text:
-        rows = ((f"line {n}", json.loads(line)) for n, line in enumerate(text, 1) if line.strip())
-        yield from pick_columns(file, rows, columns)
+        for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row, Mapping):
+                raise UserError(
+                    f"{file}, line {number}: not an object with {' and '.join(columns)}"
+                )
+            check_columns(file, list(row), columns)
+            yield f"line {number}", row[columns[0]], row[columns[1]]
 
 
 def read_json(file: Path, *_: str) -> Iterator[tuple[str, Any, Any]]:
@@ -145,18 +154,8 @@ def read_json(file: Path, *_: str) -> Iterator[tuple[str, Any, Any]]:
     if not isinstance(table, Mapping):
         raise UserError(f"{file} must be {{path: caption}}, not a {type(table).__name__}")
     for n, (path, captions) in enumerate(table.items(), 1):
-        for caption in captions if isinstance(captions, list) else [captions]:
+        for caption in captions if captions and isinstance(captions, list) else [captions]:
             yield f"entry {n}", path, caption
-
-
-def pick_columns(
-    file: Path, rows: Iterable[tuple[str, Any]], columns: Sequence[str]
-) -> Iterator[tuple[str, Any, Any]]:
-    for where, row in rows:
-        if not isinstance(row, Mapping):
-            raise UserError(f"{file}, {where}: not an object with {' and '.join(columns)}")
-        check_columns(file, list(row), columns)
-        yield where, row[columns[0]], row[columns[1]]
 
 
 def check_columns(file: Path, known: Sequence[Any], columns: Sequence[str]) -> None:

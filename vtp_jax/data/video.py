@@ -25,9 +25,13 @@ CAUSES = {
     "no_video_stream": "the container has no video",
     "no_frames": "the video has no frame",
     "too_large": "its frames have more than MAX_PIXELS pixels",
+    "truncated": "it ends well before the frames that its header promises",
     "damaged": "decoding fails before the last frame asked for",
 }
 MAX_PIXELS = 8192 * 8192
+SHORTFALL = (
+    0.1  # of the promised frames may be missing: edit lists and hidden frames are counted in
+)
 # Only containers that hold their own data: a playlist could name other files and hosts.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,h264,hevc"
@@ -106,32 +110,38 @@ def read_frames(path: str | os.PathLike[str], choose: Choose) -> UInt8[np.ndarra
 
     Numbers may come in any order and repeat. A frame that is not asked for is not converted to RGB,
     and not decoded where a later key frame allows it. A damaged file is readable as long as every
-    frame asked for is whole. One that ends undamaged before the end its header promised is asked
-    again, with its true length. Raises Unreadable.
+    frame asked for is whole. One that ends undamaged a little before the end that its header
+    promised is asked again, with its true length. Raises Unreadable.
     """
     table = survey(path)
     try:
         return take(path, choose(table.frames), table)
     except Short as short:
-        if not short.frames:
-            raise Unreadable("no_frames") from None
-        try:
-            return take(path, choose(short.frames), Table(short.frames))
-        except Short as again:
-            raise Unreadable("damaged", f"{again.frames} frames of {short.frames}") from None
+        check_length(short.frames, table.frames)
+        frames = short.frames
+    try:
+        return take(path, choose(frames), Table(frames))
+    except Short as short:
+        raise Unreadable("truncated", f"{short.frames} frames of {frames}") from None
+
+
+def check_length(frames: int, promised: int) -> None:
+    if not frames:
+        raise Unreadable("no_frames")
+    if frames < (1 - SHORTFALL) * promised:
+        raise Unreadable("truncated", f"{frames} frames of {promised}")
 
 
 def scan(path: str | os.PathLike[str]) -> int:
     """Decodes a whole video, keeps nothing, and counts its frames. Raises Unreadable."""
-    survey(path)
+    promised = survey(path).frames
     frames = 0
     with open_video(path) as (container, stream):
         for frame in container.decode(stream):
             if frame.is_corrupt:
                 raise Unreadable("damaged", f"frame {frames} is marked as corrupt")
             frames += 1
-    if not frames:
-        raise Unreadable("no_frames")
+    check_length(frames, promised)
     return frames
 
 
@@ -167,9 +177,9 @@ def take(
     path: str | os.PathLike[str], numbers: Int[np.ndarray, "t"], table: Table
 ) -> UInt8[np.ndarray, "t h w c"]:
     """The frames of these numbers. Raises Short at the undamaged end of a shorter video."""
-    wanted, places = np.unique(numbers, return_inverse=True)
-    skips = (n for at, n in zip([0, *wanted], wanted, strict=False) if can_skip(table, at, n))
-    if any(True for _ in skips):
+    unique, places = np.unique(numbers, return_inverse=True)
+    wanted = unique.tolist()
+    if any(can_skip(table, at, n) for at, n in zip([0, *wanted], wanted, strict=False)):
         if not table.numbers:
             with open_video(path) as (container, stream):
                 table = tabulate(container, stream)
@@ -184,7 +194,7 @@ def can_skip(table: Table, at: int, number: int) -> bool:
 
 
 def decode(
-    path: str | os.PathLike[str], wanted: Int[np.ndarray, "t"], table: Table
+    path: str | os.PathLike[str], wanted: Sequence[int], table: Table
 ) -> list[UInt8[np.ndarray, "h w c"]]:
     """Frames of ascending numbers: from key frame to key frame by the table, or from the start."""
     reformatter = VideoReformatter()
@@ -192,7 +202,7 @@ def decode(
     with open_video(path) as (container, stream):
         at, sought = 0, False
         frames: Iterator[Any] = container.decode(stream)
-        for number in wanted.tolist():
+        for number in wanted:
             if can_skip(table, at, number):
                 container.seek(table.key_before(number)[1], stream=stream)
                 frames = container.decode(stream)

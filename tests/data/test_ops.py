@@ -1,0 +1,145 @@
+"""Sampling and crops against a restatement, step by step, of what the SimVTP code does."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vtp_jax.data import ops
+
+lengths = st.integers(1, 200)
+sides = st.integers(40, 120)
+
+
+def reference_walk(length, frames, stride, offset):
+    """A counter from 1: take counter - 1, advance only while counter + stride < length."""
+    counter, taken = offset + 1, []
+    for _ in range(frames):
+        taken.append(counter - 1)
+        if counter + stride < length:
+            counter += stride
+    return taken
+
+
+@given(lengths, st.integers(1, 16), st.integers(1, 4), st.integers(0, 10))
+def test_sample_frames_as_the_reference(length, frames, stride, seed):
+    got = ops.sample_frames(length, frames, stride, np.random.default_rng(seed))
+    window = frames * stride
+    starts = range(length - window + 1) if length - (window - 1) > 0 else [0]
+    assert got.tolist() == reference_walk(length, frames, stride, got[0]) and got[0] in starts
+    assert got.min() >= 0 and got.max() < length
+
+
+def test_sample_frames_starts_are_uniform():
+    """A video of 66 frames has three starts for 16 frames of stride 4: [0, 66 - 63)."""
+    rng = np.random.default_rng(0)
+    starts = [ops.sample_frames(66, 16, 4, rng)[0] for _ in range(600)]
+    assert np.all(np.bincount(starts) > 150) and set(starts) == {0, 1, 2}
+
+
+def test_short_clips_repeat_the_last_frame():
+    rng = np.random.default_rng(0)
+    assert ops.sample_frames(10, 16, 4, rng).tolist() == [0, 4, 8] + 13 * [8]
+    assert ops.sample_frames(1, 4, 4, rng).tolist() == [0, 0, 0, 0]
+    assert ops.centre_frames(70, 16, 4)[0] == 3
+
+
+@given(lengths, st.integers(1, 16), st.integers(1, 4), st.integers(1, 6))
+def test_view_frames_as_the_reference(length, frames, stride, segments):
+    strided = list(range(0, length, stride))
+    while len(strided) < frames:
+        strided.append(strided[-1])
+    got = ops.view_frames(length, frames, stride, segments)
+    for k in range(segments):
+        room = len(strided) - frames
+        start = int(k * max(room / (segments - 1), 0)) if segments > 1 else room // 2
+        assert got[k].tolist() == strided[start : start + frames]
+
+
+class Fixed:
+    """A generator that gives chosen numbers and remembers how many choices there were."""
+
+    def __init__(self, *numbers):
+        self.numbers, self.choices = list(numbers), []
+
+    def integers(self, choices):
+        self.choices.append(choices)
+        return self.numbers.pop(0)
+
+
+def reference_crops(w, h, size):
+    """{(x, y, crop width, crop height)} of TSN's multi-scale crop with fixed offsets."""
+    base = min(w, h)
+    crop = [int(base * s) for s in (1, 0.875, 0.75, 0.66)]
+    crop = [size if abs(c - size) < 3 else c for c in crop]
+    for i, crop_h in enumerate(crop):
+        for j, crop_w in enumerate(crop):
+            if abs(i - j) <= 1:
+                ws, hs = (w - crop_w) // 4, (h - crop_h) // 4
+                offsets = [(0, 0), (4 * ws, 0), (0, 4 * hs), (4 * ws, 4 * hs), (2 * ws, 2 * hs),
+                           (0, 2 * hs), (4 * ws, 2 * hs), (2 * ws, 4 * hs), (2 * ws, 0),
+                           (ws, hs), (3 * ws, hs), (ws, 3 * hs), (3 * ws, 3 * hs)]  # fmt: skip
+                for x, y in offsets:
+                    yield x, y, crop_w, crop_h
+
+
+def picture(h, w, frames=2, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (frames, h, w, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("h, w, size", [(48, 64, 32), (64, 47, 46), (40, 40, 28)])
+def test_crop_multiscale_every_choice_as_the_reference(h, w, size):
+    video = picture(h, w)
+
+    def crop(frame, x, y, w, h):
+        image = Image.fromarray(frame).crop((x, y, x + w, y + h))
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+    wanted = [np.stack([crop(f, *box) for f in video]) for box in reference_crops(w, h, size)]
+    got = []
+    for pair in range(10):
+        for place in range(13):
+            rng = Fixed(pair, place)
+            got.append(ops.crop_multiscale.__wrapped__(video, size, rng))
+            assert rng.choices == [10, 13]
+    # Order among the choices is free: all are equally likely.
+    assert sorted(g.tobytes() for g in got) == sorted(g.tobytes() for g in wanted)
+
+
+@given(sides, sides, st.integers(1, 4))
+def test_crop_views_as_the_reference(h, w, crops):
+    """Frame by frame: short side to 32, squares at int(c * room / (crops - 1)) of the long side."""
+    video = picture(h, w, frames=1)
+    got = ops.crop_views(video, 32, crops)
+    assert got.shape == (crops, 1, 32, 32, 3)
+    long = int(max(h, w) * 32 / min(h, w))
+    small = ops.resize_plain(video, *((32, long) if h <= w else (long, 32)))
+    for c in range(crops):
+        start = int(c * ((long - 32) / (crops - 1))) if crops > 1 else (long - 32) // 2
+        rows = small[:, :, start : start + 32] if h < w else small[:, start : start + 32]
+        np.testing.assert_array_equal(got[c], rows)
+
+
+@given(sides, sides, sides, sides)
+def test_resize_plain_is_bilinear_between_four_pixels(h, w, h2, w2):
+    """OpenCV's rule: the centre of a target pixel, mapped back, between its four neighbours."""
+    (picture_in,) = picture(h, w, frames=1)
+    y, x = (np.arange(h2) + 0.5) * h / h2 - 0.5, (np.arange(w2) + 0.5) * w / w2 - 0.5
+
+    def mix(array, at, axis):
+        low = np.floor(at).astype(int)
+        part = (at - low).reshape([-1 if a == axis else 1 for a in range(3)])
+        last = array.shape[axis] - 1
+        first, second = np.clip(low, 0, last), np.clip(low + 1, 0, last)
+        return array.take(first, axis) * (1 - part) + array.take(second, axis) * part
+
+    wanted = mix(mix(picture_in.astype(float), y, 0), x, 1)
+    (got,) = ops.resize_plain(picture_in[None], h2, w2)
+    assert np.abs(got - wanted).max() < 1.001  # Pillow rounds down
+
+
+def test_crop_centre_keeps_what_already_fits():
+    video = picture(32, 32)
+    np.testing.assert_array_equal(ops.crop_centre(video, 32), video)
+    assert ops.crop_centre(picture(50, 33), 16).shape == (2, 16, 16, 3)

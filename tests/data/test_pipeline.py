@@ -1,0 +1,334 @@
+"""Order, resume, processes, failures: batches of real mp4 files through tf.data, and of shapes."""
+
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from vtp_jax.data import pipeline, shapes, text
+from vtp_jax.types import UserError, check_batch
+
+ROWS = 12
+VIDEO = dict(frames=4, stride=2, size=24)
+TEXT = dict(kind="sentencepiece", length=48)
+BAD = {3: ("missing", None), 7: ("not_a_video", b"no"), 8: ("not_a_video", b"no")}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A small corpus of mp4 files; clip 1 has three captions."""
+    root = tmp_path_factory.mktemp("corpus")
+    shapes.write(root, shapes.Plan(train=ROWS, val=5, side=32, frames=10), workers=1)
+    source = shapes.source(shapes.Plan(train=ROWS), "train")
+    captions = {clip.path: list(clip.captions) for clip in source.clips}
+    captions["train/00001.mp4"] += ["a second caption", "a third"]
+    (root / "train.json").write_text(json.dumps(captions))
+    return root
+
+
+@pytest.fixture(scope="module")
+def broken(corpus, tmp_path_factory):
+    """The same corpus with three unreadable videos."""
+    root = tmp_path_factory.mktemp("broken")
+    for path in [*corpus.glob("*/*.mp4"), *corpus.glob("*.*s*")]:
+        (root / path.relative_to(corpus)).parent.mkdir(exist_ok=True)
+        (root / path.relative_to(corpus)).write_bytes(path.read_bytes())
+    for index, (_, content) in BAD.items():
+        path = root / f"train/{index:05d}.mp4"
+        path.unlink() if content is None else path.write_bytes(content)
+    return root
+
+
+def make(root=None, **changes):
+    """Data of the files under `root`, or of shapes drawn in memory."""
+    given = dict(batch=4, seed=0, video=VIDEO, text=TEXT, workers=2)
+    if root is None:
+        given |= dict(kind="shapes", train=dict(clips=ROWS, side=32, frames=10))
+        given |= dict(evals=dict(val=dict(clips=5, side=32, frames=10)))
+    else:
+        given |= dict(kind="files", train=dict(root=str(root), captions=str(root / "train.json")))
+        given |= dict(evals=dict(val=dict(root=str(root), captions=str(root / "val.csv"))))
+    return pipeline.make(**(given | changes))
+
+
+def take(data, count, first=0):
+    return list(itertools.islice(data.batches(first), count))
+
+
+def check_equal(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], key)
+
+
+@pytest.fixture(params=["files", "shapes"])
+def root(request, corpus):
+    return corpus if request.param == "files" else None
+
+
+def test_batches_are_what_the_contract_says(root):
+    data = make(root)
+    check_batch(data.spec)
+    (batch,) = take(data, 1)
+    check_batch(batch)
+    assert batch.keys() == data.spec.keys()
+    for key, spec in data.spec.items():
+        assert (batch[key].shape, batch[key].dtype) == (spec.shape, spec.dtype)
+    assert data.rows == ROWS and batch["valid"].all() and batch["video"].any()
+    assert data.facts["vocab_size"] > batch["text"].max() and len(data.facts["mean"]) == 3
+    assert all(isinstance(words, str) and words for words in data.decode(batch["text"]))
+
+
+def test_every_clip_once_in_every_epoch(root):
+    """Batches of 5 run on over the ends of epochs of 12."""
+    ids = np.concatenate([b["id"] for b in take(make(root, batch=5), 12)])
+    epochs = ids.reshape(5, ROWS)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(ROWS))
+    assert len({tuple(epoch) for epoch in epochs}) == 5  # and each in an order of its own
+
+
+def test_captions_belong_to_their_clips(corpus):
+    data = make(corpus)
+    captions = json.loads((corpus / "train.json").read_text())
+    texts = list(captions.values())
+    told = set()
+    for batch in take(data, 30):
+        for index, words in zip(batch["id"], data.decode(batch["text"]), strict=True):
+            assert words in texts[index]
+            told.add((int(index), words))
+    assert {words for index, words in told if index == 1} == set(texts[1])
+
+
+def test_any_step_can_be_the_first(root):
+    batches = take(make(root, batch=5, video=dict(VIDEO, crop="multiscale")), 6)
+    for first in (1, 4):
+        for a, b in zip(batches[first:], take(make(root, batch=5), 2, first), strict=False):
+            check_equal(a, b)
+
+
+def test_workers_change_nothing(corpus):
+    for a, b in zip(
+        take(make(corpus, workers=1), 4), take(make(corpus, workers=5), 4), strict=True
+    ):
+        check_equal(a, b)
+
+
+def test_seeds_and_epochs_differ(root):
+    """The same clip is seen differently in another epoch and under another seed."""
+    by_seed = []
+    for seed in (0, 1):
+        seen = {}
+        for batch in take(make(root, seed=seed), 6):  # two epochs
+            for index, pixels in zip(batch["id"], batch["video"], strict=True):
+                seen.setdefault(int(index), []).append(pixels)
+        assert sum((a != b).any() for a, b in seen.values()) > ROWS // 2
+        by_seed.append(seen)
+    assert sum((by_seed[0][i][0] != by_seed[1][i][0]).any() for i in range(ROWS)) > ROWS // 2
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_together_give_the_global_rows(root, count):
+    parts = [make(root, process=(i, count)) for i in range(count)]
+    whole = make(root)
+    for batch, *shares in zip(take(whole, 3, 2), *(take(p, 3, 2) for p in parts), strict=True):
+        check_equal(batch, {k: np.concatenate([s[k] for s in shares]) for k in batch})
+    for name, stream in whole.streams.items():
+        shares = [list(p.streams[name].batches()) for p in parts]
+        for batch, *rows in zip(stream.batches(), *shares, strict=True):
+            check_equal(batch, {k: np.concatenate([r[k] for r in rows]) for k in batch})
+
+
+def test_streams(root, tmp_path):
+    letters = [clip.captions[0] for clip in shapes.source(shapes.Plan(), "train").clips]
+    text.train(letters, tmp_path / "spm.model", 200)
+    data = make(root, eval_batch=3, text=dict(TEXT, path=str(tmp_path / "spm.model")))
+    assert set(data.streams) == {"val", "val/captions"}
+    stream = data.streams["val"]
+    batches = list(stream.batches())
+    for batch in batches:
+        check_batch(batch)
+        assert batch["valid"].shape == (3,)
+    ids = np.concatenate([b["id"][b["valid"]] for b in batches])
+    assert ids.tolist() == list(range(5)) and stream.rows == 5
+    (first, last) = batches
+    assert not last["video"][~last["valid"]].any()
+    assert data.decode(first["text"]) == [stream.table["caption"][i] for i in first["id"]]
+    for a, b in zip(batches, stream.batches(), strict=True):
+        check_equal(a, b)
+
+
+def test_stream_of_captions_has_a_row_for_each(corpus):
+    evals = dict(many=dict(root=str(corpus), captions=str(corpus / "train.json")))
+    data = make(corpus, evals=evals)
+    stream = data.streams["many/captions"]
+    rows = [
+        (int(i), words)
+        for batch in stream.batches()
+        for i, words, valid in zip(
+            batch["id"], data.decode(batch["text"]), batch["valid"], strict=True
+        )
+        if valid and check_batch(batch) is None
+    ]
+    assert stream.rows == len(rows) == ROWS + 2
+    assert rows == [(i, c) for i, many in enumerate(stream.table["captions"]) for c in many]
+
+
+def test_views(root):
+    data = make(root, video=dict(VIDEO, views=(2, 3)))
+    for batch in data.streams["val"].batches():
+        check_batch(batch)
+        assert batch["video"].shape == (4, 6, 4, 24, 24, 3)
+        # Square pictures leave no room to the sides: crops are alike, segments are not.
+        views = batch["video"][batch["valid"]].reshape(-1, 2, 3, 4, 24, 24, 3)
+        np.testing.assert_array_equal(views[:, :, 0], views[:, :, 2])
+        assert (views[:, 0] != views[:, 1]).any()
+
+
+# Unreadable videos.
+
+
+def test_unreadable_rows_keep_their_places(corpus, broken):
+    good = take(make(corpus), 9)
+    data = make(broken, train=broken_train(broken), max_failed=1.0)
+    for a, b in zip(good, take(data, 9), strict=True):
+        np.testing.assert_array_equal(b["valid"], ~np.isin(b["id"], list(BAD)))
+        assert not b["video"][~b["valid"]].any()
+        np.testing.assert_array_equal(a["video"][b["valid"]], b["video"][b["valid"]])
+        for key in ("id", "text", "text_mask", "maskable"):
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def broken_train(root, **more):
+    return dict(root=str(root), captions=str(root / "train.json"), max_absent=0.1, **more)
+
+
+def test_counts_are_exact_for_what_was_handed_out(broken):
+    """However far ahead batches are made; and each name stands in the log once."""
+    data = make(broken, train=broken_train(broken), max_failed=1.0)
+    batches, seen, failed = data.batches(0), 0, {}
+    for _ in range(8):
+        batch = next(batches)
+        seen += 4
+        for index in batch["id"][~batch["valid"]]:
+            cause = BAD[int(index)][0]
+            failed[f"failed/{cause}"] = failed.get(f"failed/{cause}", 0) + 1
+        assert data.counts() == dict(rows=seen, failed=sum(failed.values()), **failed)
+    assert failed.keys() == {"failed/missing", "failed/not_a_video"}
+    assert data.counts() == make_counts(broken, 8)
+
+
+def make_counts(root, count):
+    data = make(root, train=broken_train(root), max_failed=1.0)
+    take(data, count)
+    return data.counts()
+
+
+def test_failures_are_named_once(broken, caplog):
+    data = make(broken, train=broken_train(broken), max_failed=1.0)
+    with caplog.at_level("WARNING", logger="absl"):
+        take(data, 9)
+    named = [r.getMessage() for r in caplog.records if "unreadable" in r.getMessage()]
+    assert len(named) == len(BAD)
+    for index, (cause, _) in BAD.items():
+        assert sum(f"train/{index:05d}.mp4: {cause}" in line for line in named) == 1
+
+
+def test_too_many_failures_stop_the_run(broken):
+    """3 of 12 fail: allowed at 30 %, not at 24 %, and judged after the first epoch."""
+    take(make(broken, train=broken_train(broken), max_failed=0.3), 9)
+    batches = make(broken, train=broken_train(broken), max_failed=0.24).batches(0)
+    next(batches), next(batches)
+    told = r"3 of 12 rows cannot be read \(2 not_a_video, 1 missing\).*max_failed=0.24.*train/0000"
+    with pytest.raises(UserError, match=told) as caught:
+        next(batches)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_in_a_stream(broken):
+    evals = dict(val=broken_train(broken))
+    (stream, captions) = make(broken, train=broken_train(broken), evals=evals).streams.values()
+    ids = [i for b in stream.batches() for i in b["id"][b["valid"]]]
+    assert ids == [i for i in range(ROWS) if i not in BAD] and stream.rows == ROWS
+    assert sum(int(b["valid"].sum()) for b in captions.batches()) == ROWS + 2
+
+
+def test_an_error_of_ours_is_not_taken_for_a_bad_video(monkeypatch):
+    def fail(*_):
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(shapes, "read", fail)
+    with pytest.raises(KeyError, match="a mistake"):
+        take(make(), 1)
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(kind="webdataset"), "data.kind='webdataset'.*files, shapes"),
+        (dict(batch=6, process=(0, 4)), "data.batch=6 does not divide over 4 processes"),
+        (dict(eval_batch=6, process=(0, 4)), "data.eval_batch=6 does not divide"),
+        (dict(video=dict(frame=4)), "data.video: .*'frame.*it takes frames, stride, size"),
+        (dict(video=dict(VIDEO, crop="random")), "crop='random'.*multiscale, centre"),
+        (dict(train=dict(clip=3)), "data.train: .*it takes clips, side"),
+        (dict(evals=dict(v=dict(clip=3))), "data.evals.v: .*it takes clips, side"),
+        (dict(text=dict(kind="wordpiece", length=8)), "'wordpiece' needs a path"),
+        (dict(text=dict(kind="sentencepiece", length=2)), "length=2 holds no word"),
+        (dict(text=dict(TEXT, path="no.model")), "no SentencePiece model 'no.model'"),
+    ],
+)
+def test_errors_of_one_line(changes, told):
+    with pytest.raises(UserError, match=told) as caught:
+        make(**changes)
+    assert "\n" not in str(caught.value)
+
+
+# TensorFlow.
+
+
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_shapes_need_no_tensorflow():
+    """Everything imports, and data drawn in memory flows, where TensorFlow cannot be imported."""
+    done = run_python(
+        """
+        import sys
+        sys.modules["tensorflow"] = None
+        from vtp_jax.data import ops, pipeline, shapes, sources, text, video
+        import vtp_jax.prepare
+        data = pipeline.make(
+            kind="shapes", batch=2, seed=0, train=dict(clips=8), evals=dict(val=dict(clips=2)),
+            video=dict(frames=2, stride=2, size=16), text=dict(kind="sentencepiece", length=8),
+        )
+        print(next(data.batches(0))["video"].shape, len(list(data.streams["val"].batches())))
+        """
+    )
+    assert done.stdout.strip() == "(2, 2, 16, 16, 3) 1", done.stderr
+
+
+def test_a_process_ends_while_tensorflow_reads_ahead(corpus):
+    """And TensorFlow sees no accelerator."""
+    done = run_python(
+        f"""
+        from vtp_jax.data import pipeline
+        root = {str(corpus)!r}
+        data = pipeline.make(
+            kind="files", batch=4, seed=0, train=dict(root=root, captions=root + "/train.json"),
+            video=dict(frames=2, stride=2, size=16), text=dict(kind="sentencepiece", length=8),
+        )
+        batches = data.batches(0)
+        next(batches)
+        import tensorflow as tf
+        assert not tf.config.get_visible_devices("GPU")
+        print("end")
+        """
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "end", done.stderr

@@ -1,0 +1,121 @@
+"""Caption files of three kinds give one list; what is wrong is told in one line."""
+
+import json
+
+import pytest
+
+from vtp_jax.data import sources
+from vtp_jax.types import UserError
+
+CLIPS = (
+    sources.Clip("a.mp4", ("one dog", "a dog, running")),
+    sources.Clip("sub/b.mkv", ('a "cat"',)),
+)
+ROWS = [("a.mp4", "one dog"), ("sub/b.mkv", 'a "cat"'), ("a.mp4", "a dog, running")]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "videos" / "sub").mkdir(parents=True)
+    for clip in CLIPS:
+        (tmp_path / "videos" / clip.path).touch()
+    return tmp_path
+
+
+def write(folder, name, content):
+    (folder / name).write_text(content, encoding="utf-8")
+    return folder / name
+
+
+CSV = 'path,length,caption\na.mp4,3,one dog\nsub/b.mkv,4,"a ""cat"""\na.mp4,3,"a dog, running"\n'
+FILES = {
+    "captions.csv": CSV,
+    "excel.csv": "\ufeff" + CSV.replace("\n", "\r\n"),
+    "captions.jsonl": "\n\n".join(json.dumps(dict(path=p, caption=c)) for p, c in ROWS),
+    "captions.json": json.dumps({"a.mp4": ["one dog", "a dog, running"], "sub/b.mkv": 'a "cat"'}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_gives_the_same_clips(folder, name):
+    """In the order of the file, captions of one video together."""
+    source = sources.load(folder / "videos", write(folder, name, FILES[name]))
+    assert source.clips == CLIPS
+    assert source.file(1) == str(folder / "videos" / "sub" / "b.mkv")
+
+
+def test_other_column_names(folder):
+    captions = write(folder, "c.csv", "file,text\na.mp4,x\n")
+    source = sources.load(folder / "videos", captions, path_column="file", caption_column="text")
+    assert source.clips == (sources.Clip("a.mp4", ("x",)),)
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("c.csv", "", "is empty"),
+        ("c.csv", "path,caption\n", "lists no captions"),
+        ("c.csv", "path,captoin\na.mp4,x\n", "no column 'caption'.*path, captoin.*'captoin'"),
+        ("c.csv", "file,caption\n", "no column 'path'; it has file, caption"),
+        ("c.csv", "path,caption\na.mp4\n", "line 2: 'a.mp4' has no caption"),
+        ("c.csv", "path,caption\na.mp4, \n", "has no caption"),
+        ("c.csv", "path,caption\n,x\n", "line 2: the path is ''"),
+        ("c.jsonl", '{"path": "a.mp4"}', "no column 'caption'; it has path"),
+        ("c.jsonl", '{"path": ', "cannot be read as JSONL"),
+        ("c.jsonl", "[1]", "line 1: not an object"),
+        ("c.jsonl", "", "lists no captions"),
+        ("c.json", "[]", "must be {path: caption}, not a list"),
+        ("c.json", '{"a.mp4": 3}', "'a.mp4' has no caption"),
+        ("c.json", '{"a.mp4": []}', "'a.mp4' has no caption"),
+        ("c.json", "{", "cannot be read as JSON"),
+        ("c.txt", "x", "unknown format"),
+        (
+            "c.json",
+            '{"a.mp4": "x", "y.mp4": "x", "z.mp4": "x"}',
+            "names 2 of 3 files.*first 'y.mp4'.*max_absent",
+        ),
+    ],
+)
+def test_errors_of_one_line(folder, name, content, told):
+    with pytest.raises(UserError, match=told) as caught:
+        sources.load(folder / "videos", write(folder, name, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_more_errors_of_one_line(folder):
+    captions = write(folder, "c.csv", FILES["captions.csv"])
+    with pytest.raises(UserError, match="no caption file"):
+        sources.load(folder / "videos", folder / "absent.csv")
+    with pytest.raises(UserError, match="no folder"):
+        sources.load(folder / "absent", captions)
+    (folder / "bare").mkdir()
+    with pytest.raises(UserError, match="holds no videos"):
+        sources.load(folder / "bare", captions)
+    (folder / "latin.csv").write_bytes("path,caption\na.mp4,caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        sources.load(folder / "videos", folder / "latin.csv")
+
+
+def test_a_share_may_be_absent(folder):
+    """The absent keep their places, so that order does not depend on what arrived."""
+    captions = write(folder, "c.json", '{"no.mp4": "x", "a.mp4": "y", "sub/b.mkv": "z"}')
+    source = sources.load(folder / "videos", captions, max_absent=0.4)
+    assert [clip.path for clip in source.clips] == ["no.mp4", "a.mp4", "sub/b.mkv"]
+    with pytest.raises(UserError, match="1 of 3"):
+        sources.load(folder / "videos", captions, max_absent=0.3)
+
+
+def test_from_files(folder):
+    root = folder / "videos"
+    source = sources.from_files([root])
+    assert [clip.path for clip in source.clips] == [str(root / c.path) for c in CLIPS]
+    assert source.clips[0].captions == ()
+    source = sources.from_files([root / "a.mp4"], ["words"])
+    assert source.clips[0].captions == ("words",) and source.file(0) == str(root / "a.mp4")
+    with pytest.raises(UserError, match="2 captions for 1 videos"):
+        sources.from_files([root / "a.mp4"], ["x", "y"])
+    with pytest.raises(UserError, match="no file or folder"):
+        sources.from_files([root / "absent"])
+    (folder / "bare").mkdir()
+    with pytest.raises(UserError, match="holds no videos"):
+        sources.from_files([folder / "bare"])

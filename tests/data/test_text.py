@@ -1,0 +1,121 @@
+"""Laws of both tokenizers, and the errors of each."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtp_jax.data import text
+from vtp_jax.types import UserError
+
+CAPTIONS = [
+    "a man opens a door",
+    "two dogs run on a beach",
+    "a woman opens the window",
+    "the dogs run to the door",
+] * 3
+WORDS = sorted({word for caption in CAPTIONS for word in caption.split()})
+BERT = [*text.SPECIAL, *WORDS, *"abcdefghijklmnopqrstuvwxyz", "##s", "##ing", ",", "."]
+sentences = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "wordpiece"])
+def tokenizer(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / request.param
+    if request.param == "sentencepiece":
+        text.train(CAPTIONS, path, vocab_size=100)
+    else:
+        path.write_text("\n".join(BERT) + "\n", encoding="utf-8")
+    return text.make(kind=request.param, path=path)
+
+
+@given(captions=st.lists(sentences, max_size=4), length=st.integers(3, 40))
+def test_layout_of_rows(tokenizer, captions, length):
+    """[CLS] pieces [SEP] [PAD]...; masks say which; [SEP] survives truncation."""
+    ids, mask, maskable = tokenizer.encode(captions, length)
+    facts = tokenizer.facts
+    assert ids.shape == mask.shape == maskable.shape == (len(captions), length)
+    assert (ids.dtype, mask.dtype, maskable.dtype) == (np.int32, bool, bool)
+    special = [facts[f"{name}_id"] for name in ("pad", "unk", "cls", "sep", "mask")]
+    assert len(set(special)) == 5 and ids.max(initial=0) < facts["vocab_size"]
+    for row, real, may_hide in zip(ids, mask, maskable, strict=True):
+        count = real.sum()
+        assert real[:count].all() and row[0] == facts["cls_id"]
+        assert row[count - 1] == facts["sep_id"]
+        assert (row[count:] == facts["pad_id"]).all() and (row[:count] != facts["pad_id"]).all()
+        np.testing.assert_array_equal(may_hide, real & ~np.isin(row, special))
+
+
+@given(caption=sentences)
+def test_round_trip(tokenizer, caption):
+    ids, mask, _ = tokenizer.encode([caption], 64)
+    assert tokenizer.decode(ids) == [caption]
+    assert len(tokenizer.pieces(ids[0])) == 64
+    # Length changes nothing but the padding.
+    count = int(mask.sum())
+    if count >= 3:
+        np.testing.assert_array_equal(tokenizer.encode([caption], count)[0][0], ids[0, :count])
+
+
+def test_capitals_are_lost_and_the_unknown_shows(tokenizer):
+    ids, _, maskable = tokenizer.encode(["A MAN opens 門"], 16)
+    assert tokenizer.decode(ids) == ["a man opens [UNK]"]
+    unknown = ids == tokenizer.facts["unk_id"]
+    assert unknown.sum() == 1 and not maskable[unknown].any()
+
+
+def test_masked_words_show(tokenizer):
+    ids, _, _ = tokenizer.encode(["two dogs run"], 8)
+    ids[0, 2] = tokenizer.facts["mask_id"]
+    assert tokenizer.decode(ids) == ["two [MASK] run"]
+
+
+def test_a_caption_cannot_name_a_special_piece(tokenizer):
+    ids, _, _ = tokenizer.encode(["a [SEP] [MASK] door"], 32)
+    assert (ids == tokenizer.facts["sep_id"]).sum() == 1
+    assert not (ids == tokenizer.facts["mask_id"]).any()
+
+
+def test_wordpiece_splits_as_bert(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(BERT), encoding="utf-8")
+    wordpiece = text.make(kind="wordpiece", path=path)
+    ids, _, _ = wordpiece.encode(["Doors, opens?"], 8)
+    assert wordpiece.pieces(ids[0]) == [
+        *("[CLS]", "door", "##s", ",", "opens", "[UNK]", "[SEP]", "[PAD]")
+    ]
+    assert wordpiece.decode(ids) == ["doors , opens [UNK]"]
+
+
+def test_training_is_deterministic_and_bounded(tmp_path):
+    made = [text.train(iter(CAPTIONS), tmp_path / name, 60) for name in ("a", "b")]
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert made[0].facts["vocab_size"] == 60
+    assert text.train(CAPTIONS, None, 5000).facts["vocab_size"] < 500
+
+
+def test_enough_pieces_give_whole_words():
+    ids, _, _ = text.train(CAPTIONS, None, 500).encode([" ".join(WORDS)], 64)
+    assert (ids > 4).sum() == len(WORDS)
+
+
+@pytest.mark.parametrize(
+    "call, told",
+    [
+        (
+            lambda p: text.make(kind="sentencepiece", path=p / "no.model"),
+            "vtp_jax.prepare tokenizer",
+        ),
+        (lambda p: text.make(kind="wordpiece", path=p / "no.txt"), "vocab.txt"),
+        (lambda p: text.make(kind="bpe", path=p / "x"), "known: sentencepiece, wordpiece"),
+        (lambda p: text.make(kind="sentencepiece", path=p / "text"), "not a SentencePiece model"),
+        (lambda p: text.make(kind="wordpiece", path=p / "text"), r"no piece \[PAD\]"),
+        (lambda p: text.train(CAPTIONS, None, 9), "vocab_size=9 is too small"),
+        (lambda p: text.train([], None, 100), "no captions"),
+    ],
+)
+def test_errors_of_one_line(tmp_path, call, told):
+    (tmp_path / "text").write_text("a\nb\n")
+    with pytest.raises(UserError, match=told) as caught:
+        call(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,264 @@
+"""Frames asked for are frames got: in rendered videos that show their numbers, in real files."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtp_jax.data import video
+
+REAL = Path(__file__).parents[3] / "shared" / "videos"
+needs_real = pytest.mark.skipif(
+    not REAL.is_dir(), reason="no folder ../shared/videos with real files"
+)
+N, SIDE = 120, 64
+
+# name -> (codec, its options, container options): with and without B-frames, open GOPs, frame
+# counts in the header (mp4, avi) or not (the others), alternate reference frames.
+FORMATS = {
+    "b_frames.mp4": ("libx264", dict(bf="3", g="30"), {}),
+    "open_gop.mp4": ("libx264", {"bf": "3", "x264-params": "open-gop=1:keyint=30:scenecut=0"}, {}),
+    "fragments.mp4": ("libx264", dict(g="30"), dict(movflags="frag_keyframe+empty_moov")),
+    "front.mp4": ("libx264", dict(bf="3", g="30"), dict(movflags="faststart")),
+    "matroska.mkv": ("libx264", dict(bf="3", g="30"), {}),
+    "stream.ts": ("libx264", dict(bf="3", g="30"), {}),
+    "mpeg4.avi": ("mpeg4", dict(g="30", bf="2"), {}),
+    "vp8.webm": ("libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "30"}, {}),
+}
+
+
+def numbered(count):
+    """Frames of eight vertical bars: the number in binary, lowest bit at the left."""
+    bits = (np.arange(count)[:, None] >> np.arange(8)) & 1
+    rows = np.repeat(bits * 255, SIDE // 8, axis=1).astype(np.uint8)
+    return np.broadcast_to(rows[:, None, :, None], (count, SIDE, SIDE, 3)).copy()
+
+
+def numbers_in(frames):
+    bits = frames[:, SIDE // 2, SIDE // 16 :: SIDE // 8].mean(-1) > 127
+    return (bits << np.arange(8)).sum(1)
+
+
+def write(path, codec, options, container_options, count=N, turn=0):
+    with av.open(str(path), "w", options=container_options) as container:
+        stream = container.add_stream(codec, rate=Fraction(25), options=options)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        if turn:
+            stream.set_display_rotation(turn)
+        for frame in numbered(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def file(request, tmp_path_factory):
+    codec, options, container_options = FORMATS[request.param]
+    return write(tmp_path_factory.mktemp("v") / request.param, codec, options, container_options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("odd")
+
+
+def test_formats_every_frame_in_order(file):
+    frames = video.read_frames(file, np.arange)
+    assert frames.shape == (N, SIDE, SIDE, 3) and frames.dtype == np.uint8
+    np.testing.assert_array_equal(numbers_in(frames), np.arange(N))
+    assert video.scan(file) == video.probe(file).frames == N
+
+
+@given(wanted=st.lists(st.integers(0, N - 1), min_size=1, max_size=5))
+def test_formats_frames_asked_are_frames_got(file, wanted):
+    """Any numbers, in any order, repeated or not: most of these seek."""
+    frames = video.read_frames(file, lambda n: np.asarray(wanted))
+    np.testing.assert_array_equal(numbers_in(frames), wanted)
+
+
+def test_seeking_is_used_and_decodes_less(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"])
+    tables = []
+    real = video.tabulate
+    monkeypatch.setattr(video, "tabulate", lambda *a: tables.append(real(*a)) or tables[-1])
+    video.read_frames(path, lambda n: np.asarray([3]))
+    assert not tables  # the header sufficed
+    video.read_frames(path, lambda n: np.asarray([N - 1]))
+    assert len(tables) == 1 and len(tables[0].keys) >= 4
+
+
+def test_wrong_time_stamps_do_not_mislead(tmp_path, monkeypatch):
+    """When frames come out otherwise than time stamps tell, they are counted from the start."""
+    path = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"])
+    real = video.tabulate
+
+    def swapped(*args):
+        table = real(*args)
+        return table._replace(numbers={time: n ^ 1 for time, n in table.numbers.items()})
+
+    monkeypatch.setattr(video, "tabulate", swapped)
+    wanted = np.asarray([2, 90, 110])
+    np.testing.assert_array_equal(numbers_in(video.read_frames(path, lambda n: wanted)), wanted)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, -90])
+def test_rotated_come_upright(tmp_path, turn):
+    """The container says how far to turn to the left; frame 1 is white at the left before."""
+    path = write(tmp_path / "a.mp4", "libx264", {}, {}, count=3, turn=turn)
+    (frame,) = video.read_frames(path, lambda n: np.asarray([1]))
+    np.testing.assert_allclose(frame, np.rot90(numbered(2)[1], turn // 90), atol=12)
+    assert video.probe(path).turn % 360 == turn % 360
+
+
+def cause_of(path, wanted=(0,)):
+    with pytest.raises(video.Unreadable) as caught:
+        video.read_frames(path, lambda n: np.asarray(wanted))
+    assert caught.value.cause in video.CAUSES
+    return caught.value.cause
+
+
+def test_unreadable_by_cause(folder):
+    assert cause_of(folder / "absent.mp4") == "missing"
+    assert cause_of(folder) == "missing"
+    assert cause_of("http://127.0.0.1/a.mp4") == "missing"
+    (folder / "empty.mp4").write_bytes(b"")
+    assert cause_of(folder / "empty.mp4") == "not_a_video"
+    (folder / "text.mp4").write_text("not a video " * 100)
+    assert cause_of(folder / "text.mp4") == "not_a_video"
+
+
+def test_audio_alone_has_no_video_stream(folder):
+    path = folder / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4000), np.float32), "fltp", "mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert cause_of(path) == "no_video_stream"
+
+
+def test_playlists_open_no_other_file(folder):
+    inner = write(folder / "inner.ts", *FORMATS["stream.ts"], count=5)
+    (folder / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{inner}\n#EXT-X-ENDLIST\n")
+    (folder / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {inner}\n")
+    assert cause_of(folder / "list.mp4") == "not_a_video"
+    assert cause_of(folder / "concat.mp4") == "not_a_video"
+
+
+def test_too_large(folder, monkeypatch):
+    path = write(folder / "big.mp4", "libx264", {}, {}, count=2)
+    monkeypatch.setattr(video, "MAX_PIXELS", SIDE * SIDE - 1)
+    assert cause_of(path) == "too_large"
+
+
+def cut(path, share):
+    data = path.read_bytes()
+    short = path.with_name(f"cut_{path.name}")
+    short.write_bytes(data[: int(len(data) * share)])
+    return short
+
+
+def test_cut_file_gives_its_whole_frames_and_no_others(folder):
+    """An mp4 with its header in front, cut at 60 %: early frames are there, late ones not."""
+    path = cut(write(folder / "front.mp4", *FORMATS["front.mp4"]), 0.6)
+    wanted = np.asarray([0, 5, 20])
+    np.testing.assert_array_equal(numbers_in(video.read_frames(path, lambda n: wanted)), wanted)
+    assert cause_of(path, (0, N - 1)) == "damaged"
+    with pytest.raises(video.Unreadable, match="damaged"):
+        video.scan(path)
+
+
+def test_cut_without_an_error_is_truncated(folder):
+    """An avi, cut: its header promises all frames, and the data just ends."""
+    path = cut(write(folder / "a.avi", *FORMATS["mpeg4.avi"]), 0.6)
+    assert cause_of(path, (N - 1,)) == "truncated"
+    assert cause_of(cut(write(folder / "back.mp4", *FORMATS["b_frames.mp4"]), 0.6)) == "not_a_video"
+
+
+def test_header_that_promises_a_little_too_much(tmp_path, monkeypatch):
+    """The choice is made again, with the true length."""
+    path = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"])
+    real = video.survey
+    monkeypatch.setattr(video, "survey", lambda p: real(p)._replace(frames=N + 5))
+    lengths = []
+    frames = video.read_frames(path, lambda n: lengths.append(n) or np.asarray([0, n - 1]))
+    assert lengths == [N + 5, N]
+    np.testing.assert_array_equal(numbers_in(frames), [0, N - 1])
+
+
+# Real files: (frames, height, width) as their README says.
+FILES = {
+    "arm_wrestling.mp4": (280, 256, 340),
+    "hug_1080p.mp4": (72, 1080, 1920),
+    "cleaning_pool.mp4": (300, 256, 340),
+    "eye_makeup.avi": (164, 240, 320),
+    "basketball.mp4": (300, 240, 426),
+    "telescope.mp4": (325, 180, 320),
+    "testsrc_av1.mkv": (125, 360, 640),
+    "testsrc_h264_10bit.mp4": (30, 200, 200),
+    "frames_hevc.mp4": (10, 128, 128),
+    "keyboard_rot0.mov": (3, 320, 568),
+    "keyboard_rot90.mov": (3, 568, 320),
+    "unordered_4frames.mov": (4, 50, 50),
+}
+
+
+@needs_real
+@pytest.mark.parametrize("name", FILES)
+def test_real_files_are_what_their_readme_says(name):
+    frames, h, w = FILES[name]
+    info = video.probe(REAL / name)
+    assert (info.frames, info.height, info.width) == FILES[name]
+    assert video.scan(REAL / name) == frames
+    wanted = np.asarray([frames - 1, 0, frames // 2])
+    assert video.read_frames(REAL / name, lambda n: wanted).shape == (3, h, w, 3)
+
+
+def decode_all(path):
+    """PyAV alone, from the start: what `read_frames` must agree with."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+@needs_real
+@pytest.mark.parametrize("name", ["arm_wrestling.mp4", "eye_makeup.avi", "frames_hevc.mp4"])
+def test_real_frames_asked_are_frames_got(name):
+    everything = decode_all(REAL / name)
+    for seed in range(4):
+        wanted = np.random.default_rng(seed).integers(0, len(everything), 3)
+        got = video.read_frames(REAL / name, lambda n, wanted=wanted: wanted)
+        np.testing.assert_array_equal(got, everything[wanted])
+
+
+@needs_real
+def test_hevc_shows_ten_different_numbers():
+    """Each frame shows its own number, so ten different pictures in order are ten right frames."""
+    frames = [video.read_frames(REAL / "frames_hevc.mp4", lambda n, i=i: np.asarray([i]))[0]
+              for i in range(10)]  # fmt: skip
+    assert len({f.tobytes() for f in frames}) == 10
+    np.testing.assert_array_equal(np.stack(frames), decode_all(REAL / "frames_hevc.mp4"))
+    # The digit is all that differs: the rest of the picture stays as it is.
+    spread = np.ptp(np.stack(frames).astype(int), axis=0).max(-1)
+    assert spread[40:90, 100:].max() > 100 and spread[:40].max() < 30 and spread[90:].max() < 30
+
+
+@needs_real
+def test_real_rotation_is_honoured():
+    """The same stream, with 0 and with 90 degrees in the header."""
+    (upright,) = video.read_frames(REAL / "keyboard_rot90.mov", lambda n: np.asarray([0]))
+    lying = decode_all(REAL / "keyboard_rot90.mov")[0]
+    np.testing.assert_array_equal(upright, np.rot90(lying, -1))
+
+
+@needs_real
+def test_real_damaged_file_is_counted():
+    with pytest.raises(video.Unreadable, match="damaged"):
+        video.scan(REAL / "corrupted.mp4")
+    assert cause_of(REAL / "corrupted.mp4", (49,)) == "damaged"
+    assert len(video.read_frames(REAL / "corrupted.mp4", lambda n: np.arange(20))) == 20
