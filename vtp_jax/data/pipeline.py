@@ -14,6 +14,7 @@ import collections
 import functools
 import inspect
 import itertools
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,7 +128,7 @@ def make(
         if rows < 1 or rows % process[1]:
             raise UserError(f"data.{name}={rows} does not divide over {process[1]} processes")
     open_clips, run = kinds[kind]
-    run = functools.partial(run, workers=workers or len(os.sched_getaffinity(0)))
+    run = functools.partial(run, workers=workers or os.cpu_count() or 1)
     look = fit("data.video", Look, video)
     if look.crop not in CROPS:
         raise UserError(f"data.video.crop={look.crop!r} is not known; known: {', '.join(CROPS)}")
@@ -314,6 +315,8 @@ def run_tfdata(
     Holds at most AHEAD + 2 batches, and what `workers` videos need while they are decoded.
     """
     tf = import_tensorflow()
+    held = (AHEAD + 2) * rows * math.prod(shape) / 2**20
+    logging.info("tf.data: %d workers, at most %.0f MiB of batches", workers, held)
 
     def row(place: Any) -> Any:
         made = tf.numpy_function(lambda p: attempt(int(p)), [place], (tf.uint8, tf.int32))
