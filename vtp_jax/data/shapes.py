@@ -33,14 +33,16 @@ from vtp_jax.types import UserError
 # every attribute, and the words are few, so that a small model learns them in minutes.
 COLOURS: Mapping[str, tuple[str, ...]] = dict(
     red=("red", "scarlet"),
+    orange=("orange",),
     yellow=("yellow", "golden"),
     green=("green", "lime"),
     cyan=("cyan", "turquoise"),
     blue=("blue",),
     purple=("purple", "violet"),
+    pink=("pink", "rosy"),
 )
 SHAPES: Mapping[str, tuple[str, ...]] = dict(
-    circle=("circle", "disc"),
+    ring=("ring", "hoop"),
     square=("square", "box"),
     triangle=("triangle", "pyramid"),
     star=("star",),
@@ -52,17 +54,15 @@ SIZES: Mapping[str, tuple[str, ...]] = dict(
 MOTIONS: Mapping[str, tuple[tuple[str, str], ...]] = dict(
     left=(("moves to the left", "moving to the left"), ("goes left", "going left")),
     right=(("moves to the right", "moving to the right"), ("goes right", "going right")),
-    up=(("rises", "rising"), ("moves up", "moving up")),
-    down=(("falls", "falling"), ("moves down", "moving down")),
     orbiting=(("orbits", "orbiting"), ("loops around", "looping around")),
     bouncing=(("bounces", "bouncing"), ("hops", "hopping")),
-    shaking=(("shakes", "shaking"), ("swings sideways", "swinging sideways")),
-    blinking=(("blinks", "blinking"), ("flashes", "flashing")),
 )
 BACKGROUNDS: Mapping[str, tuple[str, ...]] = dict(
     black=("black", "dark"),
+    grey=("grey", "gray"),
     white=("white", "bright"),
     striped=("striped", "stripy"),
+    banded=("banded", "layered"),
     checkered=("checkered", "chequered"),
 )
 ATTRIBUTES: Mapping[str, Mapping[str, tuple]] = dict(
@@ -80,10 +80,13 @@ HELD_OUT = 200  # combinations that never occur in training
 SPLITS = ("train", "val")
 RATE = 8  # frames per second
 
-HUES = dict(red=0, yellow=55, green=125, cyan=182, blue=232, purple=295)  # degrees
+HUES = dict(  # degrees
+    red=0, orange=28, yellow=55, green=125, cyan=182, blue=228, purple=275, pink=318
+)  # fmt: skip
 RADII = dict(small=0.145, large=0.255)  # of the picture's side
 # Radii of the corners in turn, clockwise; they give the outlines about the same area.
-OUTLINES = dict(square=4 * (1.22,), triangle=3 * (1.45,), star=5 * (1.5, 0.66))
+OUTLINES = dict(square=4 * (1.22,), triangle=3 * (1.45,), star=4 * (1.6, 0.6))
+HOLE = 0.5  # of the ring's radius
 DRAWN = 4  # outlines are drawn this many times larger, then averaged: smooth edges
 
 
@@ -139,11 +142,11 @@ def render(
 ) -> UInt8[np.ndarray, "t h w c"]:
     """Draws a clip: uint8 RGB "t h w c" with h = w = `side`; `rng` decides what no caption says."""
     radius = RADII[attributes.size] * side * rng.uniform(0.94, 1.06)
-    centres, seen = move(attributes.motion, radius, rng, side, frames)
+    centres = move(attributes.motion, radius, rng, side, frames)
     outline = draw_outline(attributes.shape, radius, rng.uniform(-0.14, 0.14))
     cover = np.stack([cover_frame(outline, centre, side) for centre in centres]).astype(np.uint16)
-    cover = ((cover + (cover >> 7)) * seen[:, None, None])[..., None]  # 0 to 256
-    hue = (HUES[attributes.colour] + rng.uniform(-8, 8)) % 360 / 360
+    cover = (cover + (cover >> 7))[..., None]  # 0 to 256
+    hue = (HUES[attributes.colour] + rng.uniform(-5, 5)) % 360 / 360
     colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.85, 1.0), rng.uniform(0.88, 1.0))
     paint = np.asarray([255 * c for c in colour], np.uint16)
     ground = draw_background(attributes.background, rng, side)[None, :, :, None]
@@ -255,15 +258,14 @@ def pick(rng: np.random.Generator, choices: Any) -> Any:
 
 def move(
     motion: str, radius: float, rng: np.random.Generator, side: int, frames: int
-) -> tuple[Float[np.ndarray, "t 2"], UInt8[np.ndarray, "t"]]:
-    """Centres (x, y) in pixels, and 1 where the shape is shown, for every frame.
+) -> Float[np.ndarray, "t 2"]:
+    """Centres (x, y) in pixels for every frame.
 
     Periods are at least 8 frames of 16, so that every second frame still shows each motion.
     """
     t = np.arange(frames) / max(frames - 1, 1)  # 0 to 1
     low, high = 1.1 * radius, side - 1.1 * radius
     place = rng.uniform(low, high, 2)
-    middle = rng.uniform(0.44, 0.56, 2) * side
     pace = rng.uniform(0.85, 1.0)
     turn = 2 * np.pi * (2 * pace * t + rng.uniform())
     path = (high - low) * (1 - pace) * rng.uniform() + low + pace * (high - low) * t
@@ -272,19 +274,14 @@ def move(
     paths: Mapping[str, Callable[[], tuple[Any, Any]]] = dict(
         right=lambda: (path, place[1] * still),
         left=lambda: (side - path, place[1] * still),
-        down=lambda: (place[0] * still, path),
-        up=lambda: (place[0] * still, side - path),
         orbiting=lambda: (
             side / 2 + 0.9 * reach * np.cos(turn),
             side / 2 + 0.9 * reach * np.sin(turn),
         ),
         bouncing=lambda: (place[0] * still, high - 1.5 * reach * np.abs(np.sin(turn / 2))),
-        shaking=lambda: (side / 2 + 0.75 * reach * np.sin(turn), place[1] * still),
-        blinking=lambda: (middle[0] * still, middle[1] * still),
     )
     x, y = paths[motion]()
-    seen = np.sin(turn) > -0.2 if motion == "blinking" else still
-    return np.stack([x, y], 1), seen.astype(np.uint8)
+    return np.stack([x, y], 1)
 
 
 def draw_outline(shape: str, radius: float, tilt: float) -> Image.Image:
@@ -292,8 +289,10 @@ def draw_outline(shape: str, radius: float, tilt: float) -> Image.Image:
     half = int(np.ceil(1.6 * radius)) * DRAWN
     image = Image.new("L", (2 * half, 2 * half))
     r = radius * DRAWN
-    if shape == "circle":
-        ImageDraw.Draw(image).ellipse((half - r, half - r, half + r, half + r), fill=255)
+    if shape == "ring":
+        for size, fill in ((r, 255), (HOLE * r, 0)):
+            box = (half - size, half - size, half + size, half + size)
+            ImageDraw.Draw(image).ellipse(box, fill=fill)
         return image
     radii = OUTLINES[shape]
     turns = tilt + 2 * np.pi * np.arange(len(radii)) / len(radii)
@@ -318,15 +317,17 @@ def cover_frame(
 
 
 def draw_background(kind: str, rng: np.random.Generator, side: int) -> UInt8[np.ndarray, "h w"]:
-    """Grey levels of the background: plain, vertical stripes, or squares."""
+    """Grey levels of the background: plain, vertical stripes, bands, or squares."""
     dark, light = rng.integers(70, 90), rng.integers(150, 175)
     cell = side / 8
     x = ((np.arange(side) + rng.uniform(0, 2 * cell)) // cell).astype(int)
     y = ((np.arange(side) + rng.uniform(0, 2 * cell)) // cell).astype(int)
     grey = dict(
         black=lambda: np.full((side, side), rng.integers(8, 28)),
+        grey=lambda: np.full((side, side), rng.integers(108, 128)),
         white=lambda: np.full((side, side), rng.integers(225, 245)),
         striped=lambda: np.where(np.broadcast_to(x, (side, side)) % 2, light, dark),
+        banded=lambda: np.where(np.broadcast_to(y[:, None], (side, side)) % 2, light, dark),
         checkered=lambda: np.where((x[None] + y[:, None]) % 2, light, dark),
     )
     return grey[kind]().astype(np.uint8)
