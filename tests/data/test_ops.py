@@ -143,3 +143,25 @@ def test_crop_centre_keeps_what_already_fits():
     video = picture(32, 32)
     np.testing.assert_array_equal(ops.crop_centre(video, 32), video)
     assert ops.crop_centre(picture(50, 33), 16).shape == (2, 16, 16, 3)
+
+
+@pytest.mark.parametrize("side", [222, 223, 224, 226])
+def test_a_crop_never_exceeds_a_picture_a_little_smaller_than_the_size(side):
+    """Sizes within three pixels of the target are snapped to it, upwards too."""
+    video = np.full((1, side, side + 30, 3), 200, np.uint8)
+    for seed in range(60):
+        crop = ops.crop_multiscale(video, 224, np.random.default_rng(seed))
+        assert crop.shape == (1, 224, 224, 3) and (crop == 200).all()
+
+
+def test_plain_resizing_does_not_darken():
+    video = np.random.default_rng(0).integers(0, 256, (1, 40, 60, 3)).astype(np.uint8)
+    small = ops.resize_plain(video, 30, 45)
+    y, x = (np.arange(n) * 40 / 30 + 1 / 6 for n in (30, 45))
+    y0, x0 = np.minimum(y.astype(int), 38), np.minimum(x.astype(int), 58)
+    fy, fx = (y - y0)[:, None, None], (x - x0)[None, :, None]
+    at = lambda dy, dx: video[0][y0 + dy][:, x0 + dx].astype(float)  # noqa: E731
+    exact = (at(0, 0) * (1 - fx) + at(0, 1) * fx) * (1 - fy) + (
+        at(1, 0) * (1 - fx) + at(1, 1) * fx
+    ) * fy
+    assert np.abs(small[0] - exact).max() <= 0.51 and abs((small[0] - exact).mean()) < 0.02

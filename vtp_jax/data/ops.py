@@ -74,6 +74,7 @@ def crop_multiscale(
     sides = [snap(int(min(full_h, full_w) * scale), size) for scale in SCALES]
     pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     w, h = pairs[rng.integers(len(pairs))]
+    w, h = min(w, full_w), min(h, full_h)  # snapped up, a side may exceed the picture
     across, down = PLACES[rng.integers(len(PLACES))]
     x, y = across * ((full_w - w) // 4), down * ((full_h - h) // 4)
     return resize(video[:, y : y + h, x : x + w], size, size)
@@ -128,6 +129,13 @@ def resize_plain(
         return video
     scale = (full_w / w, 0, 0, 0, full_h / h, 0)
     affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    return np.stack(
-        [np.asarray(Image.fromarray(f).transform((w, h), affine, scale, bilinear)) for f in video]
-    )
+
+    def resize_plane(plane: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h2 w2"]:
+        # In floats: on bytes Pillow rounds down, which darkens by 0.4 of a grey level.
+        image = Image.fromarray(plane.astype(np.float32))
+        return np.rint(np.asarray(image.transform((w, h), affine, scale, bilinear))).astype(
+            np.uint8
+        )
+
+    planes = [[resize_plane(frame[..., c]) for c in range(frame.shape[-1])] for frame in video]
+    return np.stack([np.stack(frame, axis=-1) for frame in planes])
