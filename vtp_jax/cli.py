@@ -25,8 +25,14 @@ from ml_collections import ConfigDict, config_flags
 from vtp_jax.types import UserError
 
 
+# TensorFlow only reads data here; its lines about kernels it might use are not for our users.
+QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0")
+
+
 def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> None:
     """Runs an entry's main(argv); a UserError becomes one line and exit code 2."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:

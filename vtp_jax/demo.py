@@ -22,8 +22,7 @@ from vtp_jax import build, cli, metrics, report, sharding, visualize
 from vtp_jax.data import shapes, sources, text
 from vtp_jax.train import train
 
-CLIPS = 4000  # of training, three for each combination
-WORDS = 120  # at most, in the vocabulary
+WORDS = 200  # at most, in the vocabulary
 LOSSES = ("loss_video", "loss_text", "loss_vtc", "loss_vtm")
 ABLATIONS = ("no_contrast", "no_masking")
 
@@ -50,8 +49,9 @@ class Stages:
 def prepare(corpus: Path, stages: Stages) -> None:
     """The corpus and its tokenizer, unless they stand there already."""
     with stages("corpus"):
-        made = shapes.write(corpus, shapes.Plan(train=CLIPS))
-        print(f"{CLIPS} + {shapes.HELD_OUT} clips {'rendered to' if made else 'stand in'} {corpus}")
+        plan = shapes.Plan()
+        made = shapes.write(corpus, plan)
+        print(f"{plan.train} + {plan.val} clips {'rendered to' if made else 'stand in'} {corpus}")
     with stages("tokenizer"):
         clips = sources.load(root=str(corpus), captions=str(corpus / "train.csv")).clips
         captions = [caption for clip in clips for caption in clip.captions]

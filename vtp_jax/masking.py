@@ -54,6 +54,8 @@ def negatives(rng: Array, valid: Bool[Array, " b"], groups: int = 1) -> Int[Arra
     groups: contiguous blocks of rows that know only each other (a paper's "per GPU").
     """
     (b,) = valid.shape
+    if b % groups:
+        raise UserError(f"a batch of {b} rows does not divide into groups={groups}")
     v = valid.reshape(groups, b // groups).astype(jnp.int32)
     count = v.sum(axis=1, keepdims=True)
     order = jnp.argsort(1 - v, axis=1, stable=True)  # valid rows first, ascending

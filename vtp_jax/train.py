@@ -88,6 +88,8 @@ def train(
 
     # -- The parts. What a config can have wrong is found here, before anything compiles.
     devices = cli.call(shardings.make_mesh, "config.mesh", **mesh)
+    if batch % (over := devices.shape["data"] * devices.shape["fsdp"]):
+        raise UserError(f"config.batch={batch} does not divide over {over} devices (data x fsdp)")
     loaded = build.data(data, batch=batch, seed=seed)
     made = build.method(method, loaded.facts)
     checks = build.evaluators(evals, made, loaded.streams, devices)

@@ -1,6 +1,6 @@
 """A corpus of moving shapes: videos whose captions say all there is to see, made by the project.
 
-A clip has five attributes: colour, shape, size, motion and background, 1,536 combinations. Some
+A clip has five attributes: colour, shape, size, motion and background, 3,840 combinations. Some
 combinations are held out: they never occur in training, and a held-out clip is found by its caption
 only if the words were learnt one by one. Place, phase, speed, hue, outline and wording vary, so a
 combination is not one video. Every clip is a function of (seed, split, index).
@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -35,35 +35,43 @@ COLOURS: Mapping[str, tuple[str, ...]] = dict(
     red=("red", "scarlet"),
     orange=("orange",),
     yellow=("yellow", "golden"),
-    green=("green", "lime"),
+    lime=("lime",),
+    green=("green",),
+    mint=("mint",),
     cyan=("cyan", "turquoise"),
+    azure=("azure",),
     blue=("blue",),
-    purple=("purple", "violet"),
-    pink=("pink", "rosy"),
+    violet=("violet", "purple"),
+    magenta=("magenta",),
+    rose=("rose", "pink"),
 )
 SHAPES: Mapping[str, tuple[str, ...]] = dict(
+    disc=("disc", "circle"),
     ring=("ring", "hoop"),
-    square=("square", "box"),
-    triangle=("triangle", "pyramid"),
-    star=("star",),
+    plank=("plank", "beam"),
+    pillar=("pillar", "pole"),
 )
 SIZES: Mapping[str, tuple[str, ...]] = dict(
     small=("small", "little", "tiny"), large=("large", "big", "huge")
 )
 # For motions: (what it does, what it is seen doing).
 MOTIONS: Mapping[str, tuple[tuple[str, str], ...]] = dict(
-    left=(("moves to the left", "moving to the left"), ("goes left", "going left")),
-    right=(("moves to the right", "moving to the right"), ("goes right", "going right")),
-    orbiting=(("orbits", "orbiting"), ("loops around", "looping around")),
-    bouncing=(("bounces", "bouncing"), ("hops", "hopping")),
+    sliding=(("slides", "sliding"), ("moves right", "moving right")),
+    falling=(("falls", "falling"), ("moves down", "moving down")),
+    resting=(("rests", "resting"), ("stays still", "staying still")),
+    blinking=(("blinks", "blinking"), ("flashes", "flashing")),
 )
 BACKGROUNDS: Mapping[str, tuple[str, ...]] = dict(
     black=("black", "dark"),
     grey=("grey", "gray"),
     white=("white", "bright"),
-    striped=("striped", "stripy"),
-    banded=("banded", "layered"),
-    checkered=("checkered", "chequered"),
+    navy=("navy",),
+    maroon=("maroon",),
+    olive=("olive", "khaki"),
+    teal=("teal",),
+    plum=("plum",),
+    tan=("tan", "sandy"),
+    sky=("sky",),
 )
 ATTRIBUTES: Mapping[str, Mapping[str, tuple]] = dict(
     colour=COLOURS, shape=SHAPES, size=SIZES, motion=MOTIONS, background=BACKGROUNDS
@@ -71,22 +79,25 @@ ATTRIBUTES: Mapping[str, Mapping[str, tuple]] = dict(
 TEMPLATES = (
     "a {size} {colour} {shape} {does} on a {background} background",
     "on a {background} background a {size} {colour} {shape} {does}",
-    "a {colour} {shape} of {size} size is {doing} over a {background} backdrop",
-    "the {shape} is {colour} and {size} and it {does} in front of a {background} backdrop",
-    "a {background} background with a {size} {colour} {shape} {doing}",
-    "there is a {size} {shape} {doing} on a {background} backdrop and it is {colour}",
+    "a {colour} {shape} of {size} size is {doing} over {background}",
+    "the {shape} is {colour} and {size} and {does} on {background}",
+    "{background} background with a {size} {colour} {shape} {doing}",
+    "a {size} {shape} is {doing} on {background} and it is {colour}",
 )
 HELD_OUT = 200  # combinations that never occur in training
 SPLITS = ("train", "val")
 RATE = 8  # frames per second
 
-HUES = dict(  # degrees
-    red=0, orange=28, yellow=55, green=125, cyan=182, blue=228, purple=275, pink=318
-)  # fmt: skip
+HUES = {name: 30 * i for i, name in enumerate(COLOURS)}  # degrees
 RADII = dict(small=0.145, large=0.255)  # of the picture's side
-# Radii of the corners in turn, clockwise; they give the outlines about the same area.
-OUTLINES = dict(square=4 * (1.22,), triangle=3 * (1.45,), star=4 * (1.6, 0.6))
-HOLE = 0.5  # of the ring's radius
+GROUNDS = dict(  # RGB
+    black=(18, 18, 18), grey=(120, 120, 120), white=(236, 236, 236), navy=(22, 30, 92),
+    maroon=(96, 24, 34), olive=(92, 90, 24), teal=(20, 88, 84), plum=(84, 32, 88),
+    tan=(186, 156, 116), sky=(142, 178, 206),
+)  # fmt: skip
+# Half the width and height of outlines, in radii; they have about the same area.
+OUTLINES = dict(disc=(1.0, 1.0), ring=(1.2, 1.2), plank=(1.6, 0.5), pillar=(0.5, 1.6))
+HOLE = 0.55  # of the ring's radius
 DRAWN = 4  # outlines are drawn this many times larger, then averaged: smooth edges
 
 
@@ -106,7 +117,7 @@ class Plan(NamedTuple):
     train, val: clips of the two splits; side: pixels; frames: per clip, shown at 8 per second.
     """
 
-    train: int = 2000
+    train: int = 6000
     val: int = HELD_OUT
     side: int = 64
     frames: int = 16
@@ -142,14 +153,15 @@ def render(
 ) -> UInt8[np.ndarray, "t h w c"]:
     """Draws a clip: uint8 RGB "t h w c" with h = w = `side`; `rng` decides what no caption says."""
     radius = RADII[attributes.size] * side * rng.uniform(0.94, 1.06)
-    centres = move(attributes.motion, radius, rng, side, frames)
+    centres, seen = move(attributes.motion, radius, rng, side, frames)
     outline = draw_outline(attributes.shape, radius, rng.uniform(-0.14, 0.14))
     cover = np.stack([cover_frame(outline, centre, side) for centre in centres]).astype(np.uint16)
-    cover = (cover + (cover >> 7))[..., None]  # 0 to 256
+    cover = ((cover + (cover >> 7)) * seen[:, None, None])[..., None]  # 0 to 256
     hue = (HUES[attributes.colour] + rng.uniform(-5, 5)) % 360 / 360
     colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.85, 1.0), rng.uniform(0.88, 1.0))
     paint = np.asarray([255 * c for c in colour], np.uint16)
-    ground = draw_background(attributes.background, rng, side)[None, :, :, None]
+    shade = np.asarray(GROUNDS[attributes.background]) + rng.integers(-8, 9)
+    ground = np.clip(shade, 0, 255).astype(np.uint16)
     return ((cover * paint + (256 - cover) * ground + 128) >> 8).astype(np.uint8)
 
 
@@ -258,50 +270,42 @@ def pick(rng: np.random.Generator, choices: Any) -> Any:
 
 def move(
     motion: str, radius: float, rng: np.random.Generator, side: int, frames: int
-) -> Float[np.ndarray, "t 2"]:
-    """Centres (x, y) in pixels for every frame.
+) -> tuple[Float[np.ndarray, "t 2"], UInt8[np.ndarray, "t"]]:
+    """Centres (x, y) in pixels, and 1 where the shape is shown, for every frame.
 
-    Periods are at least 8 frames of 16, so that every second frame still shows each motion.
+    A period of blinking is at least 8 frames of 16, so that every second frame still shows it.
     """
     t = np.arange(frames) / max(frames - 1, 1)  # 0 to 1
-    low, high = 1.1 * radius, side - 1.1 * radius
+    low, high = 1.2 * radius, side - 1.2 * radius
     place = rng.uniform(low, high, 2)
     pace = rng.uniform(0.85, 1.0)
-    turn = 2 * np.pi * (2 * pace * t + rng.uniform())
-    path = (high - low) * (1 - pace) * rng.uniform() + low + pace * (high - low) * t
+    path = low + (high - low) * ((1 - pace) * rng.uniform() + pace * t)
     still = np.ones_like(t)
-    reach = (high - low) / 2
-    paths: Mapping[str, Callable[[], tuple[Any, Any]]] = dict(
-        right=lambda: (path, place[1] * still),
-        left=lambda: (side - path, place[1] * still),
-        orbiting=lambda: (
-            side / 2 + 0.9 * reach * np.cos(turn),
-            side / 2 + 0.9 * reach * np.sin(turn),
-        ),
-        bouncing=lambda: (place[0] * still, high - 1.5 * reach * np.abs(np.sin(turn / 2))),
-    )
-    x, y = paths[motion]()
-    return np.stack([x, y], 1)
+    x = path if motion == "sliding" else place[0] * still
+    y = path if motion == "falling" else place[1] * still
+    on = np.sin(2 * np.pi * (2 * pace * t + rng.uniform())) > -0.2
+    seen = on if motion == "blinking" else still
+    return np.stack([x, y], 1), seen.astype(np.uint8)
 
 
 def draw_outline(shape: str, radius: float, tilt: float) -> Image.Image:
-    """The shape in white on black, `DRAWN` times its size, its centre in the middle."""
-    half = int(np.ceil(1.6 * radius)) * DRAWN
+    """The shape in white on black, `DRAWN` times its size, its centre in the middle; the long ones
+    turned by `tilt` radians."""
+    half = int(np.ceil(1.8 * radius)) * DRAWN
     image = Image.new("L", (2 * half, 2 * half))
-    r = radius * DRAWN
-    if shape == "ring":
-        for size, fill in ((r, 255), (HOLE * r, 0)):
-            box = (half - size, half - size, half + size, half + size)
-            ImageDraw.Draw(image).ellipse(box, fill=fill)
+    pen = ImageDraw.Draw(image)
+    w, h = (radius * DRAWN * extent for extent in OUTLINES[shape])
+    if w == h:
+        pen.ellipse((half - w, half - w, half + w, half + w), fill=255)
+        if shape == "ring":
+            w *= HOLE
+            pen.ellipse((half - w, half - w, half + w, half + w), fill=0)
         return image
-    radii = OUTLINES[shape]
-    turns = tilt + 2 * np.pi * np.arange(len(radii)) / len(radii)
-    turns += np.pi / 4 if shape == "square" else 0
-    points = [
-        (half + r * out * np.sin(a), half - r * out * np.cos(a))
-        for a, out in zip(turns, radii, strict=True)
-    ]
-    ImageDraw.Draw(image).polygon(points, fill=255)
+    corners = [(-w, -h), (w, -h), (w, h), (-w, h)]
+    sin, cos = np.sin(tilt), np.cos(tilt)
+    pen.polygon(
+        [(half + x * cos - y * sin, half + x * sin + y * cos) for x, y in corners], fill=255
+    )
     return image
 
 
@@ -314,20 +318,3 @@ def cover_frame(
     corner = [round(float(c) * DRAWN) - half for c in centre]
     canvas.paste(outline, (corner[0], corner[1]))
     return np.asarray(canvas.reduce(DRAWN))
-
-
-def draw_background(kind: str, rng: np.random.Generator, side: int) -> UInt8[np.ndarray, "h w"]:
-    """Grey levels of the background: plain, vertical stripes, bands, or squares."""
-    dark, light = rng.integers(70, 90), rng.integers(150, 175)
-    cell = side / 8
-    x = ((np.arange(side) + rng.uniform(0, 2 * cell)) // cell).astype(int)
-    y = ((np.arange(side) + rng.uniform(0, 2 * cell)) // cell).astype(int)
-    grey = dict(
-        black=lambda: np.full((side, side), rng.integers(8, 28)),
-        grey=lambda: np.full((side, side), rng.integers(108, 128)),
-        white=lambda: np.full((side, side), rng.integers(225, 245)),
-        striped=lambda: np.where(np.broadcast_to(x, (side, side)) % 2, light, dark),
-        banded=lambda: np.where(np.broadcast_to(y[:, None], (side, side)) % 2, light, dark),
-        checkered=lambda: np.where((x[None] + y[:, None]) % 2, light, dark),
-    )
-    return grey[kind]().astype(np.uint8)
