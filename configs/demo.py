@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "no_contrast", "no_masking", "tiny")
     c = ConfigDict()
     c.seed = 0
-    c.steps = 2000
+    c.steps = 3600
     c.batch = 32
 
     c.data = ConfigDict()
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # tubes: a ratio of 0.75 shows 16 of them, about as many as the paper's 20 of 196.
     c.method = ConfigDict()
     c.method.name = "simvtp"
-    c.method.size = (128, 4, 2, 512)
+    c.method.size = (128, 3, 2, 256)
     c.method.decoder = (64, 1, 1, 256)
     c.method.cube = (8, 8, 8)
     c.method.video_ratio = 0.75
@@ -47,10 +47,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.dropout = 0.0
     c.method.sum_directions = True  # VTC's weight as the reference has it
     c.method.dtype = "float32"  # CPUs have no fast bf16
-    c.method.unroll = 4
+    c.method.unroll = 3
 
     c.optim = ConfigDict()
-    c.optim.lr = dict(kind="warmup_cosine", peak=1.2e-3, end=1e-5, warmup=100, steps=c.steps)
+    c.optim.lr = dict(kind="warmup_cosine", peak=1.8e-3, end=1e-5, warmup=150, steps=c.steps)
     c.optim.betas = (0.9, 0.95)
     c.optim.weight_decay = 0.05
     c.optim.rules = DECAY
@@ -58,8 +58,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.sharding = SHARDING
     c.evals = ConfigDict()
-    c.evals.retrieval = dict(type="retrieval", stream="val", every=200)
-    c.checkpoint = dict(every=500, keep=2)
+    c.evals.retrieval = dict(type="retrieval", stream="val", every=400)
+    c.checkpoint = dict(every=900, keep=2)
     c.log = dict(every=20)
 
     if "no_contrast" in switches:

@@ -155,7 +155,8 @@ def test_the_resolved_config_runs_again(tmp_path):
     path = str(tmp_path / "a" / "config.json")
     train.main(["--config", path, "--workdir", str(tmp_path / "b")])
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    assert json.loads((tmp_path / "b" / "config.json").read_text()) == json.loads(open(path).read())
+    first, second = ((tmp_path / x / "config.json").read_text() for x in "ab")
+    assert json.loads(first) == json.loads(second)
 
 
 def test_evaluate_reads_what_train_wrote(tmp_path, capsys):

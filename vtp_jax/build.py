@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +84,7 @@ def start(
 ) -> tuple[Callable[[], State], optim.Optim]:
     """A function that makes the state of step 0, and the optimizer of `config.optim`."""
     init, begin = jax.random.split(jax.random.key(seed))
-    shapes = jax.eval_shape(partial(made.init, spec=spec), init)
+    shapes = jax.eval_shape(lambda key: made.init(key, spec), init)
     cfg = {**cfg, "lr": schedules.make(cfg.get("lr", 0.0), "config.optim.lr")}
     optimizer = cli.call(optim.make, "config.optim", shapes, **cfg)
 

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict, config_flags
 
 from vtp_jax.types import UserError
 
-
 # TensorFlow only reads data here; its lines about kernels it might use are not for our users.
 QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0")
 

@@ -89,7 +89,9 @@ def summarise(workdir: Path, numbers: dict[str, float], stages: Stages) -> dict[
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="vtp_jax.demo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="vtp_jax.demo", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--workdir", help="default: runs/demo, or runs/demo_ABLATION")
     parser.add_argument("--ablation", choices=ABLATIONS, help="leave a part of SimVTP out")
     parser.add_argument("--config", default="configs/demo.py")

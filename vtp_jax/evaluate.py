@@ -18,7 +18,9 @@ from vtp_jax.types import UserError
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="vtp_jax.evaluate", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="vtp_jax.evaluate", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--step", default="latest", help="a step, latest or best")
     args, overrides = cli.parse(parser, argv)

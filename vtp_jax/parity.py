@@ -30,7 +30,7 @@ HEAD = 64  # every published size of SimVTP and of VideoMAE up to L has heads of
 MEAN, STD = (
     [float(np.float32(x)) for x in v] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 )
-QUIRKS = dict(
+QUIRKS: dict[str, Any] = dict(
     contrast_text="masked", match_text="masked", pool_padding=True, sum_directions=True
 )  # fmt: skip
 INPUTS = ("video", "mask", "ids", "labels", "attention_mask", "negatives")
@@ -182,7 +182,9 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="vtp_jax.parity", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="vtp_jax.parity", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--weights", required=True, help=".npz, official tensor names")
     parser.add_argument("--inputs", required=True, help=".npz")
@@ -194,7 +196,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_enable_x64", True)
     result = METHODS[args.method](read(args.weights), read(args.inputs), args.grads)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(args.out, **result)
+    np.savez(args.out, **result)  # pyright: ignore[reportArgumentType]
     for name in (n for n in result if n.startswith("loss")):
         print(f"{name:9s} {float(result[name]):.12f}")
 

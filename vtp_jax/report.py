@@ -297,9 +297,7 @@ def timings(story: Story) -> str:
 def other_curves(story: Story) -> str:
     """Everything else that training wrote, but for the counts of data."""
     names = [
-        key
-        for key in story.curves
-        if key.startswith("train/") and not key.startswith("train/loss")
+        key for key in story.curves if key.startswith("train/") and not key.startswith("train/loss")
     ]
     return grid([chart(key.removeprefix("train/"), {key: story.curves[key]}) for key in names])
 

@@ -220,7 +220,9 @@ def on_signal(number: signal.Signals) -> Iterator[threading.Event]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="vtp_jax.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="vtp_jax.train", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
     parser.add_argument("--workdir", required=True, help="where the run writes, and goes on from")
     args, overrides = cli.parse(parser, argv)

@@ -19,11 +19,11 @@ SMALL = dict(
 )  # fmt: skip
 
 
-def example(b=4, l=9, seed=0):
-    rng = np.random.default_rng(seed)
-    lengths = np.array([l, l - 2, 5, 4])[np.arange(b) % 4]
-    mask = np.arange(l) < lengths[:, None]
-    text = np.where(mask, rng.integers(5, 50, (b, l)), 0).astype(np.int32)
+def example(b=4, seed=0):
+    rng, length = np.random.default_rng(seed), 9
+    lengths = np.array([length, length - 2, 5, 4])[np.arange(b) % 4]
+    mask = np.arange(length) < lengths[:, None]
+    text = np.where(mask, rng.integers(5, 50, (b, length)), 0).astype(np.int32)
     text[:, 0] = 2
     return dict(
         video=jnp.asarray(rng.integers(0, 256, (b, 4, 32, 32, 3)), jnp.uint8),

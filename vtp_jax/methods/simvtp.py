@@ -94,7 +94,7 @@ class SimVTP(nn.Module):
 
     def setup(self):
         d, dtype = self.encoder_size.width, jnp.dtype(self.dtype)
-        stack = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
+        stack: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
         self.patch_embed = embed.CubeEmbed(d, self.cube, len(self.mean), dtype)
         self.text_embed = embed.WordEmbed(
             self.vocab_size, d, self.pad_id, self.text_length, dropout=self.dropout, dtype=dtype
@@ -200,17 +200,16 @@ def forward(
     cubes = embed.cut(batch["video"], net.cube)
     visible = embed.to_unit(masking.take(cubes, mask.keep))
     video = bound.embed_video(visible, mask.keep, cubes.shape[1])
-    masked = bound.embed_text(draws.masked)
-    clean = (
-        bound.embed_text(batch["text"]) if "clean" in (net.contrast_text, net.match_text) else None
-    )
+    text = {"masked": bound.embed_text(draws.masked)}
+    if "clean" in (net.contrast_text, net.match_text):
+        text["clean"] = bound.embed_text(batch["text"])
     k = video.shape[1]
 
     def joint(video: Float[Array, "b k d"], words: Float[Array, "b l d"]) -> Float[Array, "b n d"]:
         tokens = jnp.concatenate([video, words], axis=1)
         return bound.encode(tokens, beside(k, text_mask))
 
-    pair = joint(video, masked)
+    pair = joint(video, text["masked"])
     if weights["video"]:
         target = reconstruction.normalise(embed.to_unit(masking.take(cubes, mask.drop)))
         out = out._replace(target=target, pixels=bound.decode(pair[:, :k], mask))
@@ -219,10 +218,10 @@ def forward(
 
     pooled = jnp.ones_like(text_mask) if net.pool_padding else text_mask
     if weights["vtc"]:
-        words = bound.encode(clean if net.contrast_text == "clean" else masked, text_mask)
+        words = bound.encode(text[net.contrast_text], text_mask)
         out = out._replace(video=pool.mean(bound.encode(video)), text=pool.mean(words, pooled))
     if weights["vtm"]:
-        words = clean if net.match_text == "clean" else masked
+        words = text[net.match_text]
         if net.second_draw:
             words = bound.embed_text(batch["text"] if net.match_text == "clean" else draws.masked)
         shared = net.match_text == "masked" and not net.second_draw
@@ -236,13 +235,13 @@ def forward(
 def terms(net: SimVTP, out: Outputs, batch: Batch, draws: Draws) -> dict[str, Mean]:
     """L_v, L_t, L_vtc and L_vtm (section 3), and how often words and pairs were right."""
     valid, found = batch["valid"], {}
-    if out.pixels is not None:
+    if out.pixels is not None and out.target is not None:
         found["loss_video"] = reconstruction.squared_error(out.pixels, out.target, valid)
     if out.words is not None:
         asked = draws.hidden & valid[:, None]
         found["loss_text"] = cross_entropy(out.words, batch["text"], asked, net.groups)
         found["word_accuracy"] = accuracy(out.words, batch["text"], asked)
-    if out.video is not None:
+    if out.video is not None and out.text is not None:
         nce = partial(
             contrastive.info_nce, where=valid, temperature=net.temperature, groups=net.groups
         )
@@ -337,6 +336,7 @@ def reconstruct(
     draws = draw(net, jax.random.key(0) if rng is None else rng, batch)
     net = net.clone(weights={"video": 1.0, "text": 1.0, "vtc": 0.0, "vtm": 0.0})
     out, dropped = forward(net, params, batch, draws), draws.mask.dropped[..., None]
+    assert out.pixels is not None and out.words is not None  # their weights are not 0
     true = embed.to_unit(embed.cut(batch["video"], net.cube))
     grid = embed.grid_of(batch["video"].shape, net.cube)
     own = reconstruction.statistics(true)
