@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -36,16 +37,16 @@ def read_caption(caption):
 
 def test_sizes():
     assert len(TRAIN) >= 2000 and len(VAL) == 200
-    assert np.prod([len(values) for values in shapes.ATTRIBUTES.values()]) == 3840
+    assert np.prod([len(values) for values in shapes.ATTRIBUTES.values()]) == 17280
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_held_out_combinations_never_occur_in_training(seed):
     train, held_out = shapes.combinations(seed)
     assert len(set(held_out)) == 200 and not set(train) & set(held_out)
-    assert len(train) + 200 == 3840
+    assert len(train) + 200 == 17280
     seen = {shapes.describe(seed, "train", i)[0] for i in range(PLAN.train)}
-    assert seen == set(train)
+    assert seen <= set(train) and len(seen) > 0.95 * PLAN.train
 
 
 def test_every_pair_of_values_is_in_training():
@@ -81,7 +82,7 @@ def test_a_clip_is_a_function_of_seed_and_index():
     np.testing.assert_array_equal(shapes.read(PLAN, "train", 5), again)
     assert again.shape == (16, 64, 64, 3) and again.dtype == np.uint8
     count = len(shapes.combinations(0)[0])
-    assert TRAIN[5][0] == TRAIN[5 + count][0]
+    assert shapes.describe(0, "train", 5 + count)[0] == TRAIN[5][0]
     assert np.abs(shapes.read(PLAN, "train", 5 + count).astype(int) - again).mean() > 1
     assert shapes.describe(1, "train", 5) != shapes.describe(0, "train", 5)
 
@@ -124,9 +125,13 @@ def tell_size(frames):
 
 
 def tell_background(frames):
-    corners = frames[:, [0, 0, -1, -1], [0, -1, 0, -1]].reshape(-1, 3)
-    away = {k: np.abs(np.median(corners, axis=0) - v).max() for k, v in shapes.GROUNDS.items()}
-    return min(away, key=away.get)
+    edge = frames[:, [0, -1]].reshape(-1, 64, 3).astype(int)
+    found = Counter()
+    for column in np.median(edge, axis=0):
+        away = {k: np.abs(column - v).max() for k, v in shapes.GROUNDS.items()}
+        found[min(away, key=away.get)] += 1
+    two = {name for name, _ in found.most_common(2)}
+    return " and ".join(name for name in shapes.GROUNDS if name in two)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +173,7 @@ def test_outlines_can_be_told_apart():
 
 
 def test_write(tmp_path, capsys):
-    plan = shapes.Plan(train=6, val=3, side=32, frames=8, seed=3)
+    plan = shapes.Plan(train=6, val=3, frames=8, seed=3)
     assert shapes.write(tmp_path, plan, workers=2) is True
     told = capsys.readouterr().err
     assert told.endswith("rendering clips: 100 %\n") and "\x1b" not in told
@@ -180,7 +185,7 @@ def test_write(tmp_path, capsys):
         for i, row in enumerate(rows):
             attributes, caption = shapes.describe(3, split, i)
             assert row == dict(path=f"{split}/{i:05d}.mp4", caption=caption, **attributes._asdict())
-            assert video.probe(tmp_path / row["path"])[:5] == (8, 32, 32, 8.0, "h264")
+            assert video.probe(tmp_path / row["path"])[:5] == (8, 64, 64, 8.0, "h264")
             drawn = shapes.read(plan, split, i).astype(int)
             shown = video.read_frames(tmp_path / row["path"], np.arange)
             assert np.abs(drawn - shown).mean() < 8

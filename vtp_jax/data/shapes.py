@@ -1,6 +1,6 @@
 """A corpus of moving shapes: videos whose captions say all there is to see, made by the project.
 
-A clip has five attributes: colour, shape, size, motion and background, 3,840 combinations. Some
+A clip has five attributes: colour, shape, size, motion and background, 17,280 combinations. Some
 combinations are held out: they never occur in training, and a held-out clip is found by its caption
 only if the words were learnt one by one. Place, phase, speed, hue, outline and wording vary, so a
 combination is not one video. Every clip is a function of (seed, split, index).
@@ -61,27 +61,24 @@ MOTIONS: Mapping[str, tuple[tuple[str, str], ...]] = dict(
     resting=(("rests", "resting"), ("stays still", "staying still")),
     blinking=(("blinks", "blinking"), ("flashes", "flashing")),
 )
-BACKGROUNDS: Mapping[str, tuple[str, ...]] = dict(
-    black=("black", "dark"),
-    grey=("grey", "gray"),
-    white=("white", "bright"),
-    navy=("navy",),
-    maroon=("maroon",),
-    olive=("olive", "khaki"),
-    teal=("teal",),
-    plum=("plum",),
-    tan=("tan", "sandy"),
-    sky=("sky",),
-)
+GROUNDS: Mapping[str, tuple[int, int, int]] = dict(  # RGB
+    black=(18, 18, 18), grey=(120, 120, 120), white=(236, 236, 236), navy=(22, 30, 92),
+    maroon=(96, 24, 34), olive=(92, 90, 24), teal=(20, 88, 84), plum=(84, 32, 88),
+    tan=(186, 156, 116), sky=(142, 178, 206),
+)  # fmt: skip
+# Broad bands of two colours, named in either order.
+BACKGROUNDS: Mapping[str, tuple[str, ...]] = {
+    f"{a} and {b}": (f"{a} and {b}", f"{b} and {a}") for a, b in itertools.combinations(GROUNDS, 2)
+}
 ATTRIBUTES: Mapping[str, Mapping[str, tuple]] = dict(
     colour=COLOURS, shape=SHAPES, size=SIZES, motion=MOTIONS, background=BACKGROUNDS
 )
 TEMPLATES = (
-    "a {size} {colour} {shape} {does} on a {background} background",
-    "on a {background} background a {size} {colour} {shape} {does}",
+    "a {size} {colour} {shape} {does} on {background} bands",
+    "on {background} bands a {size} {colour} {shape} {does}",
     "a {colour} {shape} of {size} size is {doing} over {background}",
     "the {shape} is {colour} and {size} and {does} on {background}",
-    "{background} background with a {size} {colour} {shape} {doing}",
+    "{background} bands with a {size} {colour} {shape} {doing}",
     "a {size} {shape} is {doing} on {background} and it is {colour}",
 )
 HELD_OUT = 200  # combinations that never occur in training
@@ -90,11 +87,6 @@ RATE = 8  # frames per second
 
 HUES = {name: 30 * i for i, name in enumerate(COLOURS)}  # degrees
 RADII = dict(small=0.145, large=0.255)  # of the picture's side
-GROUNDS = dict(  # RGB
-    black=(18, 18, 18), grey=(120, 120, 120), white=(236, 236, 236), navy=(22, 30, 92),
-    maroon=(96, 24, 34), olive=(92, 90, 24), teal=(20, 88, 84), plum=(84, 32, 88),
-    tan=(186, 156, 116), sky=(142, 178, 206),
-)  # fmt: skip
 # Half the width and height of outlines, in radii; they have about the same area.
 OUTLINES = dict(disc=(1.0, 1.0), ring=(1.2, 1.2), plank=(1.6, 0.5), pillar=(0.5, 1.6))
 HOLE = 0.55  # of the ring's radius
@@ -160,8 +152,7 @@ def render(
     hue = (HUES[attributes.colour] + rng.uniform(-5, 5)) % 360 / 360
     colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.85, 1.0), rng.uniform(0.88, 1.0))
     paint = np.asarray([255 * c for c in colour], np.uint16)
-    shade = np.asarray(GROUNDS[attributes.background]) + rng.integers(-8, 9)
-    ground = np.clip(shade, 0, 255).astype(np.uint16)
+    ground = draw_bands(attributes.background, rng, side)
     return ((cover * paint + (256 - cover) * ground + 128) >> 8).astype(np.uint8)
 
 
@@ -318,3 +309,11 @@ def cover_frame(
     corner = [round(float(c) * DRAWN) - half for c in centre]
     canvas.paste(outline, (corner[0], corner[1]))
     return np.asarray(canvas.reduce(DRAWN))
+
+
+def draw_bands(background: str, rng: np.random.Generator, side: int) -> UInt8[np.ndarray, "s c"]:
+    """A row of a background: upright bands of its two colours in turn, side / 4 wide."""
+    pair = np.asarray([GROUNDS[name] for name in background.split(" and ")])
+    pair = np.clip(pair + rng.integers(-8, 9), 0, 255)
+    band = (np.arange(side) + rng.uniform(0, side / 2)) // (side / 4)
+    return pair[band.astype(int) % 2].astype(np.uint8)

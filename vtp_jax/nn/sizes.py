@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vtp_jax.types import UserError
@@ -35,7 +36,7 @@ DECODERS = {
 }
 
 
-def pick(table: dict[str, Size], size: str | tuple[int, ...] | Size, where: str) -> Size:
+def pick(table: dict[str, Size], size: str | Sequence[int], where: str) -> Size:
     """A size by name, or as given: (width, depth, heads, mlp)."""
     if isinstance(size, str):
         if size not in table:
