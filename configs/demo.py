@@ -68,11 +68,11 @@ def get_config(arg: str = "") -> ConfigDict:
         c.method.update(video_ratio=0.0, text_ratio=0.0)
         c.method.weights.update(video=0.0, text=0.0)
     if "tiny" in switches:
-        c.steps, c.batch = 6, 16
+        c.steps, c.batch = 12, 16
         c.data.kind = "shapes"
         c.data.train, c.data.evals = dict(clips=64), dict(val=dict(clips=16))
         c.data.text.path = None
         c.method.size, c.method.unroll = (64, 1, 1, 128), 1
-        c.optim.lr.update(warmup=2, steps=c.steps)
-        c.evals.retrieval.every, c.checkpoint.every, c.log.every = 3, 3, 2
+        c.optim.lr.update(peak=1e-3, warmup=4, steps=c.steps)
+        c.evals.retrieval.every, c.checkpoint.every, c.log.every = 6, 6, 2
     return c

@@ -90,7 +90,7 @@ def test_commands_in_headers_are_understood(path):
         (["--config.stepps=1"], "stepps"),
         (["--config.steps=many"], "steps"),
         (["--config.method.name=simvpt"], "did you mean 'simvtp'"),
-        (["--config.batch=15", "--config.mesh.data=2"], "15"),
+        (["--config.batch=15"], "batch=15 does not divide over 8 devices"),
     ],
 )
 def test_typos_fail_in_one_line_before_anything_compiles(overrides, told, tmp_path, monkeypatch):

@@ -1,0 +1,89 @@
+"""Times the demo's step and its data on this machine: `make bench`. See README.md beside it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vtp_jax import build, cli, metrics, sharding
+from vtp_jax.data import shapes
+from vtp_jax.train import make_step
+
+HERE = Path(__file__).parent
+
+
+def seconds(run: Callable[[], Any], times: int) -> float:
+    """Mean time of a run after one that does not count."""
+    jax.block_until_ready(run())
+    start = time.perf_counter()
+    for _ in range(times):
+        jax.block_until_ready(run())
+    return (time.perf_counter() - start) / times
+
+
+def measure_matmul(n: int = 2048) -> float:
+    x = jnp.ones((n, n))
+    product = jax.jit(lambda x: x @ x)
+    return 2 * n**3 / seconds(lambda: product(x), 10) / 1e9
+
+
+def measure_step(cfg: dict[str, Any]) -> tuple[float, float]:
+    """Milliseconds a step, and GFLOP a step by XLA's count."""
+    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    method = build.method(cfg["method"], data.facts)
+    start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
+    mesh = sharding.make_mesh()
+    with sharding.activate(mesh):
+        batch = sharding.put(next(iter(data.batches(0))), mesh)
+        state = jax.jit(start)()
+        step = jax.jit(make_step(method, optimizer, 0)).lower(state, batch).compile()
+        took = seconds(lambda: step(state, batch), 10)
+    return 1e3 * took, step.cost_analysis()["flops"] / 1e9
+
+
+def measure_data(cfg: dict[str, Any], batches: int = 40) -> float:
+    """Clips a second from mp4 files to numpy batches."""
+    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    stream = data.batches(0)
+    next(stream)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    return batches * cfg["batch"] / (time.perf_counter() - start)
+
+
+def main(_: Any) -> None:
+    cfg = cli.plain(cli.load_config("configs/demo.py"))
+    text = dict(kind="sentencepiece", length=cfg["data"]["text"]["length"])
+    with tempfile.TemporaryDirectory() as folder:
+        shapes.write(folder, shapes.Plan(train=500, val=2))
+        cfg["data"].update(
+            train=dict(root=folder, captions=f"{folder}/train.csv"), evals={}, text=text
+        )
+        rate = measure_matmul()
+        took, work = measure_step(cfg)
+        found = dict(
+            machine=f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}",
+            jax=version("jax"),
+            matmul_gflops=rate,
+            step_ms=took,
+            step_clips_per_s=1e3 * cfg["batch"] / took,
+            step_of_matmul=1e3 * work / took / rate,
+            data_clips_per_s=measure_data(cfg),
+        )
+    with (HERE / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+    metrics.print_table("benchmarks", ("what", "value"), list(found.items()))
+
+
+if __name__ == "__main__":
+    cli.run(main)
