@@ -307,7 +307,8 @@ def settings(story: Story) -> str:
     rows: list[list[Any]] = [[name, version] for name, version in versions()]
     for key in story.curves:
         if key.startswith("data/"):
-            rows.append([key.removeprefix("data/"), story.last(key)])
+            name = key.removeprefix("data/")
+            rows.append(["rows read" if name == "rows" else f"rows {name}", story.last(key)])
     body = table(["", ""], rows)
     if story.config:
         text = json.dumps(story.config, indent=2, sort_keys=True)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, Shaped
 
 from vtp_jax.nn.transformer import layer_norm, product
 from vtp_jax.types import UserError
@@ -29,7 +29,7 @@ def grid_of(shape: tuple[int, ...], cube: Triple) -> Triple:
     return t, h, w
 
 
-def cut(video: Num[Array, "b t h w c"], cube: Triple) -> Num[Array, "b n p"]:
+def cut(video: Shaped[Array, "b t h w c"], cube: Triple) -> Shaped[Array, "b n p"]:
     """A video as a row of cubes, time first, then rows, then columns. Inside a cube p runs over
     (t, h, w, c), colours fastest."""
     b, *_, c = video.shape
@@ -38,7 +38,7 @@ def cut(video: Num[Array, "b t h w c"], cube: Triple) -> Num[Array, "b n p"]:
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t * h * w, p * q * r * c)
 
 
-def join(cubes: Num[Array, "b n p"], grid: Triple, cube: Triple) -> Num[Array, "b t h w c"]:
+def join(cubes: Shaped[Array, "b n p"], grid: Triple, cube: Triple) -> Shaped[Array, "b t h w c"]:
     """The video that `cut` made the cubes from."""
     b = cubes.shape[0]
     (t, h, w), (p, q, r) = grid, cube
