@@ -22,7 +22,7 @@ from vtp_jax import build, cli, metrics, report, sharding, visualize
 from vtp_jax.data import shapes, sources, text
 from vtp_jax.train import train
 
-WORDS = 200  # at most, in the vocabulary
+WORDS = 300  # pieces at most: every word of the corpus is one
 LOSSES = ("loss_video", "loss_text", "loss_vtc", "loss_vtm")
 ABLATIONS = ("no_contrast", "no_masking")
 
