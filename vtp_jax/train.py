@@ -139,7 +139,8 @@ def train(
                     for name in names
                     for key, value in checks[name][1].run(state)
                 }
-                writer.write(done, found) if found else None
+                if found:
+                    writer.write(done, found)
                 for name in names:
                     progress.say(f"step {done}  " + summary(f"eval/{name}/", found))
                 last.update(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -72,11 +73,10 @@ def positions(n: int, d: int, dtype: Any) -> Float[Array, "n d"]:
     return jnp.asarray(sinusoid(n, d).astype(np.float32), dtype)
 
 
-def torch_conv_init(rng: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """PyTorch's default for convolutions, weight and bias alike: U(+-1 / sqrt(fan in)). `shape` is
-    (t, h, w, c, d)."""
-    bound = 1 / math.sqrt(math.prod(shape[:-1]))
-    return jax.random.uniform(rng, shape, dtype, -bound, bound)
+def torch_conv_init(fan_in: int) -> Callable[..., Array]:
+    """PyTorch's default for convolutions, weight and bias alike: U(+-1 / sqrt(fan in))."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda rng, shape: jax.random.uniform(rng, shape, jnp.float32, -bound, bound)
 
 
 class CubeEmbed(nn.Module):
@@ -91,13 +91,8 @@ class CubeEmbed(nn.Module):
     @nn.compact
     def __call__(self, cubes: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
         shape = (*self.cube, self.channels, self.width)
-        kernel = self.param("kernel", torch_conv_init, shape)
-
-        def bias_init(rng: Array, size: tuple[int, ...]) -> Array:
-            bound = 1 / math.sqrt(math.prod(shape[:-1]))
-            return jax.random.uniform(rng, size, jnp.float32, -bound, bound)
-
-        bias = self.param("bias", bias_init, (self.width,))
+        init = torch_conv_init(math.prod(shape[:-1]))
+        kernel, bias = self.param("kernel", init, shape), self.param("bias", init, (self.width,))
         flat = kernel.reshape(-1, self.width).astype(self.dtype)
         return product(cubes.astype(self.dtype), flat) + bias.astype(self.dtype)
 
