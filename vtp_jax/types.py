@@ -131,8 +131,10 @@ class Method(NamedTuple):
     init:         (rng, spec) -> params, every parameter of every verb
     loss:         (params, extra, batch, rng, step) -> (scalar, Out)
     encode:       name -> (params, extra, batch, rng=None) -> Encoded. `video` and `text` give
-                  `embedding` f32 "b d" (not normalised), `tokens` "b n d" with `mask` "b n" and
-                  `memory`; `pair` takes two Encoded instead of a batch and gives `score` f32 "b"
+                  `embedding` f32 "b d" (not normalised), `tokens` "b n d" with `mask` "b n",
+                  `raw` "b n d" (the last block's output, before the backbone's last norm) and
+                  `memory` (for this method's `pair` alone), which takes two Encoded instead of a
+                  batch and gives `score` f32 "b"
     start:        (rng, spec, params) -> extra, after a warm start
     after_update: (params, extra, step) -> (params, extra)
     """

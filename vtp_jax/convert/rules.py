@@ -1,8 +1,8 @@
 """Names and layouts between vtp_jax and PyTorch, per part of `nn`, written once, used both ways.
 
 A rule says: our parameter `ours` is their tensor `theirs`, in layout `layout`. Where `theirs` has
-`{i}`, ours stacks the layers along axis 0. All layouts are linear, so that gradients convert by
-the same rules as weights.
+`{i}`, ours stacks the layers along axis 0; where it is several names, their rows joined are one
+tensor of ours. All layouts are linear, so that gradients convert by the same rules as weights.
 """
 
 from __future__ import annotations
@@ -29,14 +29,28 @@ class Layout(NamedTuple):
 
 class Rule(NamedTuple):
     ours: str
-    theirs: str
+    theirs: str | tuple[str, ...]
     layout: Layout
+
+    def names(self, layer: int | None = None) -> list[str]:
+        """Their names; of one layer where there are layers."""
+        names = [self.theirs] if isinstance(self.theirs, str) else list(self.theirs)
+        return names if layer is None else [n.replace("{i}", str(layer)) for n in names]
+
+    @property
+    def stacked(self) -> bool:
+        return "{i}" in self.names()[0]
 
 
 SAME = Layout(lambda x: x, lambda x: x)
 LINEAR = Layout(lambda x: x.T, lambda x: x.T)  # (out, in) <-> (in, out)
 # (out, c, t, h, w) <-> (t, h, w, c, out)
 CONV = Layout(lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2))
+# (out, c, h, w) <-> (1, h, w, c, out)
+CONV2 = Layout(
+    lambda x: x.transpose(2, 3, 1, 0)[None], lambda x: x.squeeze(0).transpose(3, 2, 0, 1)
+)
+TABLE = Layout(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None])  # (1, n, d) <-> (n, d)
 ROW = Layout(lambda x: x.reshape(x.shape[-1]), lambda x: x.reshape(1, 1, -1))  # (1, 1, d) <-> (d)
 
 
@@ -50,6 +64,14 @@ def fused_qkv(heads: int) -> Layout:
         return x.transpose(2, 1, 3, 0).reshape(-1, x.shape[0])
 
     return Layout(into, out)
+
+
+def fused_bias(heads: int) -> Layout:
+    """(3 h k), q | k | v and head-major inside <-> (h, 3, k)."""
+    return Layout(
+        lambda x: x.reshape(3, heads, -1).transpose(1, 0, 2),
+        lambda x: x.transpose(1, 0, 2).reshape(-1),
+    )
 
 
 def per_head(heads: int) -> Layout:
@@ -71,19 +93,60 @@ def norm(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def stack(ours: str, theirs: str, heads: int) -> list[Rule]:
-    """`nn.transformer.Stack` and the blocks of BEiT, VideoMAE and SimVTP."""
-    mine, other = f"{ours}/blocks", theirs + ".{i}"
+# What the parts of a block are called. qkv: one name, or three.
+class BlockNames(NamedTuple):
+    norm1: str
+    qkv: str | tuple[str, ...]
+    bias: tuple[str, ...]  # of q and v, or of q, k and v in one or in three tensors
+    proj: str
+    norm2: str
+    fc1: str
+    fc2: str
+
+
+BEIT = BlockNames(
+    "norm1", "attn.qkv.weight", ("attn.q_bias", "attn.v_bias"), "attn.proj",
+    "norm2", "mlp.fc1", "mlp.fc2",
+)  # fmt: skip
+TIMM = BEIT._replace(bias=("attn.qkv.bias",))
+CLIP = BlockNames(
+    "ln_1", "attn.in_proj_weight", ("attn.in_proj_bias",), "attn.out_proj",
+    "ln_2", "mlp.c_fc", "mlp.c_proj",
+)  # fmt: skip
+HF = "attention.attention"
+HF_V4 = BlockNames(
+    "layernorm_before", tuple(f"{HF}.{x}.weight" for x in ("query", "key", "value")),
+    (f"{HF}.q_bias", f"{HF}.v_bias"), "attention.output.dense",
+    "layernorm_after", "intermediate.dense", "output.dense",
+)  # fmt: skip
+HF_V5 = HF_V4._replace(bias=(f"{HF}.query.bias", f"{HF}.value.bias"))
+
+
+def stack(ours: str, theirs: str, heads: int, names: BlockNames = BEIT) -> list[Rule]:
+    """`nn.transformer.Stack` and their blocks, which are called `theirs.{i}`."""
+    mine, other = f"{ours}/blocks", theirs + ".{i}."
+    qkv = (names.qkv,) if isinstance(names.qkv, str) else names.qkv
+    bias = tuple(other + b for b in names.bias)
+    if len(bias) == 2:
+        biases = [
+            Rule(f"{mine}/attn/{x}_bias", b, per_head(heads))
+            for x, b in zip("qv", bias, strict=True)
+        ]
+    else:
+        biases = [Rule(f"{mine}/attn/qkv_bias", _one(bias), fused_bias(heads))]
     return [
-        Rule(f"{mine}/attn/qkv", f"{other}.attn.qkv.weight", fused_qkv(heads)),
-        Rule(f"{mine}/attn/q_bias", f"{other}.attn.q_bias", per_head(heads)),
-        Rule(f"{mine}/attn/v_bias", f"{other}.attn.v_bias", per_head(heads)),
-        *linear(f"{mine}/attn/proj", f"{other}.attn.proj"),
-        *linear(f"{mine}/mlp/fc1", f"{other}.mlp.fc1"),
-        *linear(f"{mine}/mlp/fc2", f"{other}.mlp.fc2"),
-        *norm(f"{mine}/norm1", f"{other}.norm1"),
-        *norm(f"{mine}/norm2", f"{other}.norm2"),
+        Rule(f"{mine}/attn/qkv", _one(tuple(other + x for x in qkv)), fused_qkv(heads)),
+        *biases,
+        *linear(f"{mine}/attn/proj", other + names.proj),
+        *linear(f"{mine}/mlp/fc1", other + names.fc1),
+        *linear(f"{mine}/mlp/fc2", other + names.fc2),
+        *norm(f"{mine}/norm1", other + names.norm1),
+        *norm(f"{mine}/norm2", other + names.norm2),
     ]
+
+
+def _one(names: tuple[str, ...]) -> str | tuple[str, ...]:
+    return names[0] if len(names) == 1 else names
 
 
 def bert_embeddings(ours: str, theirs: str) -> list[Rule]:
@@ -95,8 +158,8 @@ def bert_embeddings(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def simvtp(encoder_heads: int, decoder_heads: int) -> list[Rule]:
-    """The official SimVTP pretraining model: 227 tensors at depth 12 + 4."""
+def videomae(encoder_heads: int, decoder_heads: int) -> list[Rule]:
+    """The official VideoMAE pretraining model: 218 tensors at depth 12 + 4."""
     return [
         Rule("patch_embed/kernel", "encoder.patch_embed.proj.weight", CONV),
         Rule("patch_embed/bias", "encoder.patch_embed.proj.bias", SAME),
@@ -107,6 +170,13 @@ def simvtp(encoder_heads: int, decoder_heads: int) -> list[Rule]:
         *stack("decoder", "decoder.blocks", decoder_heads),
         *norm("decoder_norm", "decoder.norm"),
         *linear("decoder_head", "decoder.head"),
+    ]
+
+
+def simvtp(encoder_heads: int, decoder_heads: int) -> list[Rule]:
+    """The official SimVTP pretraining model: VideoMAE and nine tensors more, 227."""
+    return [
+        *videomae(encoder_heads, decoder_heads),
         *bert_embeddings("text_embed", "text_embeddings"),
         *linear("text_cls", "text_cls"),
         *linear("vtm_head", "vtm_head"),
@@ -123,16 +193,15 @@ def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, A
     """Our nested parameters from their tensors, all of which must be used."""
     unused, flat, missing = set(tensors), {}, []
     for rule in rules:
-        names = [rule.theirs]
-        if "{i}" in rule.theirs:
-            layers = depth(tensors, rule.theirs.split(".{i}")[0])
-            names = [rule.theirs.replace("{i}", str(i)) for i in range(layers)]
-        missing += [name for name in names if name not in tensors]
-        if missing:
-            continue
-        unused -= set(names)
-        parts = [rule.layout.into(np.asarray(tensors[name])) for name in names]
-        flat[rule.ours] = np.stack(parts) if "{i}" in rule.theirs else parts[0]
+        first = rule.names()[0]
+        layers = range(depth(tensors, first.split(".{i}")[0])) if rule.stacked else [None]
+        names = [rule.names(i) for i in layers]
+        lacking = [n for part in names for n in part if n not in tensors]
+        missing += lacking
+        if not lacking:
+            unused -= {n for part in names for n in part}
+            parts = [rule.layout.into(_join([np.asarray(tensors[n]) for n in p])) for p in names]
+            flat[rule.ours] = np.stack(parts) if rule.stacked else parts[0]
     if missing or unused:
         raise UserError(
             f"tensor names do not fit: missing {sorted(missing) or 'none'}, "
@@ -148,9 +217,13 @@ def to_theirs(rules: Sequence[Rule], params: Mapping[str, Any]) -> dict[str, Ten
         raise UserError(f"parameter names do not fit the rules: {', '.join(odd)}")
     for rule in rules:
         array = np.asarray(flat[rule.ours])
-        if "{i}" in rule.theirs:
-            for i, layer in enumerate(array):
-                tensors[rule.theirs.replace("{i}", str(i))] = rule.layout.out(layer)
-        else:
-            tensors[rule.theirs] = rule.layout.out(array)
+        for i, layer in enumerate(array) if rule.stacked else [(None, array)]:
+            names = rule.names(i)
+            out = rule.layout.out(layer)
+            parts = [out] if len(names) == 1 else np.split(out, len(names))
+            tensors.update(zip(names, parts, strict=True))
     return tensors
+
+
+def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -290,8 +290,9 @@ def encode_video(
     b, n, _ = cubes.shape
     index = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n))
     memory = bound.embed_video(embed.to_unit(cubes), index, n)
-    tokens, mask = bound.encode(memory), jnp.ones((b, n), bool)
-    return dict(embedding=pool.mean(tokens), tokens=tokens, mask=mask, memory=memory)
+    raw, mask = bound.encoder(memory), jnp.ones((b, n), bool)
+    tokens = bound.encoder_norm(raw)
+    return dict(embedding=pool.mean(tokens), tokens=tokens, raw=raw, mask=mask, memory=memory)
 
 
 def encode_text(
@@ -300,9 +301,10 @@ def encode_text(
     """The caption as it is. memory: the tokens before the encoder."""
     bound, mask = bind(net, params, rng), batch["text_mask"]
     memory = bound.embed_text(batch["text"])
-    tokens = bound.encode(memory, mask)
+    raw = bound.encoder(memory, mask)
+    tokens = bound.encoder_norm(raw)
     pooled = pool.mean(tokens, jnp.ones_like(mask) if net.pool_padding else mask)
-    return dict(embedding=pooled, tokens=tokens, mask=mask, memory=memory)
+    return dict(embedding=pooled, tokens=tokens, raw=raw, mask=mask, memory=memory)
 
 
 def score_pair(

@@ -7,7 +7,8 @@ softmax and norm statistics in fp32 or wider (architecture: Numerics).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,39 @@ from vtp_jax.nn.sizes import Size
 # As PyTorch's xavier_uniform_ on the fused (3d, d) matrix: bound sqrt(6 / 4d).
 QKV_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", 0, (1, 2, 3))
 XAVIER = nn.initializers.xavier_uniform()
+
+
+def quick_gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """x sigmoid(1.702 x): OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[..., Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),  # exact, by erf
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
+}
+
+
+class Style(NamedTuple):
+    """What the pre-norm blocks of published nets differ in.
+
+    bias: which of q, k and v have one: "qv" or "qkv"
+    act:  the feed-forward part's activation, a name in `ACTIVATIONS`
+    eps:  of the layer norms
+    """
+
+    bias: str = "qv"
+    act: str = "gelu"
+    eps: float = 1e-6
+
+
+# Keys that may be attended to: by every query, or by each query its own.
+AttentionMask = Bool[Array, "b n"] | Bool[Array, "#b n n"] | None
+
+BEIT = Style()  # BEiT, VideoMAE, SimVTP
+VIT = Style("qkv")  # ViT, MAE, timm
+CLIP = Style("qkv", "quick_gelu", 1e-5)  # OpenAI's; OpenCLIP trains with the exact GELU
 
 
 def product(x: Float[Array, "*b d"], kernel: Float[Array, "d f"]) -> Float[Array, "*b f"]:
@@ -53,50 +87,56 @@ def attend(
     q: Float[Array, "b n h k"],
     k: Float[Array, "b m h k"],
     v: Float[Array, "b m h k"],
-    mask: Bool[Array, "b m"] | None = None,
+    mask: Bool[Array, "b m"] | Bool[Array, "#b n m"] | None = None,
 ) -> Float[Array, "b n h k"]:
-    """Scaled dot-product attention; keys where `mask` is False are not attended to."""
+    """Scaled dot-product attention; keys where `mask` is False are not attended to, by any query
+    or, with an axis more, by query n."""
     logits = jnp.einsum("bnhk,bmhk->bhnm", q * q.shape[-1] ** -0.5, k)
     logits = logits.astype(jnp.promote_types(q.dtype, jnp.float32))
     if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
+        mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     return jnp.einsum("bhnm,bmhk->bnhk", jax.nn.softmax(logits).astype(v.dtype), v)
 
 
 class Attention(nn.Module):
-    """Self-attention; biases on q and v only, as in BEiT, MAE's video heirs and SimVTP."""
+    """Self-attention."""
 
     heads: int
+    style: Style = BEIT
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], mask: AttentionMask) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         h, k = self.heads, d // self.heads
         # Heads come before q, k, v so that a tensor axis splits one array dimension.
         kernel = self.param("qkv", QKV_INIT, (d, h, 3, k)).astype(self.dtype)
-        q_bias = self.param("q_bias", nn.initializers.zeros, (h, k))
-        v_bias = self.param("v_bias", nn.initializers.zeros, (h, k))
-        bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias], axis=1).astype(self.dtype)
-        qkv = product(x, kernel.reshape(d, h * 3 * k)).reshape(b, n, h, 3, k) + bias
+        if self.style.bias == "qv":
+            q_bias = self.param("q_bias", nn.initializers.zeros, (h, k))
+            v_bias = self.param("v_bias", nn.initializers.zeros, (h, k))
+            bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias], axis=1)
+        else:
+            bias = self.param("qkv_bias", nn.initializers.zeros, (h, 3, k))
+        qkv = product(x, kernel.reshape(d, h * 3 * k)).reshape(b, n, h, 3, k)
+        qkv = qkv + bias.astype(self.dtype)
         qkv = nn.with_logical_constraint(qkv, ("act_batch", "act_len", "act_heads", None, None))
         out = attend(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :], mask)
         return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
 
 
 class Mlp(nn.Module):
-    """Two layers with the exact (erf) GELU between."""
+    """Two layers with an activation between, a name in `ACTIVATIONS`."""
 
     hidden: int
+    act: str = "gelu"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         y = Linear(self.hidden, dtype=self.dtype, name="fc1")(x)
         y = nn.with_logical_constraint(y, ("act_batch", "act_len", "act_heads"))
-        y = jax.nn.gelu(y, approximate=False)
+        y = ACTIVATIONS[self.act](y)
         return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
 
@@ -105,14 +145,12 @@ class Block(nn.Module):
     depth) with the layer's probability, when a `dropout` rng is given."""
 
     size: Size
+    style: Style = BEIT
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        drop: Float[Array, ""],
-        mask: Bool[Array, "b n"] | None,
+        self, x: Float[Array, "b n d"], drop: Float[Array, ""], mask: AttentionMask
     ) -> tuple[Float[Array, "b n d"], None]:
         def branch(y: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
             if not self.has_rng("dropout"):
@@ -121,12 +159,11 @@ class Block(nn.Module):
             return jnp.where(kept, y / (1 - drop).astype(y.dtype), 0)
 
         x = nn.with_logical_constraint(x, ("act_batch", "act_len", "act_emb"))
-        y = Attention(self.size.heads, self.dtype, name="attn")(
-            layer_norm(self.dtype, name="norm1")(x), mask
-        )
-        x = x + branch(y)
-        y = Mlp(self.size.mlp, self.dtype, name="mlp")(layer_norm(self.dtype, name="norm2")(x))
-        return x + branch(y), None
+        size, style = self.size, self.style
+        y = layer_norm(self.dtype, style.eps, "norm1")(x)
+        x = x + branch(Attention(size.heads, style, self.dtype, name="attn")(y, mask))
+        y = layer_norm(self.dtype, style.eps, "norm2")(x)
+        return x + branch(Mlp(size.mlp, style.act, self.dtype, name="mlp")(y)), None
 
 
 class Stack(nn.Module):
@@ -140,13 +177,14 @@ class Stack(nn.Module):
 
     size: Size
     drop_path: float = 0.0
+    style: Style = BEIT
     dtype: Any = jnp.float32
     remat: str | None = None
     unroll: int = 1
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+        self, x: Float[Array, "b n d"], mask: AttentionMask = None
     ) -> Float[Array, "b n d"]:
         depth = self.size.depth
         block = Block
@@ -162,4 +200,6 @@ class Stack(nn.Module):
             unroll=min(self.unroll, depth),
         )
         drop = jnp.linspace(0.0, self.drop_path, depth, dtype=jnp.float32)
-        return stack(self.size, self.dtype, name="blocks")(x.astype(self.dtype), drop, mask)[0]
+        return stack(self.size, self.style, self.dtype, name="blocks")(
+            x.astype(self.dtype), drop, mask
+        )[0]
