@@ -48,7 +48,7 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
             "valid": jax.ShapeDtypeStruct((b,), "bool"),
             **{k: jax.ShapeDtypeStruct((b, length), d) for k, d in kinds.items()},
         }
-    method = build.method(cfg["method"], facts)
+    method = build.method(cfg["method"], facts, cfg.get("task"))
     start, optimizer = build.start(method, cfg["optim"], shapes_of_batch, 0)
     shapes = jax.eval_shape(start)
     sharding.state_shardings(shapes, sharding.make_mesh(data=2, fsdp=2, tensor=2), cfg["sharding"])

@@ -17,7 +17,7 @@ MESHES = [dict(data=8), dict(data=2, fsdp=2, tensor=2)]
 def run(cfg, mesh, steps=2):
     """Losses and final parameters of a few steps on a mesh."""
     data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
-    method = build.method(cfg["method"], data.facts)
+    method = build.method(cfg["method"], data.facts, cfg.get("task"))
     start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
     placed = sharding.state_shardings(jax.eval_shape(start), mesh, cfg["sharding"])
     losses = []
@@ -66,7 +66,7 @@ def test_one_device_and_eight_give_the_same_losses(path):
 def test_a_step_gives_back_the_types_of_the_state(path):
     cfg = cli.plain(cli.load_config(path))
     data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
-    method = build.method(cfg["method"], data.facts)
+    method = build.method(cfg["method"], data.facts, cfg.get("task"))
     start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
     shapes = jax.eval_shape(start)
     new, _ = jax.eval_shape(make_step(method, optimizer, 0), shapes, dict(data.spec))

@@ -48,13 +48,16 @@ def data(cfg: Mapping[str, Any], *, batch: int, seed: int) -> Data:
     return made
 
 
-def method(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> Method:
-    """The method of `config.method`, with `encode["loss"]` for validation added."""
-    cfg = dict(cfg)
-    if "name" not in cfg:
-        raise UserError("config.method: the key 'name' is missing")
-    make = cli.find("methods", cfg.pop("name"))
+def method(
+    cfg: Mapping[str, Any], facts: Mapping[str, Any], task: Mapping[str, Any] | None = None
+) -> Method:
+    """The method of `config.method`, made into the task of `config.task` where there is one, with
+    `encode["loss"]` for validation added."""
+    make, cfg = named("methods", cfg, "config.method")
     made = cli.call(make, "config.method", **{name: facts[name] for name in FACTS}, **cfg)
+    if task:
+        make, cfg = named("tasks", task, "config.task")
+        made = cli.call(make, "config.task", base=made, **cfg)
 
     def losses(params: Params, extra: Extra, batch: Batch, rng: Any) -> Mapping[str, Mean]:
         total, out = made.loss(params, extra, batch, rng, jnp.zeros((), jnp.int32))
@@ -62,6 +65,15 @@ def method(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> Method:
         return {"loss": Mean(total * rows, rows), **out.metrics}
 
     return made._replace(encode={**made.encode, "loss": losses})
+
+
+def named(
+    kind: str, cfg: Mapping[str, Any], where: str
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The `make` that `cfg["name"]` names, and its arguments: the rest of `cfg`."""
+    if "name" not in cfg:
+        raise UserError(f"{where}: the key 'name' is missing")
+    return cli.find(kind, cfg["name"]), {k: v for k, v in cfg.items() if k != "name"}
 
 
 def evaluators(
@@ -108,7 +120,7 @@ def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequenc
     cfg = cli.plain(cli.load_config(str(path), overrides))
     step = checkpoint.find_step(workdir, which)
     loaded = data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
-    made = method(cfg["method"], loaded.facts)
+    made = method(cfg["method"], loaded.facts, cfg.get("task"))
     mesh = sharding.make_mesh(**cfg["mesh"])
     fresh, _ = start(made, cfg["optim"], loaded.spec, cfg["seed"])
     shapes = jax.eval_shape(fresh)

@@ -77,11 +77,13 @@ def train(
     evals: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
     log: Mapping[str, Any],
+    task: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Trains until `steps` steps are done; returns the last numbers of training and evaluation.
 
-    batch: rows of all devices together. log: every (steps), max_skipped (steps in a row that may be
-    skipped before the run stops). The rest is what the makers of the parts take.
+    batch: rows of all devices together. task: what the method is trained for, where that is not
+    its own loss. log: every (steps), max_skipped (steps in a row that may be skipped before the run
+    stops). The rest is what the makers of the parts take.
     """
     config = {k: v for k, v in locals().items() if k != "workdir"}
     folder, say_every, max_skipped = Path(workdir), *cli.call(log_options, "config.log", **log)
@@ -91,7 +93,7 @@ def train(
     if batch % (over := devices.shape["data"] * devices.shape["fsdp"]):
         raise UserError(f"config.batch={batch} does not divide over {over} devices (data x fsdp)")
     loaded = build.data(data, batch=batch, seed=seed)
-    made = build.method(method, loaded.facts)
+    made = build.method(method, loaded.facts, task)
     checks = build.evaluators(evals, made, loaded.streams, devices)
     start, optimizer = build.start(made, optim, loaded.spec, seed)
     shapes = jax.eval_shape(start)
