@@ -158,16 +158,39 @@ def bert_embeddings(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
+def under(rules: Sequence[Rule], ours: str = "", theirs: str = "") -> list[Rule]:
+    """The same rules with these prefixes: `ours` as in "text/", `theirs` as in "bert."."""
+
+    def prefixed(rule: Rule) -> Rule:
+        names = tuple(theirs + name for name in rule.names())
+        return Rule(ours + rule.ours, _one(names), rule.layout)
+
+    return [prefixed(rule) for rule in rules]
+
+
+def cube_embed(ours: str, theirs: str) -> list[Rule]:
+    """`nn.embed.CubeEmbed` and a 3-D convolution with stride = kernel."""
+    return [
+        Rule(f"{ours}/kernel", f"{theirs}.weight", CONV),
+        Rule(f"{ours}/bias", f"{theirs}.bias", SAME),
+    ]
+
+
 def videomae(encoder_heads: int, decoder_heads: int) -> list[Rule]:
     """The official VideoMAE pretraining model: 218 tensors at depth 12 + 4."""
     return [
-        Rule("patch_embed/kernel", "encoder.patch_embed.proj.weight", CONV),
-        Rule("patch_embed/bias", "encoder.patch_embed.proj.bias", SAME),
+        *cube_embed("patch_embed", "encoder.patch_embed.proj"),
         *stack("encoder", "encoder.blocks", encoder_heads),
         *norm("encoder_norm", "encoder.norm"),
+        *_videomae_decoder("decoder.blocks", decoder_heads, BEIT),
+    ]
+
+
+def _videomae_decoder(theirs: str, heads: int, names: BlockNames) -> list[Rule]:
+    return [
         Rule("encoder_to_decoder/kernel", "encoder_to_decoder.weight", LINEAR),
         Rule("mask_token", "mask_token", ROW),
-        *stack("decoder", "decoder.blocks", decoder_heads),
+        *stack("decoder", theirs, heads, names),
         *norm("decoder_norm", "decoder.norm"),
         *linear("decoder_head", "decoder.head"),
     ]
@@ -183,6 +206,66 @@ def simvtp(encoder_heads: int, decoder_heads: int) -> list[Rule]:
     ]
 
 
+def videomae_finetune(heads: int) -> list[Rule]:
+    """The official VideoMAE classifier: 162 tensors at depth 12. Its norm follows the mean."""
+    return [
+        *cube_embed("base/patch_embed", "patch_embed.proj"),
+        *stack("base/encoder", "blocks", heads),
+        *norm("fc_norm", "fc_norm"),
+        *linear("head", "head"),
+    ]
+
+
+def simvtp_finetune(heads: int) -> list[Rule]:
+    """The official SimVTP retrieval model, two towers: 323 of its file's 330 tensors."""
+    video, text = "video_encoder", "text_encoder"
+    return [
+        *cube_embed("video/patch_embed", f"{video}.patch_embed.proj"),
+        *stack("video/encoder", f"{video}.blocks", heads),
+        *norm("video_norm", f"{video}.fc_norm"),
+        *bert_embeddings("text/text_embed", f"{text}.text_embeddings"),
+        *stack("text/encoder", f"{text}.blocks", heads),
+        *norm("text_norm", f"{text}.fc_norm"),
+    ]
+
+
+def hf_videomae(encoder_heads: int, decoder_heads: int, names: BlockNames = HF_V5) -> list[Rule]:
+    """transformers' VideoMAEForPreTraining: 250 tensors at depth 12 + 4; ours as `videomae`'s."""
+    return [
+        *_hf_videomae_encoder("", encoder_heads, names),
+        *norm("encoder_norm", "videomae.layernorm"),
+        *_videomae_decoder("decoder.decoder_layers", decoder_heads, names),
+    ]
+
+
+def hf_videomae_classifier(heads: int, names: BlockNames = HF_V5) -> list[Rule]:
+    """transformers' VideoMAEForVideoClassification; ours as `videomae_finetune`'s."""
+    return [
+        *_hf_videomae_encoder("base/", heads, names),
+        *norm("fc_norm", "fc_norm"),
+        *linear("head", "classifier"),
+    ]
+
+
+def _hf_videomae_encoder(ours: str, heads: int, names: BlockNames) -> list[Rule]:
+    return [
+        *cube_embed(f"{ours}patch_embed", "videomae.embeddings.patch_embeddings.projection"),
+        *stack(f"{ours}encoder", "videomae.encoder.layer", heads, names),
+    ]
+
+
+# Tensors that files of these tables may hold and that no net reads: regexes on whole names.
+POSITION_IDS = r"(.*\.)?position_ids"  # 0, 1, 2, ...: a buffer of BERT's up to 2022
+UNUSED: Mapping[str, tuple[str, ...]] = {
+    "simvtp": (POSITION_IDS,),
+    "simvtp_finetune": (
+        POSITION_IDS,
+        r"video_encoder\.text_embeddings\..*",
+        r"text_encoder\.patch_embed\..*",
+    ),
+}
+
+
 def depth(names: Sequence[str] | Mapping[str, Any], prefix: str) -> int:
     """How many blocks `prefix.{i}.` there are among tensor names."""
     rest = [n.removeprefix(prefix + ".") for n in names if n.startswith(prefix + ".")]
@@ -190,22 +273,28 @@ def depth(names: Sequence[str] | Mapping[str, Any], prefix: str) -> int:
 
 
 def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Our nested parameters from their tensors, all of which must be used."""
-    unused, flat, missing = set(tensors), {}, []
+    """Our nested parameters from their tensors, all of which must be used. UserError names all
+    that are missing, unexpected, or of a shape that cannot be theirs."""
+    unused, flat, missing, wrong = set(tensors), {}, [], []
     for rule in rules:
-        first = rule.names()[0]
-        layers = range(depth(tensors, first.split(".{i}")[0])) if rule.stacked else [None]
+        layers = [None]
+        if rule.stacked:  # where there is no layer at all, the first one's tensors are missing
+            layers = range(max(1, depth(tensors, rule.names()[0].split(".{i}")[0])))
         names = [rule.names(i) for i in layers]
         lacking = [n for part in names for n in part if n not in tensors]
         missing += lacking
-        if not lacking:
-            unused -= {n for part in names for n in part}
+        unused -= {n for part in names for n in part}
+        if lacking:
+            continue
+        try:
             parts = [rule.layout.into(_join([np.asarray(tensors[n]) for n in p])) for p in names]
             flat[rule.ours] = np.stack(parts) if rule.stacked else parts[0]
-    if missing or unused:
+        except ValueError:
+            wrong += [f"{n} {np.shape(tensors[n])}" for part in names for n in part]
+    if missing or unused or wrong:
         raise UserError(
             f"tensor names do not fit: missing {sorted(missing) or 'none'}, "
-            f"unexpected {sorted(unused) or 'none'}"
+            f"unexpected {sorted(unused) or 'none'}, wrong shape {sorted(wrong) or 'none'}"
         )
     return traverse_util.unflatten_dict(flat, sep="/")
 

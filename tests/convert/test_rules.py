@@ -1,0 +1,235 @@
+"""Every table of names: all tensors find their place, and come back bit for bit.
+
+Their names and shapes are restated here by hand, at full depth and small width.
+"""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from vtp_jax import tree
+from vtp_jax.convert import rules
+from vtp_jax.types import UserError
+
+D, E, HEADS = 12, 8, 2  # widths of encoders and decoders
+WORDS, PLACES = 11, 5
+CUBE, PATCH = (3, 2, 4, 4), (3, 4, 4)  # channels, (frames,) rows, columns
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def under(prefix: str, shapes: Shapes) -> Shapes:
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def linear(name: str, out: int, into: int) -> Shapes:
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def norm(name: str, d: int) -> Shapes:
+    return {f"{name}.weight": (d,), f"{name}.bias": (d,)}
+
+
+def conv(name: str, patch: tuple[int, ...]) -> Shapes:
+    return {f"{name}.weight": (D, *patch), f"{name}.bias": (D,)}
+
+
+def blocks(prefix: str, depth: int, block: Shapes) -> Shapes:
+    return {f"{prefix}.{i}.{name}": s for i in range(depth) for name, s in block.items()}
+
+
+def mlp(fc1: str, fc2: str, d: int) -> Shapes:
+    return {**linear(fc1, 4 * d, d), **linear(fc2, d, 4 * d)}
+
+
+def beit(d: int) -> Shapes:
+    return {
+        **norm("norm1", d), "attn.q_bias": (d,), "attn.v_bias": (d,),
+        "attn.qkv.weight": (3 * d, d), **linear("attn.proj", d, d),
+        **norm("norm2", d), **mlp("mlp.fc1", "mlp.fc2", d),
+    }  # fmt: skip
+
+
+def hf(d: int, bias: tuple[str, str]) -> Shapes:
+    inner = "attention.attention"
+    return {
+        **{f"{inner}.{x}.weight": (d, d) for x in ("query", "key", "value")},
+        **{f"{inner}.{x}": (d,) for x in bias},
+        **linear("attention.output.dense", d, d),
+        **mlp("intermediate.dense", "output.dense", d),
+        **norm("layernorm_before", d), **norm("layernorm_after", d),
+    }  # fmt: skip
+
+
+V4, V5 = ("q_bias", "v_bias"), ("query.bias", "value.bias")
+WORD_EMBED = {
+    "word_embeddings.weight": (WORDS, D), "position_embeddings.weight": (PLACES, D),
+    "token_type_embeddings.weight": (2, D), **norm("LayerNorm", D),
+}  # fmt: skip
+
+
+def videomae() -> Shapes:
+    return {
+        "mask_token": (1, 1, E),
+        **conv("encoder.patch_embed.proj", CUBE),
+        **blocks("encoder.blocks", 12, beit(D)),
+        **norm("encoder.norm", D),
+        **blocks("decoder.blocks", 4, beit(E)),
+        **norm("decoder.norm", E),
+        **linear("decoder.head", math.prod(CUBE), E),
+        "encoder_to_decoder.weight": (E, D),
+    }
+
+
+def simvtp() -> Shapes:
+    return {
+        **videomae(),
+        **under("text_embeddings.", WORD_EMBED),
+        **linear("text_cls", WORDS, D),
+        **linear("vtm_head", 2, D),
+    }
+
+
+def videomae_finetune() -> Shapes:
+    return {
+        **conv("patch_embed.proj", CUBE),
+        **blocks("blocks", 12, beit(D)),
+        **norm("fc_norm", D),
+        **linear("head", 7, D),
+    }
+
+
+def simvtp_finetune() -> Shapes:
+    towers = {**blocks("blocks", 12, beit(D)), **norm("fc_norm", D)}
+    return {
+        **under("video_encoder.", {**conv("patch_embed.proj", CUBE), **towers}),
+        **under("text_encoder.", {**under("text_embeddings.", WORD_EMBED), **towers}),
+    }
+
+
+def hf_videomae(bias: tuple[str, str]) -> Shapes:
+    return {
+        "mask_token": (1, 1, E),
+        **conv("videomae.embeddings.patch_embeddings.projection", CUBE),
+        **blocks("videomae.encoder.layer", 12, hf(D, bias)),
+        **norm("videomae.layernorm", D),
+        "encoder_to_decoder.weight": (E, D),
+        **blocks("decoder.decoder_layers", 4, hf(E, bias)),
+        **norm("decoder.norm", E),
+        **linear("decoder.head", math.prod(CUBE), E),
+    }
+
+
+def hf_videomae_classifier(bias: tuple[str, str]) -> Shapes:
+    return {
+        **conv("videomae.embeddings.patch_embeddings.projection", CUBE),
+        **blocks("videomae.encoder.layer", 12, hf(D, bias)),
+        **norm("fc_norm", D),
+        **linear("classifier", 7, D),
+    }
+
+
+# name -> the table, their tensors, and how many there are in the published file
+TABLES = {
+    "videomae": (rules.videomae(HEADS, HEADS), videomae(), 218),
+    "simvtp": (rules.simvtp(HEADS, HEADS), simvtp(), 227),
+    "videomae_finetune": (rules.videomae_finetune(HEADS), videomae_finetune(), 162),
+    # The file's 330 less the video tower's text table and the text tower's cubes.
+    "simvtp_finetune": (rules.simvtp_finetune(HEADS), simvtp_finetune(), 330 - 5 - 2),
+    "hf_videomae_v4": (rules.hf_videomae(HEADS, HEADS, rules.HF_V4), hf_videomae(V4), 250),
+    "hf_videomae_v5": (rules.hf_videomae(HEADS, HEADS), hf_videomae(V5), 250),
+    "hf_classifier_v4": (
+        rules.hf_videomae_classifier(HEADS, rules.HF_V4),
+        hf_videomae_classifier(V4),
+        186,
+    ),
+    "hf_classifier_v5": (rules.hf_videomae_classifier(HEADS), hf_videomae_classifier(V5), 186),
+}
+
+
+def draw(shapes: Shapes, dtype: str = "float32") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(s).astype(dtype) for name, s in shapes.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", TABLES)
+def test_there_and_back_is_the_identity_bit_for_bit(name, dtype):
+    table, shapes, count = TABLES[name]
+    theirs = draw(shapes, dtype)
+    ours = rules.to_ours(table, theirs)
+    back = rules.to_theirs(table, ours)
+    assert len(shapes) == count and back.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        assert back[key].dtype == tensor.dtype and back[key].shape == tensor.shape, key
+        assert back[key].tobytes() == tensor.tobytes(), key
+    assert tree.size(ours) == sum(t.size for t in theirs.values())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_gradients_convert_by_the_same_rules(name):
+    """Layouts only move numbers: they commute with sums, and lose and invent none."""
+    table, shapes, _ = TABLES[name]
+    a = draw(shapes)
+    b = {key: tensor[::-1].copy() * 3 for key, tensor in a.items()}
+    both = tree.flatten(rules.to_ours(table, {key: a[key] + b[key] for key in a}))
+    x, y = (tree.flatten(rules.to_ours(table, t)) for t in (a, b))
+    for key, array in both.items():
+        assert (array == x[key] + y[key]).all(), key
+    assert (
+        np.sort(np.concatenate([v.ravel() for v in x.values()]))
+        == np.sort(np.concatenate([v.ravel() for v in a.values()]))
+    ).all()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_all_that_is_missing_or_unexpected_is_named(name):
+    table, shapes, _ = TABLES[name]
+    theirs, gone = draw(shapes), list(shapes)[:: max(1, len(shapes) // 5)]
+    for key in gone:
+        theirs[f"strange.{key}"] = theirs.pop(key)
+    with pytest.raises(UserError) as error:
+        rules.to_ours(table, theirs)
+    missing, unexpected = str(error.value).split("unexpected")
+    assert all(f"'{key}'" in missing and f"'strange.{key}'" in unexpected for key in gone)
+    assert "\n" not in str(error.value)
+
+
+def test_another_net_and_a_wrong_shape_are_refused():
+    table, shapes, _ = TABLES["videomae_finetune"]
+    with pytest.raises(UserError, match=r"missing .*'blocks.0.attn.qkv.weight'.* unexpected .*'x'"):
+        rules.to_ours(table, {"x": np.zeros(1)})
+    theirs = draw(shapes)
+    theirs["blocks.3.mlp.fc1.weight"] = np.zeros((5, 7), np.float32)
+    with pytest.raises(UserError, match=r"missing none, .*'blocks.3.mlp.fc1.weight \(5, 7\)"):
+        rules.to_ours(table, theirs)
+
+
+def test_parameters_that_no_rule_names_are_refused():
+    table, shapes, _ = TABLES["videomae_finetune"]
+    ours = rules.to_ours(table, draw(shapes))
+    with pytest.raises(UserError, match="extra/kernel"):
+        rules.to_theirs(table, {**ours, "extra": {"kernel": np.zeros(1)}})
+
+
+def test_unused_tensors_are_listed_and_no_rule_wants_them():
+    theirs = under("video_encoder.text_embeddings.", WORD_EMBED)
+    theirs |= under("text_encoder.", conv("patch_embed.proj", CUBE))
+    theirs["text_encoder.text_embeddings.position_ids"] = (1, PLACES)
+    assert len(theirs) == 330 - 323 + 1
+    unused = rules.UNUSED["simvtp_finetune"]
+    assert all(any(re.fullmatch(u, name) for u in unused) for name in theirs)
+    for name, patterns in rules.UNUSED.items():
+        wanted = [n for n in TABLES[name][1] if any(re.fullmatch(u, n) for u in patterns)]
+        assert not wanted, name
+
+
+def test_tables_go_under_prefixes():
+    table, shapes, _ = TABLES["hf_videomae_v5"]
+    theirs = draw(under("module.", shapes))
+    moved = rules.to_ours(rules.under(table, "net/", "module."), theirs)
+    plain = rules.to_ours(table, {k.removeprefix("module."): v for k, v in theirs.items()})
+    assert tree.flatten(moved).keys() == {f"net/{k}" for k in tree.flatten(plain)}
+    assert (moved["net"]["mask_token"] == plain["mask_token"]).all()
