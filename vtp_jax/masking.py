@@ -36,6 +36,23 @@ def tokens(rng: Array, b: int, n: int, ratio: float) -> TokenMask:
     return TokenMask(keep.astype(jnp.int32), drop.astype(jnp.int32), dropped)
 
 
+def running_cells(rng: Array, b: int, grid: tuple[int, int, int], ratio: float) -> TokenMask:
+    """VideoMAE V2's mask of decoder places (arXiv 2303.16727, section 3.2; its code): int(4 ratio)
+    of the four places of every 2 x 2 cell are dropped, one step further along the cell in each
+    next frame, so that any four frames in a row keep each place equally often. Of the four phases
+    each row of the batch draws one."""
+    t, h, w = grid
+    if int(4 * ratio) not in (1, 2, 3):
+        raise UserError(f"mask ratio {ratio}: running cells drop 1, 2 or 3 of 4 places")
+    if h % 2 or w % 2:
+        raise UserError(f"running cells are 2 x 2; they do not tile a grid of {h} x {w} tokens")
+    phase = jax.random.randint(rng, (b, 1, 1, 1), 0, 4)
+    frame, row, column = jnp.meshgrid(*(jnp.arange(side) for side in grid), indexing="ij")
+    # The code's ring of ones, then zeros, is read from phase + frame + 1 on, rows of a cell first.
+    dropped = (phase + frame + 1 + 2 * (row % 2) + column % 2) % 4 < int(4 * ratio)
+    return of_dropped(dropped.reshape(b, t * h * w), t * h * w // 4 * int(4 * ratio))
+
+
 def of_dropped(dropped: Bool[Array, "b n"], hidden: int) -> TokenMask:
     """The mask with given hidden tokens, `hidden` in each row."""
     order = jnp.argsort(~dropped, axis=1, stable=True).astype(jnp.int32)

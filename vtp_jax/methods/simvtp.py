@@ -102,7 +102,8 @@ class SimVTP(nn.Module):
         self.encoder = Stack(self.encoder_size, self.drop_path, **stack)
         self.encoder_norm = layer_norm(dtype)
         self.encoder_to_decoder = Linear(self.decoder_size.width, use_bias=False, dtype=dtype)
-        self.mask_token = self.param("mask_token", MASK_INIT, (self.decoder_size.width,))
+        if self.is_initializing():  # else read where it is used: a task may have dropped it
+            self.param("mask_token", MASK_INIT, (self.decoder_size.width,))
         self.decoder = Stack(self.decoder_size, **stack)
         self.decoder_norm = layer_norm(dtype)
         self.decoder_head = Linear(math.prod(self.cube) * len(self.mean), dtype=dtype)
@@ -129,7 +130,7 @@ class SimVTP(nn.Module):
         """Predicted cubes at the hidden places, from the encoder's output at the visible ones."""
         x = self.encoder_to_decoder(seen)
         place = embed.positions(mask.dropped.shape[1], x.shape[-1], x.dtype)
-        hidden = self.mask_token.astype(x.dtype) + place[mask.drop]
+        hidden = self.variables["params"]["mask_token"].astype(x.dtype) + place[mask.drop]
         x = self.decoder(jnp.concatenate([x + place[mask.keep], hidden], axis=1))
         return self.decoder_head(self.decoder_norm(x[:, mask.keep.shape[1] :]))
 
@@ -242,12 +243,14 @@ def terms(net: SimVTP, out: Outputs, batch: Batch, draws: Draws) -> dict[str, Me
         found["loss_text"] = cross_entropy(out.words, batch["text"], asked, net.groups)
         found["word_accuracy"] = accuracy(out.words, batch["text"], asked)
     if out.video is not None and out.text is not None:
-        nce = partial(
-            contrastive.info_nce, where=valid, temperature=net.temperature, groups=net.groups
+        found["loss_vtc"] = contrastive.both_ways(
+            out.text,
+            out.video,
+            valid,
+            temperature=net.temperature,
+            groups=net.groups,
+            sum_directions=net.sum_directions,
         )
-        t2v, v2t = nce(out.text, out.video), nce(out.video, out.text)
-        share = 1.0 if net.sum_directions else 0.5
-        found["loss_vtc"] = Mean(share * (t2v.total + v2t.total), t2v.count)
     if out.match is not None:
         # Right pairs are asked only where there is a wrong one to hold against them.
         both = jnp.tile(valid & (draws.negative != jnp.arange(valid.shape[0])), 2)
@@ -290,21 +293,29 @@ def encode_video(
     b, n, _ = cubes.shape
     index = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n))
     memory = bound.embed_video(embed.to_unit(cubes), index, n)
-    raw, mask = bound.encoder(memory), jnp.ones((b, n), bool)
-    tokens = bound.encoder_norm(raw)
-    return dict(embedding=pool.mean(tokens), tokens=tokens, raw=raw, mask=mask, memory=memory)
+    return describe(bound, memory)
 
 
 def encode_text(
     net: SimVTP, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
     """The caption as it is. memory: the tokens before the encoder."""
-    bound, mask = bind(net, params, rng), batch["text_mask"]
-    memory = bound.embed_text(batch["text"])
+    bound = bind(net, params, rng)
+    return describe(bound, bound.embed_text(batch["text"]), batch["text_mask"])
+
+
+def describe(
+    bound: SimVTP, memory: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+) -> Encoded:
+    """What the encoders of one kind give. Tasks that go on from `raw` may drop the last norm."""
     raw = bound.encoder(memory, mask)
-    tokens = bound.encoder_norm(raw)
-    pooled = pool.mean(tokens, jnp.ones_like(mask) if net.pool_padding else mask)
-    return dict(embedding=pooled, tokens=tokens, raw=raw, mask=mask, memory=memory)
+    mask = jnp.ones(memory.shape[:2], bool) if mask is None else mask
+    found = dict(raw=raw, mask=mask, memory=memory)
+    if "encoder_norm" in bound.variables["params"]:
+        tokens = bound.encoder_norm(raw)
+        pooled = jnp.ones_like(mask) if bound.pool_padding else mask
+        found.update(embedding=pool.mean(tokens, pooled), tokens=tokens)
+    return found
 
 
 def score_pair(
@@ -328,37 +339,15 @@ def score_pair(
 def reconstruct(
     net: SimVTP, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """What a person looks at, masks drawn with `rng`, dropout off.
-
-    video f32 [0, 1] "b t h w c"; hidden bool "b t h w"; restored: {statistics: f32 "b t h w c"}:
-    the net predicts hidden cubes normalised, and they get the mean and deviation of the visible
-    cubes around them ("visible"), their own true ones ("true", as the reference draws them), or
-    grey ("normalised"); text, masked_text, predicted_text i32 "b l"; text_hidden bool "b l".
-    """
+    """What a person looks at, masks drawn with `rng`, dropout off: `reconstruction.pictures`, and
+    text, masked_text, predicted_text i32 "b l"; text_hidden bool "b l"."""
     draws = draw(net, jax.random.key(0) if rng is None else rng, batch)
     net = net.clone(weights={"video": 1.0, "text": 1.0, "vtc": 0.0, "vtm": 0.0})
-    out, dropped = forward(net, params, batch, draws), draws.mask.dropped[..., None]
+    out = forward(net, params, batch, draws)
     assert out.pixels is not None and out.words is not None  # their weights are not 0
-    true = embed.to_unit(embed.cut(batch["video"], net.cube))
-    grid = embed.grid_of(batch["video"].shape, net.cube)
-    own = reconstruction.statistics(true)
-    around = partial(reconstruction.from_neighbours, dropped=draws.mask.dropped, grid=grid)
-    statistics = {
-        "visible": (around(own[0]), around(own[1])),
-        "true": own,
-        "normalised": (jnp.full_like(own[0], 0.5), jnp.full_like(own[1], 0.2)),
-    }
-    predicted = masking.put(jnp.zeros_like(true), draws.mask.drop, out.pixels.astype(true.dtype))
     said = jnp.argmax(out.words, axis=-1).astype(jnp.int32)
-
-    def paint(mean: Float[Array, "b n 1 c"], std: Float[Array, "b n 1 c"]) -> Array:
-        guess = jnp.clip(reconstruction.restore(predicted, mean, std), 0, 1)
-        return embed.join(jnp.where(dropped, guess, true), grid, net.cube)
-
     return dict(
-        video=embed.join(true, grid, net.cube),
-        hidden=embed.join(jnp.broadcast_to(dropped, true.shape), grid, net.cube)[..., 0],
-        restored={name: paint(*pair) for name, pair in statistics.items()},
+        **reconstruction.pictures(batch["video"], out.pixels, draws.mask, net.cube),
         text=batch["text"],
         masked_text=draws.masked,
         predicted_text=jnp.where(draws.hidden, said, batch["text"]),

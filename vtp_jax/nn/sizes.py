@@ -17,13 +17,15 @@ class Size(NamedTuple):
     mlp: int
 
 
-# ViT sizes; S to H as in VideoMAE (arXiv 2203.12602), tiny is for tests.
+# ViT sizes; S to H as in VideoMAE (arXiv 2203.12602), g as in VideoMAE V2 (2303.16727), whose
+# cubes are 2 x 14 x 14; tiny is for tests.
 ENCODERS = {
     "tiny": Size(128, 2, 2, 512),
     "S": Size(384, 12, 6, 1536),
     "B": Size(768, 12, 12, 3072),
     "L": Size(1024, 24, 16, 4096),
     "H": Size(1280, 32, 16, 5120),
+    "g": Size(1408, 40, 16, 6144),
 }
 
 # VideoMAE's decoders for the same names (official code; facts of SimVTP-B agree with "B").
@@ -33,6 +35,7 @@ DECODERS = {
     "B": Size(384, 4, 6, 1536),
     "L": Size(512, 12, 8, 2048),
     "H": Size(640, 12, 8, 2560),
+    "g": Size(512, 4, 8, 2048),
 }
 
 

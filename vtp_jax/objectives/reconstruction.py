@@ -3,10 +3,16 @@ eps of 1e-6 makes rounding visible on cubes of almost one colour."""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-from vtp_jax.types import Mean
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num
+
+from vtp_jax import masking
+from vtp_jax.nn import embed
+from vtp_jax.types import Mean, TokenMask
 
 EPS = 1e-6
 
@@ -66,10 +72,46 @@ def from_neighbours(
     return jnp.where(dropped[..., None, None], guess, values)
 
 
+def pictures(
+    video: Num[Array, "b t h w c"],
+    predicted: Float[Array, "b d p"],
+    mask: TokenMask,
+    cube: tuple[int, int, int],
+) -> Mapping[str, Any]:
+    """What a person looks at, from the predicted normalised cubes at the hidden places.
+
+    video f32 [0, 1] "b t h w c"; hidden bool "b t h w"; restored: {statistics: f32 "b t h w c"}:
+    hidden cubes get the mean and deviation of the visible cubes around them ("visible"), their own
+    true ones ("true", as the references draw them), or grey ("normalised").
+    """
+    true, grid = embed.to_unit(embed.cut(video, cube)), embed.grid_of(video.shape, cube)
+    dropped, own = mask.dropped[..., None], statistics(true)
+    around = partial(from_neighbours, dropped=mask.dropped, grid=grid)
+    known = {
+        "visible": (around(own[0]), around(own[1])),
+        "true": own,
+        "normalised": (jnp.full_like(own[0], 0.5), jnp.full_like(own[1], 0.2)),
+    }
+    guess = masking.put(jnp.zeros_like(true), mask.drop, predicted.astype(true.dtype))
+
+    def paint(mean: Float[Array, "b n 1 c"], std: Float[Array, "b n 1 c"]) -> Array:
+        painted = jnp.clip(restore(guess, mean, std), 0, 1)
+        return embed.join(jnp.where(dropped, painted, true), grid, cube)
+
+    return dict(
+        video=embed.join(true, grid, cube),
+        hidden=embed.join(jnp.broadcast_to(dropped, true.shape), grid, cube)[..., 0],
+        restored={name: paint(*pair) for name, pair in known.items()},
+    )
+
+
 def squared_error(
-    prediction: Float[Array, "b n p"], target: Float[Array, "b n p"], where: Bool[Array, " b"]
+    prediction: Float[Array, "b n p"],
+    target: Float[Array, "b n p"],
+    where: Bool[Array, " b"] | Bool[Array, "b n"],
 ) -> Mean:
-    """(prediction - target)^2 over all numbers of the rows where `where` holds."""
+    """(prediction - target)^2 over all numbers of the rows, or cubes, where `where` holds."""
     wide = jnp.promote_types(prediction.dtype, jnp.float32)
     error = (prediction.astype(wide) - target.astype(wide)) ** 2
-    return Mean.of(error, jnp.broadcast_to(where[:, None, None], error.shape))
+    asked = where.reshape(*where.shape, *[1] * (error.ndim - where.ndim))
+    return Mean.of(error, jnp.broadcast_to(asked, error.shape))
