@@ -106,6 +106,27 @@ def merge(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict:
     return traverse_util.unflatten_dict({**flat_a, **flat_b}, sep="/")
 
 
+def replace(tree: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict:
+    """The nested dict with some leaves, given by name, in place of its own."""
+    if not leaves:
+        return dict(tree)
+    flat = traverse_util.flatten_dict(dict(tree), sep="/")
+    if odd := leaves.keys() - flat.keys():
+        raise ValueError(f"replace: the tree has no '{min(odd)}'")
+    return traverse_util.unflatten_dict({**flat, **leaves}, sep="/")
+
+
+def under(leaves: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The leaves by name whose name begins with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in leaves.items() if k.startswith(prefix)}
+
+
+def without(tree: Mapping[str, Any], names: Sequence[str], what: str = "drop") -> dict:
+    """A nested dict without the leaves whose names these regexes match, each at least one."""
+    kept = flatten(match([*((regex, False) for regex in names), (".*", True)], tree, what))
+    return split(tree, lambda name: kept[name])[0]
+
+
 def size(tree: Any) -> int:
     """How many numbers a tree of arrays holds."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))

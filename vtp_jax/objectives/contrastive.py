@@ -34,3 +34,20 @@ def info_nce(
     logits = jnp.where(here[:, None, :], logits, jnp.finfo(logits.dtype).min)
     target = jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape)
     return cross_entropy(logits, target, here, groups)
+
+
+def both_ways(
+    a: Float[Array, "b d"],
+    b: Float[Array, "b d"],
+    where: Bool[Array, " b"],
+    *,
+    temperature: float,
+    groups: int = 1,
+    sum_directions: bool = False,
+) -> Mean:
+    """The mean of `info_nce` from a to b and from b to a, or their sum."""
+    there, back = (
+        info_nce(q, k, where, temperature=temperature, groups=groups) for q, k in ((a, b), (b, a))
+    )
+    share = 1.0 if sum_directions else 0.5
+    return Mean(share * (there.total + back.total), there.count)
