@@ -35,7 +35,7 @@ DECODERS = {
     "B": Size(384, 4, 6, 1536),
     "L": Size(512, 12, 8, 2048),
     "H": Size(640, 12, 8, 2560),
-    "g": Size(512, 4, 8, 2048),
+    "g": Size(512, 4, 8, 2234),  # the MLP is 48 / 11 as wide, rounded down, here too
 }
 
 

@@ -1,0 +1,126 @@
+"""Changes to a batch of clips on the device: pure functions of a key.
+
+Views, flips, erased boxes, and clips mixed with one another. Pixels are in [0, 1]; what is drawn
+for row i depends on the key and on i. A row that is not valid is mixed into no other one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vtp_jax.types import Batch, UserError
+
+
+def views_as_rows(batch: Batch) -> Batch:
+    """Every view a row of its own: video "b v t h w c" -> "(b v) t h w c", the views of a clip one
+    after the other, and all other keys repeated for them (repeated augmentation, Hoffer et al.,
+    arXiv 1901.09335). A batch without views comes back as it is."""
+    video = batch["video"]
+    if video.ndim == 5:
+        return batch
+    v = video.shape[1]
+    rows = {k: jnp.repeat(x, v, axis=0) for k, x in batch.items() if k != "video"}
+    return {**rows, "video": video.reshape(-1, *video.shape[2:])}
+
+
+def flip(
+    rng: Array, video: Float[Array, "b t h w c"], prob: float = 0.5
+) -> Float[Array, "b t h w c"]:
+    """Left and right exchanged in all frames of a clip, with probability `prob`."""
+    turned = jax.random.bernoulli(rng, prob, (video.shape[0], 1, 1, 1, 1))
+    return jnp.where(turned, video[:, :, :, ::-1], video)
+
+
+def erase(
+    rng: Array,
+    video: Float[Array, "b t h w c"],
+    prob: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Float[Array, "b t h w c"]:
+    """Random erasing (Zhong et al., arXiv 1708.04896) as VideoMAE fine-tunes: with probability
+    `prob` one box, the same in all frames of a clip, is filled with noise that is N(0, 1) after
+    `mean` and `std` are taken away. Its area is 2 % to a third of the picture's, its aspect 0.3 to
+    1 / 0.3; a box that is too long for the picture is cut to it, where the code draws again."""
+    b, _, h, w, _ = video.shape
+    asked, area, aspect, place, noise = jax.random.split(rng, 5)
+    area = h * w * jax.random.uniform(area, (b,), minval=0.02, maxval=1 / 3)
+    limit = math.log(1 / 0.3)
+    aspect = jnp.exp(jax.random.uniform(aspect, (b,), minval=-limit, maxval=limit))
+    size = jnp.sqrt(jnp.stack([area * aspect, area / aspect], axis=1))
+    size = jnp.minimum(jnp.round(size).astype(jnp.int32), jnp.array([h - 1, w - 1]))
+    room = jnp.array([h, w]) - size + 1
+    start = (jax.random.uniform(place, (b, 2)) * room).astype(jnp.int32)
+    box = boxes(start, start + size, h, w) & jax.random.bernoulli(asked, prob, (b, 1, 1))
+    fill = jax.random.normal(noise, video.shape, video.dtype) * jnp.array(std) + jnp.array(mean)
+    return jnp.where(box[:, None, :, :, None], fill.astype(video.dtype), video)
+
+
+def mix(
+    rng: Array,
+    video: Float[Array, "b t h w c"],
+    target: Float[Array, "b k"],
+    valid: Bool[Array, " b"],
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    prob: float = 1.0,
+    switch: float = 0.5,
+    groups: int = 1,
+) -> tuple[Float[Array, "b t h w c"], Float[Array, "b k"]]:
+    """Mixup (Zhang et al., arXiv 1710.09412) or CutMix (Yun et al., arXiv 1905.04899) of each row
+    with the one that mirrors it in the batch, in timm's batch mode: one draw for all rows.
+
+    target: distributions over classes, which are mixed as the pixels are.
+    mixup, cutmix: alpha of the Beta distribution of the row's own share; 0 turns the one off.
+    prob: that the batch is mixed at all; switch: that it is CutMix, where both are on.
+    groups: contiguous blocks of rows that are mixed among themselves, each with a draw of its own
+    (the references' "per GPU"). A row whose partner is not valid stays as it is.
+    """
+    if not (mixup or cutmix):
+        return video, target
+    b, _, h, w, _ = video.shape
+    if b % groups:
+        raise UserError(f"a batch of {b} rows does not divide into groups={groups}")
+    keys = jax.random.split(rng, 5)
+    asked = jax.random.bernoulli(keys[0], prob, (groups,))
+    switch = switch if mixup and cutmix else float(cutmix > 0)
+    cuts = jax.random.bernoulli(keys[1], switch, (groups,))
+    # An alpha of 0 is never used: 1 stands in, where Beta is defined.
+    blend = jax.random.beta(keys[2], *[mixup or 1.0] * 2, shape=(groups,))
+    kept = jax.random.beta(keys[3], *[cutmix or 1.0] * 2, shape=(groups,))
+
+    # CutMix: a box with about 1 - kept of the area, cut off at the borders; the share is what is
+    # really left.
+    half = (jnp.sqrt(1 - kept)[:, None] * jnp.array([h, w])).astype(jnp.int32) // 2
+    centre = (jax.random.uniform(keys[4], (groups, 2)) * jnp.array([h, w])).astype(jnp.int32)
+    box = boxes(centre - half, centre + half, h, w)
+    share = jnp.where(cuts, 1 - box.mean(axis=(1, 2), dtype=jnp.float32), blend)
+    weight = jnp.where(cuts[:, None, None], 1.0 - box, blend[:, None, None])
+
+    def to_rows(x: Float[Array, "g *d"]) -> Float[Array, "b *d"]:
+        return jnp.repeat(jnp.where(asked.reshape(-1, *[1] * (x.ndim - 1)), x, 1.0), b // groups, 0)
+
+    def mirror(x: Array) -> Array:
+        return x.reshape(groups, b // groups, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+    alone = ~mirror(valid)
+    weight = jnp.where(alone[:, None, None], 1.0, to_rows(weight))[:, None, :, :, None]
+    share = jnp.where(alone, 1.0, to_rows(share))[:, None]
+
+    def blended(x: Array, share: Array) -> Array:
+        share = share.astype(x.dtype)
+        return jnp.where(share == 1, x, share * x + (1 - share) * mirror(x))
+
+    return blended(video, weight), blended(target, share)
+
+
+def boxes(low: Array, high: Array, h: int, w: int) -> Bool[Array, "b h w"]:
+    """True inside boxes from `low` to before `high`, (row, column) each, cut off at the borders."""
+    y, x = jnp.arange(h)[None, :, None], jnp.arange(w)[None, None, :]
+    low, high = low[:, None, None], high[:, None, None]
+    return (y >= low[..., 0]) & (y < high[..., 0]) & (x >= low[..., 1]) & (x < high[..., 1])
