@@ -352,7 +352,7 @@ def simvtp(
     def encode(x: Rows, keys: Bool[np.ndarray, "b n"]) -> Rows:
         return norm(t, "encoder.norm", run_blocks(t, VIDEOMAE.encoder, x, heads, hide(keys)), 1e-6)
 
-    def fuse(cubes: Rows) -> Rows:
+    def fuse(cubes: Rows) -> Float64[np.ndarray, "b all d"]:
         return encode(np.concatenate([cubes, text], 1), np.concatenate([every, words], 1))
 
     joint = fuse(cubes)
