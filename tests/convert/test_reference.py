@@ -228,11 +228,17 @@ def test_vit_with_fc_norm_averages_the_patches():
     )
 
 
-def test_vit_with_a_norm_before_the_blocks():
+def test_vit_with_a_norm_before_the_blocks_has_cubes_without_bias():
     t = make_vit()
-    plain = reference.vit(t, IMAGE, heads=3)["raw"]
-    t |= {"norm_pre.weight": np.full(12, 2.0), "norm_pre.bias": np.zeros(12)}
-    assert np.abs(reference.vit(t, IMAGE, heads=3)["raw"] - plain).max() > 0.1
+    t |= {"norm_pre.weight": np.full(12, 2.0), "norm_pre.bias": np.ones(12)}
+    t = {
+        name: x for name, x in t.items() if not name.startswith("blocks.")
+    }  # none: raw is its input
+    del t["patch_embed.proj.bias"]
+    cube = IMAGE[0, :, :4, 8:].reshape(-1)
+    x = t["patch_embed.proj.weight"].reshape(12, -1) @ cube + t["pos_embed"][0, 3]
+    x = 2 * (x - x.mean()) / np.sqrt(x.var() + 1e-6) + 1
+    np.testing.assert_allclose(reference.vit(t, IMAGE, heads=3)["raw"][0, 3], x, atol=RTOL)
 
 
 def test_mistakes_are_told():

@@ -404,19 +404,23 @@ def vit(
     """A ViT with a class token in timm's names (timm 1.0; fine-tuned MAE and DeiT have them too).
 
     With `fc_norm`, the patches' mean goes through it to the head; else the class token does, after
-    `norm`. `pos_embed` covers the class token or leaves it out; `norm_pre` and `head` may be there.
+    `norm`. `pos_embed` covers the class token or leaves it out. With `norm_pre` the cubes have no
+    bias. `head` may be there.
     No layer scale, distillation token, register or attention pooling.
     -> raw "b 1+n d", the last block's output; tokens, the same after `norm` where there is one;
     pooled "b d"; logits "b classes" with a head.
     """
-    x = embed_cubes(t, "patch_embed.proj", image[:, :, None]) + read(t, "patch_embed.proj.bias")
+    x = embed_cubes(t, "patch_embed.proj", image[:, :, None])
+    normed = "norm_pre.weight" in t
+    if not normed:
+        x = x + read(t, "patch_embed.proj.bias")
     first = np.broadcast_to(read(t, "cls_token"), (len(x), 1, x.shape[2]))
     places = read(t, "pos_embed")
     if places.shape[1] == x.shape[1]:
         x = np.concatenate([first, x + places], 1)
     else:
         x = np.concatenate([first, x], 1) + places
-    if "norm_pre.weight" in t:
+    if normed:
         x = norm(t, "norm_pre", x, eps)
     out = {"raw": run_blocks(t, Stack("blocks", TIMM, eps), x, heads)}
     if "fc_norm.weight" in t:
