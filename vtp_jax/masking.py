@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Num
+from jaxtyping import Array, Bool, Int, Shaped
 
 from vtp_jax.types import TokenMask, UserError
 
@@ -88,13 +88,13 @@ def negatives(rng: Array, valid: Bool[Array, " b"], groups: int = 1) -> Int[Arra
     return (start + chosen).reshape(b).astype(jnp.int32)
 
 
-def take(x: Num[Array, "b n *d"], index: Int[Array, "b k"]) -> Num[Array, "b k *d"]:
+def take(x: Shaped[Array, "b n *d"], index: Int[Array, "b k"]) -> Shaped[Array, "b k *d"]:
     """Tokens by index, row by row."""
     return jax.vmap(lambda row, i: row[i])(x, index)
 
 
 def put(
-    x: Num[Array, "b n *d"], index: Int[Array, "b k"], values: Num[Array, "b k *d"]
-) -> Num[Array, "b n *d"]:
+    x: Shaped[Array, "b n *d"], index: Int[Array, "b k"], values: Shaped[Array, "b k *d"]
+) -> Shaped[Array, "b n *d"]:
     """x with tokens replaced by index, row by row."""
     return jax.vmap(lambda row, i, v: row.at[i].set(v))(x, index, values)

@@ -25,11 +25,32 @@ def cross_entropy(
     return grouped(jax.nn.logsumexp(logits, axis=-1) - picked, where, groups)
 
 
-def accuracy(
-    logits: Float[Array, "b *n c"], target: Int[Array, "b *n"], where: Bool[Array, "b *n"]
+def soft_cross_entropy(
+    logits: Float[Array, "b *n c"], target: Float[Array, "b *n c"], where: Bool[Array, "b *n"]
 ) -> Mean:
-    """Share of entries whose largest logit is the target's."""
-    return Mean.of((jnp.argmax(logits, axis=-1) == target).astype(jnp.float32), where)
+    """-sum_c target log softmax(logits) over the entries where `where` holds, in fp32 or wider.
+    target: distributions over the classes, as `smooth` and mixing make them."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return Mean.of(-(target * jax.nn.log_softmax(logits)).sum(axis=-1), where)
+
+
+def smooth(
+    label: Int[Array, "*n"], classes: int, smoothing: float = 0.0
+) -> Float[Array, "*n classes"]:
+    """One-hot targets of which `smoothing` is spread evenly over all classes (Szegedy et al.,
+    arXiv 1512.00567)."""
+    return jax.nn.one_hot(label, classes) * (1 - smoothing) + smoothing / classes
+
+
+def accuracy(
+    logits: Float[Array, "b *n c"],
+    target: Int[Array, "b *n"],
+    where: Bool[Array, "b *n"],
+    k: int = 1,
+) -> Mean:
+    """Share of entries whose target is among the k largest logits; ties go to lower classes."""
+    best = jax.lax.top_k(logits, k)[1]
+    return Mean.of((best == target[..., None]).any(axis=-1).astype(jnp.float32), where)
 
 
 def grouped(values: Float[Array, "b *n"], where: Bool[Array, "b *n"], groups: int) -> Mean:

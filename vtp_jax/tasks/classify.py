@@ -1,0 +1,188 @@
+"""Recognition: which of `classes` classes a video belongs to. For any method with encode["video"].
+
+As VideoMAE and its followers fine-tune (arXiv 2203.12602, section 4 and appendix; its code): the
+mean over the last block's tokens, before the backbone's last norm, goes through a norm of its own,
+dropout and one linear layer whose weights start 1000 times smaller than usual. Soft-target
+cross-entropy on smoothed labels; mixup and CutMix; random erasing and flips on the device; several
+augmented views of one decoded clip are rows of the batch.
+
+Parameters: {"base": the method's, less what `drop` names, "fc_norm": ..., "head": ...}.
+
+What the batch needs: video and label, in [0, classes); rows with a label outside do not count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.errors import ScopeParamNotFoundError
+from jaxtyping import Array, Float
+
+from vtp_jax import augment, tree
+from vtp_jax.nn import embed, pool
+from vtp_jax.nn.transformer import Linear, layer_norm
+from vtp_jax.objectives.classification import accuracy, smooth, soft_cross_entropy
+from vtp_jax.types import Batch, Encoded, Extra, Method, Out, Params, Spec, UserError
+
+POOLS = ("mean_norm", "embedding")
+HEAD_INIT = nn.initializers.normal(0.02 * 1e-3)  # the code cuts it off at 100 deviations
+
+
+class Head(nn.Module):
+    """From what the base says of a video to logits, in fp32 or wider."""
+
+    classes: int
+    pool: str
+    dropout: float
+
+    @nn.compact
+    def __call__(self, video: Encoded) -> Float[Array, "b c"]:
+        if self.pool == "embedding":
+            x = video["embedding"]
+        else:
+            x = pool.mean(video["raw"], video["mask"])
+            x = layer_norm(x.dtype, name="fc_norm")(x)
+        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
+        return Linear(self.classes, init=HEAD_INIT, dtype=x.dtype, name="head")(x)
+
+
+class Recipe(NamedTuple):
+    """How clips are changed before they are classified; see `make`."""
+
+    classes: int
+    smoothing: float
+    flip: float
+    erase: float
+    mix: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def augmented(
+    recipe: Recipe, rng: Array, batch: Batch
+) -> tuple[Float[Array, "b t h w c"], Float[Array, "b k"]]:
+    """The clips of a batch in [0, 1], flipped, erased and mixed, and their targets."""
+    flip_key, erase_key, mix_key = jax.random.split(rng, 3)
+    video = embed.to_unit(batch["video"])
+    target = smooth(batch["label"], recipe.classes, recipe.smoothing)
+    if recipe.flip:
+        video = augment.flip(flip_key, video, recipe.flip)
+    if recipe.erase:
+        video = augment.erase(erase_key, video, recipe.erase, recipe.mean, recipe.std)
+    return augment.mix(mix_key, video, target, batch["valid"], **recipe.mix)
+
+
+def loss(
+    base: Method,
+    head: Head,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array,
+    step: Array,
+) -> tuple[Array, Out]:
+    """Soft-target cross-entropy over all views of all valid rows; top1 and top5 are what the net
+    says of the changed clips, held against each row's own label."""
+    augment_key, net_key = jax.random.split(rng)
+    batch = augment.views_as_rows(batch)
+    known = (batch["label"] >= 0) & (batch["label"] < recipe.classes)
+    valid = batch["valid"] & known
+    video, target = augmented(recipe, augment_key, {**batch, "valid": valid})
+    logits = classify(base, head, params, extra, {**batch, "video": video}, net_key)["classes"]
+    found = {"loss_class": soft_cross_entropy(logits, target, valid)}
+    for k in (1, min(5, recipe.classes)):
+        found[f"top{k}"] = accuracy(logits, batch["label"], valid, k)
+    return found["loss_class"].value(), Out(found, extra)
+
+
+def classify(
+    base: Method,
+    head: Head,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
+) -> Encoded:
+    """classes: logits f32 "b c"; score: their softmax. With a key the net trains: dropout, and the
+    base's drop path."""
+    own = {name: value for name, value in params.items() if name != "base"}
+    keys = (None, None) if rng is None else jax.random.split(rng)
+    video = base.encode["video"](params["base"], extra, batch, keys[0])
+    rngs = {} if keys[1] is None else {"dropout": keys[1]}
+    logits = head.apply({"params": own}, video, rngs=rngs)
+    assert isinstance(logits, jax.Array)
+    return dict(classes=logits, score=jax.nn.softmax(logits))
+
+
+def init(base: Method, head: Head, drop: Sequence[str], rng: Array, spec: Spec) -> Params:
+    base_key, head_key = jax.random.split(rng)
+    whole = base.init(base_key, spec)
+    for rule in drop:
+        if not any(re.fullmatch(rule, name) for name in tree.flatten(whole)):
+            raise UserError(f"config.task.drop: '{rule}' matches no parameter of the method")
+    kept, _ = tree.split(whole, lambda name: not any(re.fullmatch(r, name) for r in drop))
+    extra = jax.eval_shape(lambda params: base.start(head_key, spec, params), kept)
+    clips = jax.eval_shape(augment.views_as_rows, dict(spec))
+    try:
+        video = jax.eval_shape(base.encode["video"], kept, extra, clips)
+    except ScopeParamNotFoundError as error:
+        told = str(error).split(" (https")[0]
+        raise UserError(f"config.task.drop takes away what encode['video'] uses: {told}") from None
+    example = jax.tree.map(lambda s: jnp.zeros((1, *s.shape[1:]), s.dtype), video)
+    return {"base": kept, **head.init(head_key, example)["params"]}
+
+
+def make(
+    *,
+    base: Method,
+    classes: int,
+    pool: str = "mean_norm",
+    dropout: float = 0.0,
+    smoothing: float = 0.0,
+    flip: float = 0.0,
+    erase: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    mix_prob: float = 1.0,
+    switch: float = 0.5,
+    groups: int = 1,
+    drop: Sequence[str] = (),
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+) -> Method:
+    """A method that classifies, made of one that encodes videos.
+
+    pool: `mean_norm` (the mean of `raw`, and a norm of its own) or `embedding` (the base's).
+    dropout: before the linear layer. smoothing: of labels. flip, erase: probabilities. mixup,
+    cutmix, mix_prob, switch, groups: see `augment.mix`. mean, std: of erased pixels. drop: regexes
+    on names of the base's parameters that the task has no use for.
+
+    encode: "classes", and the base's own, as far as the dropped weights leave them.
+    """
+    if pool not in POOLS:
+        raise UserError(f"config.task.pool={pool!r}; known: {', '.join(POOLS)}")
+    if "video" not in base.encode:
+        raise UserError("config.task: classify needs a method that has encode['video']")
+    head = Head(classes, pool, dropout)
+    mix = dict(mixup=mixup, cutmix=cutmix, prob=mix_prob, switch=switch, groups=groups)
+    recipe = Recipe(classes, smoothing, flip, erase, mix, tuple(mean), tuple(std))
+
+    def of_base(encode: Callable[..., Encoded]) -> Callable[..., Encoded]:
+        return lambda params, *rest, **given: encode(params["base"], *rest, **given)
+
+    return Method(
+        init=partial(init, base, head, drop),
+        loss=partial(loss, base, head, recipe),
+        encode={
+            **{name: of_base(encode) for name, encode in base.encode.items()},
+            "classes": partial(classify, base, head),
+        },
+        start=lambda rng, spec, params: base.start(rng, spec, params["base"]),
+    )
