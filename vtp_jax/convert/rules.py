@@ -254,6 +254,64 @@ def _hf_videomae_encoder(ours: str, heads: int, names: BlockNames) -> list[Rule]
     ]
 
 
+def timm_vit(heads: int, last: str = "norm", head: str | None = "head") -> list[Rule]:
+    """timm's VisionTransformer with a class token, and MAE's released encoders (without a head).
+
+    last: the last norm, "norm", or "fc_norm" where it follows a mean; head: the classifier, None
+    where the file has none. 152 tensors at depth 12 with a head.
+    """
+    return [
+        Rule("class_token", "cls_token", ROW),
+        Rule("position", "pos_embed", TABLE),
+        Rule("patch_embed/kernel", "patch_embed.proj.weight", CONV2),
+        Rule("patch_embed/bias", "patch_embed.proj.bias", SAME),
+        *stack("encoder", "blocks", heads, TIMM),
+        *norm("norm", last),
+        *(linear("head", head) if head else []),
+    ]
+
+
+def mae(heads: int, decoder_heads: int) -> list[Rule]:
+    """The official MAE pretraining model, `nn.vit`'s ViT and Decoder: 254 tensors at depth
+    12 + 8. Its released encoders are `timm_vit(heads, head=None)`."""
+    decoder = [
+        *linear("embed", "decoder_embed"),
+        Rule("mask_token", "mask_token", ROW),
+        Rule("position", "decoder_pos_embed", TABLE),
+        *stack("stack", "decoder_blocks", decoder_heads, TIMM),
+        *norm("norm", "decoder_norm"),
+        *linear("head", "decoder_pred"),
+    ]
+    return [*under(timm_vit(heads, head=None), "encoder/"), *under(decoder, "decoder/")]
+
+
+def clip(heads: int, text_heads: int, text: str = "") -> list[Rule]:
+    """OpenAI's CLIP and OpenCLIP's with ViT towers, 302 tensors at depth 12 + 12: `nn.vit.ViT`
+    under visual, `nn.text.CausalText` under text. OpenCLIP's CustomTextCLIP calls its text tower's
+    tensors "text.", which is the prefix to give then."""
+    visual = [
+        Rule("class_token", "class_embedding", SAME),
+        Rule("position", "positional_embedding", SAME),
+        Rule("patch_embed/kernel", "conv1.weight", CONV2),
+        *norm("norm_pre", "ln_pre"),
+        *stack("encoder", "transformer.resblocks", heads, CLIP),
+        *norm("norm", "ln_post"),
+        Rule("proj/kernel", "proj", SAME),
+    ]
+    words = [
+        Rule("word", "token_embedding.weight", SAME),
+        Rule("position", "positional_embedding", SAME),
+        *stack("encoder", "transformer.resblocks", text_heads, CLIP),
+        *norm("norm", "ln_final"),
+        Rule("proj/kernel", "text_projection", SAME),
+    ]
+    return [
+        *under(visual, "visual/", "visual."),
+        *under(words, "text/", text),
+        Rule("logit_scale", "logit_scale", SAME),
+    ]
+
+
 # Tensors that files of these tables may hold and that no net reads: regexes on whole names.
 POSITION_IDS = r"(.*\.)?position_ids"  # 0, 1, 2, ...: a buffer of BERT's up to 2022
 UNUSED: Mapping[str, tuple[str, ...]] = {
@@ -263,6 +321,7 @@ UNUSED: Mapping[str, tuple[str, ...]] = {
         r"video_encoder\.text_embeddings\..*",
         r"text_encoder\.patch_embed\..*",
     ),
+    "clip": ("input_resolution", "context_length", "vocab_size"),  # of OpenAI's archives
 }
 
 

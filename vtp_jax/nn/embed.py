@@ -81,20 +81,23 @@ def torch_conv_init(fan_in: int) -> Callable[..., Array]:
 
 class CubeEmbed(nn.Module):
     """Cubes of normalised pixels -> tokens: the convolution with stride = kernel of ViT, as one
-    matrix product, so that only the cubes that are looked at cost anything."""
+    matrix product, so that only the cubes that are looked at cost anything. CLIP's has no bias."""
 
     width: int
     cube: Triple
     channels: int = 3
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, cubes: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
         shape = (*self.cube, self.channels, self.width)
         init = torch_conv_init(math.prod(shape[:-1]))
-        kernel, bias = self.param("kernel", init, shape), self.param("bias", init, (self.width,))
-        flat = kernel.reshape(-1, self.width).astype(self.dtype)
-        return product(cubes.astype(self.dtype), flat) + bias.astype(self.dtype)
+        kernel = self.param("kernel", init, shape).reshape(-1, self.width)
+        x = product(cubes.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            x += self.param("bias", init, (self.width,)).astype(self.dtype)
+        return x
 
 
 class WordEmbed(nn.Module):

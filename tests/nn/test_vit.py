@@ -1,0 +1,167 @@
+"""ViT, MAE's decoder and the fitting of pretrained tables: laws. Numbers of others' nets are in
+tests/torch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtp_jax import masking, tree
+from vtp_jax.nn import embed, resize, sizes, vit
+from vtp_jax.nn.transformer import CLIP
+from vtp_jax.types import UserError
+
+KEY = jax.random.key(0)
+SIZE, PLACES = sizes.Size(16, 2, 2, 32), 6
+CUBES = jax.random.normal(KEY, (2, PLACES, 48))
+KINDS = {
+    "vit": {},
+    "mean": dict(pooling="mean"),
+    "no class": dict(has_class=False, pooling="mean"),
+    "clip": dict(first_norm=True, style=CLIP, features=8),
+}
+
+
+@functools.cache
+def build(kind):
+    net = vit.ViT(SIZE, PLACES, (1, 4, 4), **KINDS[kind])
+    rng = np.random.default_rng(0)
+    # Norms and biases away from 1 and 0, so that a forgotten one shows.
+    params = jax.tree.map(
+        lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32),
+        jax.jit(net.init)(KEY, CUBES),
+    )
+    return net, params
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_verbs_one_after_the_other_are_the_whole(kind):
+    net, params = build(kind)
+
+    def verbs(params):
+        bound = net.bind(params)
+        raw = bound.encoder(bound.begin(bound.embed(CUBES)))
+        return raw, bound.encode(CUBES), bound.pool(raw), bound(CUBES)
+
+    raw, encoded, pooled, whole = jax.jit(verbs)(params)
+    assert raw.shape == (2, PLACES + (kind != "no class"), 16) and (raw == encoded).all()
+    assert pooled.shape == (2, 8 if kind == "clip" else 16) and (pooled == whole).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_are_carried_by_the_index_alone(kind):
+    """Cubes in another order, with their places: the same tokens in that order."""
+    net, params = build(kind)
+    order = jnp.array([[3, 1, 5, 0, 2, 4], [5, 4, 3, 2, 1, 0]])
+    encode = jax.jit(lambda cubes, index: net.apply(params, cubes, index, method="encode"))
+    whole = encode(CUBES, jnp.tile(jnp.arange(PLACES), (2, 1)))
+    moved = encode(masking.take(CUBES, order), order)
+    first = whole.shape[1] - PLACES
+    np.testing.assert_allclose(moved[:, :first], whole[:, :first], atol=2e-5)
+    np.testing.assert_allclose(moved[:, first:], masking.take(whole[:, first:], order), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_used_and_of_the_positions_those_that_are_looked_at(kind):
+    net, params = build(kind)
+    keep = jnp.array([[0, 2, 5], [5, 2, 0]])
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        raw = net.apply(params, masking.take(CUBES, keep), keep, method="encode")
+        return jnp.sum(net.apply(params, raw, method="pool") ** 2)
+
+    found = tree.flatten(gradient(params)["params"])
+    assert all(g.any() for g in found.values()), [n for n, g in found.items() if not g.any()]
+    used = found["position"].any(axis=1)[-PLACES:]
+    assert (used == np.isin(np.arange(PLACES), keep)).all()
+
+
+def test_means_leave_out_the_class_token_and_what_is_masked():
+    net, params = build("mean")
+    raw = jax.random.normal(KEY, (2, PLACES + 1, 16))
+    mask = jnp.array([[True] * 4 + [False] * 3] * 2)
+    pool = jax.jit(lambda raw, mask: net.apply(params, raw, mask, method="pool"))
+    pooled, other = pool(raw, mask), raw.at[:, 0].set(9.0).at[:, 4:].set(7.0)
+    assert (pooled == pool(other, mask)).all()
+    assert not (pooled == pool(raw, jnp.ones_like(mask))).all()
+
+
+def test_a_wrong_number_of_cubes_and_an_impossible_pooling_are_refused():
+    net, params = build("vit")
+    with pytest.raises(UserError, match="5 cubes; the position table has 6"):
+        net.apply(params, CUBES[:, :5])
+    for wrong in (dict(pooling="class", has_class=False), dict(pooling="max")):
+        with pytest.raises(UserError, match="pooling"):
+            vit.ViT(SIZE, PLACES, (1, 4, 4), **wrong).init(KEY, CUBES)
+
+
+def test_the_decoder_reads_places_from_positions_and_hidden_cubes_from_nothing():
+    decoder = vit.Decoder(sizes.Size(8, 1, 2, 16), PLACES, 48)
+    mask = masking.tokens(KEY, 2, PLACES, 0.5)
+    seen = jax.random.normal(KEY, (2, 1 + mask.keep.shape[1], 16))
+    params = jax.jit(decoder.init)(KEY, seen, mask)
+    run = jax.jit(decoder.apply)
+    out = run(params, seen, mask)
+    assert out.shape == (2, 3, 48)
+    order = jnp.array([2, 0, 1])
+    moved = mask._replace(keep=mask.keep[:, order], drop=mask.drop[:, order])
+    tokens = jnp.concatenate([seen[:, :1], seen[:, 1:][:, order]], axis=1)
+    np.testing.assert_allclose(run(params, tokens, moved), out[:, order], atol=2e-5)
+
+
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.integers(0, 2),
+)
+def test_resizing_keeps_the_class_rows_and_constants_and_is_the_identity_on_its_own_grid(
+    old, new, first
+):
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((first + old[0] * old[1], 3)).astype(np.float32)
+    out = resize.grid_positions(table, old, new)
+    assert out.shape == (first + new[0] * new[1], 3) and out.dtype == table.dtype
+    assert (out[:first] == table[:first]).all()
+    assert (resize.grid_positions(table, old, old) == table).all()
+    np.testing.assert_allclose(resize.grid_positions(table * 0 + 2.5, old, new), 2.5, rtol=1e-6)
+    # Rows and columns are not confused: transposing commutes.
+    grid = table[first:].reshape(*old, 3).swapaxes(0, 1).reshape(-1, 3)
+    turned = resize.grid_positions(grid, old[::-1], new[::-1]).reshape(*new[::-1], 3)
+    expected = out[first:].reshape(*new, 3)
+    np.testing.assert_allclose(turned.swapaxes(0, 1), expected, atol=1e-6)
+
+
+def test_square_tables_are_resized_by_their_rows_alone():
+    table = np.random.default_rng(0).standard_normal((1 + 14 * 14, 4))
+    expected = resize.grid_positions(table, (14, 14), (7, 7))
+    assert (resize.positions(table, 50) == expected).all()
+    assert (resize.positions(table[1:], 49) == expected[1:]).all()
+    for rows in (49, 51):
+        with pytest.raises(UserError, match=f"197 and {rows} rows"):
+            resize.positions(table, rows)
+    with pytest.raises(UserError, match="no grid of 15 x 14"):
+        resize.grid_positions(table, (15, 14), (7, 7))
+
+
+@pytest.mark.parametrize("how", ["mean", "centre"])
+def test_an_inflated_kernel_gives_a_still_what_its_picture_gave(how):
+    picture = jax.random.normal(KEY, (1, 1, 8, 8, 3))
+    flat, deep = (embed.CubeEmbed(16, (t, 4, 4)) for t in (1, 4))
+    params = flat.init(KEY, embed.cut(picture, (1, 4, 4)))["params"]
+    kernel = resize.inflate(np.asarray(params["kernel"]), 4, how)
+    still = embed.cut(jnp.repeat(picture, 4, axis=1), (4, 4, 4))
+    got = deep.apply({"params": {**params, "kernel": jnp.asarray(kernel)}}, still)
+    expected = flat.apply({"params": params}, embed.cut(picture, (1, 4, 4)))
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+    assert np.count_nonzero(kernel.any(axis=(1, 2, 3, 4))) == (4 if how == "mean" else 1)
+
+
+def test_kernels_are_inflated_in_the_ways_there_are():
+    with pytest.raises(UserError, match="'mean' or 'centre', not 'median'"):
+        resize.inflate(np.zeros((1, 4, 4, 3, 8)), 2, "median")
