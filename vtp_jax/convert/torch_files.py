@@ -1,0 +1,389 @@
+"""PyTorch's files: read without PyTorch and without executing anything, written with PyTorch.
+
+Three kinds: the zip of `torch.save` since 1.6, the stream of pickles before it, and TorchScript
+archives, of which only the weights are of use. All three describe their tensors by a pickle. It is
+walked instruction by instruction (`unpickle`): what it names is looked up in a table of functions
+below, or refused; nothing of it is imported or called. Facts: the formats as torch 2.13 has them.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from vtp_jax.types import UserError
+
+Tensor = Shaped[np.ndarray, "..."]
+
+# What the storage of a dtype is called; without a name the storage is untyped.
+STORAGES = {
+    "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "float64": "Double",
+    "int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte",
+    "bool": "Bool", "complex64": "ComplexFloat", "complex128": "ComplexDouble",
+    "uint16": "", "uint32": "", "uint64": "", "float8_e4m3fn": "", "float8_e5m2": "",
+}  # fmt: skip
+DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in STORAGES}
+STREAM = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first bytes of a stream
+WRAPPERS = ("model", "module", "state_dict", "model_state", "model_state_dict", "teacher")
+ARRAY = "numpy array"
+EXPANDED = 1 << 24  # elements that a tensor may have beyond its storage (strides of 0)
+
+
+class Found(NamedTuple):
+    """Tensors by name, the keys they were under, the names of what was left aside."""
+
+    tensors: dict[str, Any]  # Tensor; before they are read, Lazy or Inert
+    wrappers: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+def read_zip(archive: zipfile.ZipFile, root: str) -> Found:
+    """The tensors of a zip whose members are under `root`, a name that ends with a slash."""
+
+    def member(name: str) -> bytes:
+        info = archive.getinfo(root + name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"its member {name!r:.80} is compressed, which PyTorch never does")
+        return archive.read(info)  # checks its checksum
+
+    little = root + "byteorder" not in archive.namelist() or member("byteorder") == b"little"
+    _check_order(little)
+    value = unpickle(io.BytesIO(member("data.pkl")), {})
+    load = functools.cache(lambda key: np.frombuffer(member(f"data/{key}"), np.uint8))
+    return _load(value, lambda storage: load(storage.key))
+
+
+def read_stream(f: io.BufferedReader, size: int) -> Found:
+    """The tensors of a stream of `size` bytes: five pickles, then the storages as they are."""
+    storages: dict[str, Storage] = {}
+    _magic, _version, system, value, keys = (unpickle(f, storages) for _ in range(5))
+    _check_order(system["little_endian"])
+    places = {}
+    for key in keys:
+        count, start = int.from_bytes(f.read(8), "little"), f.tell()
+        if count != storages[key].count or start + storages[key].size > size:
+            raise UserError("truncated, or a storage's size is not what its tensors say")
+        places[key] = start
+        f.seek(start + storages[key].size)
+
+    @functools.cache
+    def load(storage: Storage) -> np.ndarray:
+        f.seek(places[storage.key])
+        return np.frombuffer(f.read(storage.size), np.uint8)
+
+    return _load(value, load)
+
+
+def write(f: io.BufferedWriter, tensors: Mapping[str, Tensor], wrapper: str = "") -> None:
+    """Writes a zip with PyTorch: a dict of tensors, under the key `wrapper` if one is given."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            "PyTorch's format needs PyTorch: pip install 'vtp_jax[torch]', or write .safetensors"
+        ) from None
+
+    def tensor(x: np.ndarray) -> Any:
+        bits = x.view(f"i{x.itemsize}") if x.dtype.name in vars(ml_dtypes) else x
+        # torch wants its arrays writable, which a copy is.
+        return torch.from_numpy(bits.copy()).view(getattr(torch, x.dtype.name))
+
+    named = {name: tensor(x) for name, x in tensors.items()}
+    torch.save({wrapper: named} if wrapper else named, f)
+
+
+def _check_order(little: bool) -> None:
+    if not little:
+        raise UserError("written on a big-endian machine; save it again on a usual one")
+
+
+# What a pickle becomes ---------------------------------------------------------------------------
+
+
+class Storage(NamedTuple):
+    """Where numbers lie: `count` of them, in the file's storage `key`."""
+
+    dtype: np.dtype
+    key: str
+    count: int
+
+    @property
+    def size(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+class Lazy(NamedTuple):
+    """A tensor before its numbers are read. Offset and strides count elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: np.dtype
+
+    def view(self, raw: UInt8[np.ndarray, "n"], name: str) -> Tensor:
+        """The tensor `name` as a view of its storage's bytes."""
+        item = self.dtype.itemsize
+        if self.storage.size > len(raw):
+            raise UserError(f"the storage of {name!r:.80} is truncated")
+        flat = raw[: self.storage.size // item * item].view(self.dtype)
+        counts = (self.offset, *self.shape, *self.stride)
+        if len(self.shape) != len(self.stride) or any(type(n) is not int or n < 0 for n in counts):
+            raise UserError(f"the shape, strides and offset of {name!r:.80} are not counts")
+        size = multiply(self.shape)
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        if size and last >= len(flat) or size > max(len(flat), EXPANDED):
+            raise UserError(f"{name!r:.80} reaches beyond its storage")
+        if not size:
+            return np.zeros(self.shape, self.dtype)
+        strides = [s * item for s in self.stride]
+        return np.ndarray(self.shape, self.dtype, flat, self.offset * item, strides)
+
+
+class Inert:
+    """Stands for an object that is not made: its class's name, the arguments and the state."""
+
+    def __init__(self, name: str, *args: Any):
+        self.name, self.args = name, args
+        self.state: Any = None
+
+
+def multiply(shape: tuple[int, ...] | list[int]) -> int:
+    """The product of a shape, which must have no more axes than numpy can hold."""
+    if len(shape) > 64:
+        raise UserError(f"a tensor has {len(shape)} axes")
+    return math.prod(shape)
+
+
+def _load(value: Any, storage: Callable[[Storage], np.ndarray]) -> Found:
+    """The tensors of an unpickled value; `storage` gives the bytes of one."""
+    if isinstance(value, Inert) and value.name.startswith("__torch__"):
+        value = dict(_attributes(value, "", set()))
+    if type(value) is not dict:
+        raise UserError("holds no tensors by name; save a state dict")
+    found = _unwrap(value)
+    tensors = {
+        name: x.view(storage(x.storage), name) if isinstance(x, Lazy) else _numpy(x)
+        for name, x in found.tensors.items()
+    }
+    return Found(tensors, found.wrappers, found.dropped)
+
+
+def _unwrap(value: dict, depth: int = 4) -> Found:
+    """What is a tensor in `value`, or in the first of its wrappers that has any; not yet read."""
+    for key in WRAPPERS if depth else ():  # a dictionary may hold itself
+        if type(value.get(key)) is dict and (inner := _unwrap(value[key], depth - 1)).tensors:
+            beside = (str(name) for name in value if name != key)
+            return Found(inner.tensors, (key, *inner.wrappers), (*beside, *inner.dropped))
+    tensors = {
+        name: x
+        for name, x in value.items()
+        if isinstance(name, str)
+        and (isinstance(x, Lazy) or isinstance(x, Inert) and x.name == ARRAY)
+    }
+    return Found(tensors, (), tuple(str(name) for name in value if name not in tensors))
+
+
+def _attributes(module: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """What a TorchScript module and those in it hold, by dotted names."""
+    seen.add(id(module))  # a module may hold itself
+    for name, value in (module.state or {}).items():
+        if not isinstance(value, Inert):
+            yield prefix + name, value
+        elif id(value) not in seen:
+            yield from _attributes(value, f"{prefix}{name}.", seen)
+
+
+def _numpy(array: Inert) -> Tensor:
+    """A numpy array that was pickled among the tensors."""
+    _version, shape, kind, fortran, raw = array.state
+    dtype = np.dtype(kind.args[0]).newbyteorder(kind.state[1])
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw
+    x = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
+    return x.astype(dtype.newbyteorder("="), copy=False)
+
+
+# What a pickle may name --------------------------------------------------------------------------
+
+
+def _dtype(kind: str, *_: Any) -> Inert:
+    if not re.fullmatch(r"[biufc]\d{1,2}", kind):
+        raise UserError(f"holds numpy values of type {kind!r:.20}, which are not plain numbers")
+    return Inert("numpy dtype", kind)
+
+
+def _dict(*_: Any) -> dict:
+    return {}
+
+
+def _first(value: Any = None, *_: Any) -> Any:
+    return value
+
+
+# By "module name", our own functions, which can do no harm. Where a value does not matter, such as
+# a set among the training arguments, what it is made of stands for it.
+CALLS: dict[str, Callable[..., Any]] = {
+    "torch._utils _rebuild_tensor_v2": lambda x, at, n, s, *_: Lazy(x, at, n, s, x.dtype),
+    "torch._utils _rebuild_tensor_v3": lambda x, at, n, s, _g, _h, dtype, *_: Lazy(
+        x,
+        at,
+        n,
+        s,
+        dtype,  # of an untyped storage; _g and _h are for gradients
+    ),
+    "torch._utils _rebuild_parameter": _first,
+    "torch._utils _rebuild_parameter_with_state": _first,
+    "torch Size": _first,
+    "torch device": _first,
+    "torch.jit._pickle build_intlist": _first,
+    "torch.jit._pickle build_doublelist": _first,
+    "torch.jit._pickle build_boollist": _first,
+    "torch.jit._pickle build_tensorlist": _first,
+    "torch.jit._pickle restore_type_tag": _first,
+    "collections OrderedDict": _dict,
+    "collections defaultdict": _dict,
+    "_codecs encode": _first,  # bytes in protocol 2: (text, "latin1")
+    "builtins set": _first,
+    "builtins frozenset": _first,
+    "builtins bytes": _first,  # empty ones
+    "builtins dict": _dict,  # these two as what a defaultdict makes
+    "builtins list": _first,
+    "argparse Namespace": functools.partial(Inert, "argparse Namespace"),
+    "numpy dtype": _dtype,
+    "numpy ndarray": functools.partial(Inert, "numpy ndarray"),
+    "numpy.core.multiarray scalar": functools.partial(Inert, "numpy scalar"),
+    "numpy.core.multiarray _reconstruct": functools.partial(Inert, ARRAY),
+}
+TYPES = {
+    **{f"torch {name}": dtype for name, dtype in DTYPES.items()},
+    **{f"torch {STORAGES[name]}Storage": dtype for name, dtype in DTYPES.items() if STORAGES[name]},
+    **{f"{module} UntypedStorage": DTYPES["uint8"] for module in ("torch", "torch.storage")},
+}
+ADMITTED = {**TYPES, **CALLS}
+RENAMED = {"__builtin__ ": "builtins ", "numpy._core.": "numpy.core."}  # Python 2's, numpy 2's
+
+
+def _look_up(name: str) -> Any:
+    for new, old in RENAMED.items():
+        name = name.replace(new, old) if name.startswith(new) else name
+    if name in ADMITTED:
+        return ADMITTED[name]
+    if name.startswith("__torch__"):  # a TorchScript class: only its attributes are of use
+        return functools.partial(Inert, name)
+    raise UserError(
+        f"wants {name.replace(' ', '.')!r:.80} of Python, more than tensors need; it is refused, "
+        "nothing was run (where you trust the file, load it and save its state dict alone)"
+    )
+
+
+# The machine -------------------------------------------------------------------------------------
+
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+LITERALS = {
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+}  # fmt: skip
+KEYS = (str, int, float, bool, bytes, type(None))
+
+
+def unpickle(file: io.BufferedReader | io.BytesIO, storages: dict[str, Storage]) -> Any:
+    """The value of one pickle, behind which `file` is left; the storages it names join `storages`.
+
+    A machine over `pickletools.genops`, which only disassembles, with the instructions that tensor
+    files use. On its stack lie plain data, `Storage`, `Lazy`, `Inert` and what `_look_up` gives,
+    and no other function or class: there is nothing else to call. Raises UserError for what it
+    refuses, and whatever Python raises for what makes no sense.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+
+    def take(start: int) -> list[Any]:
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    for op, arg, _ in pickletools.genops(file):
+        name: str = op.name
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case _ if name in LITERALS:
+                stack.append(arg)
+            case _ if name in CONSTANTS:
+                stack.append(CONSTANTS[name])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST" | "EMPTY_SET":
+                stack.append([])
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE" | "FROZENSET":
+                stack.append(tuple(take(marks.pop())))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(take(len(stack) - int(name[-1]))))
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                items = take(len(stack) - 1 if name == "APPEND" else marks.pop())
+                top = stack[-1]
+                _check(type(top) is list, "adds to what is not a list")
+                top.extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = take(len(stack) - 2 if name == "SETITEM" else marks.pop())
+                top = stack[-1]
+                _check(type(top) is dict, "sets an item of what is not a dictionary")
+                for key, value in zip(items[::2], items[1::2], strict=True):
+                    parts = (
+                        key if type(key) is tuple else (key,)
+                    )  # to hash a deep one takes forever
+                    _check(all(type(k) in KEYS for k in parts), "has keys that are not plain data")
+                    top[key] = value
+            case "BINPUT" | "LONG_BINPUT":
+                memo[arg] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
+            case "GLOBAL":
+                stack.append(_look_up(str(arg)))
+            case "STACK_GLOBAL":
+                stack.append(_look_up(" ".join(take(len(stack) - 2))))
+            case "REDUCE" | "NEWOBJ":
+                function, args = take(len(stack) - 2)
+                stack.append(function(*args))
+            case "BUILD":
+                state = stack.pop()
+                top = stack[-1]
+                if isinstance(top, Inert):
+                    top.state = state
+                else:  # a state dict keeps the versions of its modules so
+                    _check(type(top) is dict, "gives a state to what has none")
+            case "BINPERSID":
+                kind, dtype, key, _device, count, *view = stack.pop()
+                plain = type(key) is str and type(count) is int and count >= 0 and not any(view)
+                _check(
+                    kind == "storage" and isinstance(dtype, np.dtype) and plain, "has odd storages"
+                )
+                storages[key] = Storage(dtype, key, count)
+                stack.append(storages[key])
+            case _:
+                raise UserError(
+                    f"uses the pickle instruction {name}, which no tensors need; refused"
+                )
+    raise EOFError("a pickle without an end")
+
+
+def _check(holds: bool, wrong: str) -> None:
+    if not holds:
+        raise UserError(f"its pickle {wrong}; refused")
