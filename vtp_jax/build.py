@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vtp_jax import checkpoint, cli, optim, schedules, sharding
+from vtp_jax import checkpoint, cli, optim, schedules, sharding, tree, warm_start
 from vtp_jax.data import pipeline
 from vtp_jax.types import (
     Batch,
@@ -27,6 +27,7 @@ from vtp_jax.types import (
     check_batch,
 )
 
+NOTHING: Mapping[str, Any] = {}
 FACTS = ("vocab_size", "pad_id", "mask_id", "mean", "std")  # of the data, that methods are made of
 
 
@@ -93,20 +94,37 @@ def evaluators(
 
 def start(
     made: Method, cfg: Mapping[str, Any], spec: Spec, seed: int
-) -> tuple[Callable[[], State], optim.Optim]:
-    """A function that makes the state of step 0, and the optimizer of `config.optim`."""
+) -> tuple[Callable[..., State], optim.Optim]:
+    """A function that makes the state of step 0, and the optimizer of `config.optim`.
+
+    The function takes the leaves of a warm start, by name ("params/...", "extra/..."), or none.
+    """
     init, begin = jax.random.split(jax.random.key(seed))
     shapes = jax.eval_shape(lambda key: made.init(key, spec), init)
     cfg = {**cfg, "lr": schedules.make(cfg.get("lr", 0.0), "config.optim.lr")}
     optimizer = cli.call(optim.make, "config.optim", shapes, **cfg)
 
-    def fresh() -> State:
-        params = made.init(init, spec)
+    def fresh(given: Mapping[str, Any] = NOTHING) -> State:
+        params = tree.replace(made.init(init, spec), tree.under(given, "params/"))
         trainable, _ = optimizer.split(params)
+        # After the parameters are filled, so that a momentum twin copies what was loaded.
         extra = made.start(begin, spec, params)
+        extra = tree.replace(extra, tree.under(given, "extra/"))
         return State(jnp.zeros((), jnp.int32), params, optimizer.init(trainable), extra)
 
     return fresh, optimizer
+
+
+def warm(
+    sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State, workdir: Path
+) -> Mapping[str, Any]:
+    """The leaves that `config.warm_start` loads; says what became of each in the log, and in
+    WORKDIR/warm_start.txt."""
+    leaves, rows = warm_start.load(sources, fresh, shapes)
+    if rows and jax.process_index() == 0:
+        (workdir / "warm_start.txt").write_text(warm_start.report(rows) + "\n", encoding="utf-8")
+        print(f"{warm_start.summary(rows)}; each in {workdir / 'warm_start.txt'}", flush=True)
+    return leaves
 
 
 def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequence[str] = ()) -> Run:

@@ -42,6 +42,13 @@ def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None)
         sys.exit(130)
 
 
+def parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """The parser of the entry `python -m vtp_jax.<name>`, described by its first line."""
+    return argparse.ArgumentParser(
+        prog=f"python -m vtp_jax.{name}", description=(about or "").split("\n")[0]
+    )
+
+
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:

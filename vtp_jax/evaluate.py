@@ -8,7 +8,6 @@ Prints the numbers with the protocol behind them, and writes WORKDIR/evaluation.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,30 +16,35 @@ from vtp_jax import build, cli, metrics, sharding
 from vtp_jax.types import UserError
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="vtp_jax.evaluate", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--workdir", required=True, help="of the run")
-    parser.add_argument("--step", default="latest", help="a step, latest or best")
-    args, overrides = cli.parse(parser, argv)
-    run = build.restore(args.workdir, args.step, overrides)
+def evaluate(run: build.Run, workdir: str | Path) -> dict[str, float]:
+    """Runs the evaluators of the run's config; prints the numbers with their protocols, writes
+    WORKDIR/evaluation.json and returns {"<evaluator>/<number>": value}."""
     if not run.config["evals"]:
-        raise UserError(f"{args.workdir}/config.json has no evals, so there is nothing to run")
+        raise UserError(f"{workdir}/config.json has no evals, so there is nothing to run")
     checks = build.evaluators(run.config["evals"], run.method, run.data.streams, run.mesh)
+    step = int(run.state.step)
     found, protocols = {}, {}
     with sharding.activate(run.mesh):
         for name, (_, check) in checks.items():
             numbers = dict(check.run(run.state))
             rows = [(key, value) for key, value in numbers.items()]
-            metrics.print_table(f"{name}, step {int(run.state.step)}", ("number", "value"), rows)
+            metrics.print_table(f"{name}, step {step}", ("number", "value"), rows)
             print(f"{check.protocol}\n")
             found.update({f"{name}/{key}": value for key, value in numbers.items()})
             protocols[name] = check.protocol
-    report = dict(step=int(run.state.step), numbers=found, protocols=protocols)
-    path = Path(args.workdir) / "evaluation.json"
+    report = dict(step=step, numbers=found, protocols=protocols)
+    path = Path(workdir) / "evaluation.json"
     path.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    print(f"written to {path}")
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.parser("evaluate", __doc__)
+    parser.add_argument("--workdir", required=True, help="of the run")
+    parser.add_argument("--step", default="latest", help="a step, latest or best")
+    args, overrides = cli.parse(parser, argv)
+    evaluate(build.restore(args.workdir, args.step, overrides), args.workdir)
+    print(f"written to {Path(args.workdir) / 'evaluation.json'}")
 
 
 if __name__ == "__main__":

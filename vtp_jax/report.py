@@ -9,7 +9,6 @@ pictures/index.json); what is absent is left out, and the report says so.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import importlib.metadata
 import io
@@ -469,9 +468,7 @@ border-radius:6px;padding:12px;font-size:13px}
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="vtp_jax.report", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = cli.parser("report", __doc__)
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--out", help="the file to write; WORKDIR/report.html by default")
     args, overrides = cli.parse(parser, argv)

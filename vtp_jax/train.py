@@ -8,7 +8,6 @@ order and the same randomness: both are functions of (seed, step).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import json
@@ -78,12 +77,15 @@ def train(
     checkpoint: Mapping[str, Any],
     log: Mapping[str, Any],
     task: Mapping[str, Any] | None = None,
+    warm_start: Sequence[Sequence[str]] = (),
+    fresh: Sequence[str] = (),
 ) -> dict[str, float]:
     """Trains until `steps` steps are done; returns the last numbers of training and evaluation.
 
     batch: rows of all devices together. task: what the method is trained for, where that is not
-    its own loss. log: every (steps), max_skipped (steps in a row that may be skipped before the run
-    stops). The rest is what the makers of the parts take.
+    its own loss. warm_start, fresh: the weights of step 0, see warm_start.py. log: every (steps),
+    max_skipped (steps in a row that may be skipped before the run stops). The rest is what the
+    makers of the parts take.
     """
     config = {k: v for k, v in locals().items() if k != "workdir"}
     folder, say_every, max_skipped = Path(workdir), *cli.call(log_options, "config.log", **log)
@@ -114,7 +116,8 @@ def train(
             (folder / "parameters.txt").write_text(table + "\n", encoding="utf-8")
         state = saved.restore_latest(shardings.with_shardings(shapes, placed))
         if state is None:
-            state = jax.jit(start, out_shardings=placed)()
+            given = build.warm(warm_start, fresh, shapes, folder)
+            state = jax.jit(start, out_shardings=placed)(given)
         first = int(state.step)
 
         # -- The loop: evaluate, save, and only then take the next batch.
@@ -223,9 +226,7 @@ def on_signal(number: signal.Signals) -> Iterator[threading.Event]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="vtp_jax.train", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = cli.parser("train", __doc__)
     parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
     parser.add_argument("--workdir", required=True, help="where the run writes, and goes on from")
     args, overrides = cli.parse(parser, argv)

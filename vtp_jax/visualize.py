@@ -14,7 +14,6 @@ which way it was made.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import math
@@ -490,9 +489,7 @@ def given(
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="vtp_jax.visualize", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = cli.parser("visualize", __doc__)
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--step", default="latest", help="a step, latest or best")
     parser.add_argument("--videos", nargs="+", help="files or folders; else the run's own")

@@ -21,28 +21,35 @@ def by_channel(cubes: Float[Array, "b n p"], channels: int) -> Float[Array, "b n
     return cubes.reshape(*cubes.shape[:2], -1, channels)
 
 
+def centre(
+    cubes: Float[Array, "b n p"], channels: int
+) -> tuple[Float[Array, "b n q c"], Float[Array, "b n 1 c"]]:
+    """The cubes less their mean, and the mean, by channel. The mean is taken from the first pixel
+    on: a cube of one colour is 0 exactly, not an ulp of its colour, which the division by the eps
+    would make a target of."""
+    x = by_channel(cubes, channels)
+    origin = x[:, :, :1]
+    shift = (x - origin).mean(axis=2, keepdims=True)
+    return x - origin - shift, origin + shift
+
+
+def deviation(centred: Float[Array, "b n q c"]) -> Float[Array, "b n 1 c"]:
+    """Of each cube and channel over its pixels: unbiased, + 1e-6."""
+    return centred.std(axis=2, keepdims=True, ddof=1) + EPS
+
+
 def statistics(
     cubes: Float[Array, "b n p"], channels: int = 3
 ) -> tuple[Float[Array, "b n 1 c"], Float[Array, "b n 1 c"]]:
-    """Mean and standard deviation (unbiased, + 1e-6) of each cube and channel over its pixels.
-    Channels run fastest in p."""
-    x = by_channel(cubes, channels)
-    # From the first pixel on: a cube of one colour has deviation 0 exactly, not an ulp of its
-    # colour, which the division by 1e-6 would make a target of.
-    origin = x[:, :, :1]
-    y = x - origin
-    return (
-        y.mean(axis=2, keepdims=True) + origin,
-        y.std(axis=2, keepdims=True, ddof=1) + EPS,
-    )
+    """Mean and deviation of each cube and channel over its pixels. Channels run fastest in p."""
+    centred, mean = centre(cubes, channels)
+    return mean, deviation(centred)
 
 
 def normalise(cubes: Float[Array, "b n p"], channels: int = 3) -> Float[Array, "b n p"]:
     """Every cube with mean 0 and (almost) deviation 1 in each channel: the target."""
-    x = by_channel(cubes, channels)
-    y = x - x[:, :, :1]
-    y = y - y.mean(axis=2, keepdims=True)
-    return (y / statistics(cubes, channels)[1]).reshape(cubes.shape)
+    centred, _ = centre(cubes, channels)
+    return (centred / deviation(centred)).reshape(cubes.shape)
 
 
 def restore(

@@ -1,0 +1,132 @@
+"""Starting from weights that are there already: `warm_start=[(path, from, to), ...]`.
+
+path is a folder with a checkpoint of ours (a run's, or what `python -m vtp_jax.convert import`
+made). from is a regular expression on the whole names of its arrays, such as
+`params/(encoder|patch_embed)/(.*)`; to is the name here, with \\1, \\2 for the groups. Names begin
+with `params/` or `extra/`. What nothing fills must be listed in `fresh`: no parameter keeps its
+random values in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Num
+
+from vtp_jax import checkpoint, tree
+from vtp_jax.nn import resize
+from vtp_jax.types import State, UserError
+
+Leaves = dict[str, Num[np.ndarray, "..."]]
+
+
+class Filled(NamedTuple):
+    """What became of one parameter: where it came from, and what had to be done to it."""
+
+    name: str
+    source: str
+    how: str
+
+
+def load(
+    sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State
+) -> tuple[Leaves, list[Filled]]:
+    """The arrays of `shapes.params` and `shapes.extra` that are not initialised, by name, in the
+    dtypes of `shapes`, and a row for every one that could have been.
+
+    Raises UserError, listing all of them, on names that are not there, on shapes that cannot be
+    made to fit and on parameters that nothing fills; and on rules that match nothing.
+    """
+    if not sources:
+        return {}, []
+    wanted = tree.flatten(dict(params=shapes.params, extra=shapes.extra))
+    arrays: Leaves = {}
+    rows: dict[str, Filled] = {}
+    faults = []
+    for source in sources:
+        path, pattern, template = check_rule(source)
+        step = checkpoint.find_step(Path(path))
+        table = checkpoint.read_meta(Path(path), step).table
+        names = {n: m.expand(template) for n in table if (m := pattern.fullmatch(n))}
+        if not names:
+            raise UserError(
+                f"warm_start: '{pattern.pattern}' matches nothing in {path}, "
+                f"which has {', '.join(list(table)[:3])}, ..."
+            )
+        faults += [f"{n} -> {to} (not here)" for n, to in names.items() if to not in wanted]
+        for name, array in read(path, step, table, names).items():
+            if (to := names[name]) in wanted:
+                fitted, how = fit(to, array, wanted[to].shape)
+                if fitted is None:
+                    faults.append(f"{name} {array.shape} -> {to} {wanted[to].shape} ({how})")
+                else:
+                    arrays[to] = fitted.astype(wanted[to].dtype)
+                    rows[to] = Filled(to, f"{path}: {name}", how)
+    if faults:
+        raise UserError(f"warm_start: {len(faults)} do not fit: {'; '.join(faults)}")
+    missing = [n for n in wanted if n.startswith("params/") and n not in arrays]
+    patterns = [re.compile(f) for f in fresh]
+    if bare := [n for n in missing if not any(p.fullmatch(n) for p in patterns)]:
+        raise UserError(
+            f"warm_start: nothing fills {', '.join(bare)}; name a source, or list them in 'fresh'"
+        )
+    if idle := [p.pattern for p in patterns if not any(p.fullmatch(n) for n in missing)]:
+        raise UserError(f"fresh: '{idle[0]}' matches no parameter that is without a source")
+    rows.update({n: Filled(n, "-", "fresh") for n in missing})
+    return arrays, [rows[n] for n in wanted if n in rows]
+
+
+def check_rule(source: Sequence[str]) -> tuple[str, re.Pattern[str], str]:
+    if len(source) != 3:
+        raise UserError(f"warm_start: {source!r} is not (path, from, to)")
+    path, pattern, template = source
+    try:
+        return path, re.compile(pattern), template
+    except re.error as error:
+        raise UserError(f"warm_start: '{pattern}' is no regular expression: {error}") from None
+
+
+def read(path: str, step: int, table: checkpoint.Table, names: Collection[str]) -> Leaves:
+    """Some arrays of a checkpoint, by name. It is read by whole fields: params, extra."""
+    fields = {name.split("/")[0] for name in names}
+    shapes = {
+        name: jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+        for name, (shape, dtype) in table.items()
+        if name.split("/")[0] in fields
+    }
+    nested = traverse_util.unflatten_dict(shapes, sep="/")
+    found = tree.flatten(checkpoint.restore_part(Path(path), step, nested))
+    return {name: found[name] for name in names}
+
+
+def fit(
+    name: str, array: Num[np.ndarray, "..."], shape: tuple[int, ...]
+) -> tuple[Num[np.ndarray, "..."] | None, str]:
+    """The array in the shape that is wanted, and what was done to it; None where nothing fits."""
+    if array.shape == shape:
+        return array, "loaded"
+    if name.endswith("patch_embed/kernel") and array.shape[1:] == shape[1:] and len(array) == 1:
+        return resize.inflate(array, shape[0], "mean"), f"inflated to {shape[0]} frames"
+    if name.endswith("position") and array.ndim == 2 and array.shape[1:] == shape[1:]:
+        return resize.positions(array, shape[0]), f"resized from {len(array)} to {shape[0]} places"
+    return None, "another shape"
+
+
+def summary(rows: Sequence[Filled]) -> str:
+    """One line: how many were loaded, resized and left fresh."""
+    count: dict[str, int] = {}
+    for row in rows:
+        count[row.how.split(" ")[0]] = count.get(row.how.split(" ")[0], 0) + 1
+    return "warm start: " + ", ".join(f"{n} {how}" for how, n in count.items())
+
+
+def report(rows: Sequence[Any]) -> str:
+    """All rows as a plain table, aligned."""
+    width = max((len(r.name) for r in rows), default=0)
+    return "\n".join(f"{r.name:{width}}  {r.how:<9}  {r.source}" for r in rows)
