@@ -142,7 +142,7 @@ def _guard(reader: Callable[[Path], File], path: Path) -> File:
     except (OSError, UserError) as error:
         raise UserError(f"cannot read {path}: {_first_line(error)}") from error
     except Exception as error:  # all that parsers raise on hostile bytes, MemoryError included
-        text = f"{type(error).__name__}: {_first_line(error)}"
+        text = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
         raise UserError(f"cannot read {path}: it is truncated or damaged ({text})") from error
 
 
