@@ -222,6 +222,14 @@ def _dtype(kind: str, *_: Any) -> Inert:
     return Inert("numpy dtype", kind)
 
 
+def _tensor(x: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Lazy:
+    return Lazy(x, offset, shape, stride, x.dtype)
+
+
+def _tensor_of(x: Any, offset: Any, shape: Any, stride: Any, _g: Any, _h: Any, dtype: Any) -> Lazy:
+    return Lazy(x, offset, shape, stride, dtype)  # on an untyped storage
+
+
 def _dict(*_: Any) -> dict:
     return {}
 
@@ -233,14 +241,8 @@ def _first(value: Any = None, *_: Any) -> Any:
 # By "module name", our own functions, which can do no harm. Where a value does not matter, such as
 # a set among the training arguments, what it is made of stands for it.
 CALLS: dict[str, Callable[..., Any]] = {
-    "torch._utils _rebuild_tensor_v2": lambda x, at, n, s, *_: Lazy(x, at, n, s, x.dtype),
-    "torch._utils _rebuild_tensor_v3": lambda x, at, n, s, _g, _h, dtype, *_: Lazy(
-        x,
-        at,
-        n,
-        s,
-        dtype,  # of an untyped storage; _g and _h are for gradients
-    ),
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_tensor_v3": _tensor_of,
     "torch._utils _rebuild_parameter": _first,
     "torch._utils _rebuild_parameter_with_state": _first,
     "torch Size": _first,
