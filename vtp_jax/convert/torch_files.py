@@ -226,8 +226,9 @@ def _tensor(x: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Lazy:
     return Lazy(x, offset, shape, stride, x.dtype)
 
 
-def _tensor_of(x: Any, offset: Any, shape: Any, stride: Any, _g: Any, _h: Any, dtype: Any) -> Lazy:
-    return Lazy(x, offset, shape, stride, dtype)  # on an untyped storage
+def _tensor_of(x: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Lazy:
+    _grad, _hooks, dtype, *_ = rest  # of an untyped storage
+    return Lazy(x, offset, shape, stride, dtype)
 
 
 def _dict(*_: Any) -> dict:
