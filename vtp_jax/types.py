@@ -166,8 +166,8 @@ class Data(NamedTuple):
     batches: first step -> endless training batches (this process's rows, numpy)
     rows:    rows of one training epoch
     streams: evaluation streams by name
-    facts:   what a method must know of the data: vocab_size, pad_id, mask_id (tokens), and
-             mean and std (pixels, RGB in [0, 1])
+    facts:   what a method must know of the data: vocab_size, pad_id, mask_id (tokens, where there
+             are captions), mean and std (pixels, RGB in [0, 1]), labels (how many classes occur)
     decode:  token ids -> words, for people
     counts:  () -> rows seen and rows that failed, by cause, since `batches` was called
     """

@@ -165,3 +165,20 @@ def test_plain_resizing_does_not_darken():
         at(1, 0) * (1 - fx) + at(1, 1) * fx
     ) * fy
     assert np.abs(small[0] - exact).max() <= 0.51 and abs((small[0] - exact).mean()) < 0.02
+
+
+def test_crop_resized_draws_area_and_ratio_and_fits():
+    h, w = 90, 120
+    y, x = np.mgrid[:h, :w]
+    video = np.stack([y, x, x * 0], axis=-1).astype(np.uint8)[None]
+    areas, ratios = [], []
+    for seed in range(300):
+        crop = ops.crop_resized(video, 60, np.random.default_rng(seed))[0].astype(float)
+        assert crop.shape == (60, 60, 3)
+        tall, wide = (np.ptp(crop[..., c]) + 1 for c in (0, 1))
+        areas.append(tall * wide / (h * w))
+        ratios.append(wide / tall)
+    assert 0.05 < min(areas) < 0.15 and 0.85 < max(areas) <= 1
+    assert 0.68 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.45
+    thin = np.zeros((1, 4, 400, 3), np.uint8)  # nothing fits: the square in the middle
+    assert ops.crop_resized(thin, 8, np.random.default_rng(0)).shape == (1, 8, 8, 3)

@@ -273,7 +273,7 @@ def test_an_error_of_ours_is_not_taken_for_a_bad_video(monkeypatch):
         (dict(batch=6, process=(0, 4)), "data.batch=6 does not divide over 4 processes"),
         (dict(eval_batch=6, process=(0, 4)), "data.eval_batch=6 does not divide"),
         (dict(video=dict(frame=4)), "data.video: .*'frame.*it takes frames, stride, size"),
-        (dict(video=dict(VIDEO, crop="random")), "crop='random'.*multiscale, centre"),
+        (dict(video=dict(VIDEO, crop="random")), "crop='random'.*multiscale, resized, centre"),
         (dict(train=dict(clip=3)), "data.train: .*it takes clips, side"),
         (dict(evals=dict(v=dict(clip=3))), "data.evals.v: .*it takes clips, side"),
         (dict(text=dict(kind="wordpiece", length=8)), "'wordpiece' needs a path"),
@@ -288,6 +288,52 @@ def test_errors_of_one_line(changes, told):
 
 
 # TensorFlow.
+
+
+def test_without_text_there_are_no_captions(corpus):
+    table = "".join(f"train/{i:05d}.mp4 {i % 3}\n" for i in range(ROWS))
+    (corpus / "list.txt").write_text(table)
+    given = dict(root=str(corpus), captions=str(corpus / "list.txt"), caption_column=None)
+    data = make(corpus, text=None, train=given, evals=dict(val=given))
+    assert set(data.spec) == {"video", "id", "valid"} and set(data.streams) == {"val"}
+    assert set(data.facts) == {"mean", "std", "labels"} and data.facts["labels"] == 0
+    check_batch(next(data.batches(0)))
+    assert set(next(data.streams["val"].batches())) == set(data.spec)
+    with pytest.raises(UserError, match="data.train has no captions to read"):
+        make(corpus, train=given)
+    labelled = make(corpus, text=None, train=dict(given, label_column="label"))
+    assert labelled.facts["labels"] == 3
+    for batch in take(labelled, 3):
+        check_batch(batch)
+        np.testing.assert_array_equal(batch["label"], batch["id"] % 3)
+
+
+def test_labels_of_shapes_are_what_captions_tell():
+    train = dict(clips=ROWS, side=32, frames=10, label="shape")
+    data = make(train=train, evals=dict(val=dict(train, clips=5)))
+    names = list(shapes.SHAPES)
+    for batch in take(data, 3):
+        assert batch["label"].dtype == data.spec["label"].dtype == np.int32
+        for index, label in zip(batch["id"], batch["label"], strict=True):
+            assert names[label] == shapes.describe(0, "train", int(index))[0].shape
+    for batch in data.streams["val"].batches():
+        assert ((batch["label"] >= 0) == batch["valid"]).all()
+    with pytest.raises(UserError, match="no attribute 'form'; known: colour, shape"):
+        make(train=dict(train, label="form"))
+
+
+@pytest.mark.parametrize("crop", ["multiscale", "resized"])
+def test_repeats_are_crops_of_one_decoded_clip(root, crop):
+    once = make(root, video=dict(VIDEO, crop=crop))
+    data = make(root, video=dict(VIDEO, crop=crop, repeats=3))
+    assert data.spec["video"].shape == (4, 3, 4, 24, 24, 3)
+    (a,), (b,) = take(once, 1), take(data, 1)
+    check_batch(b)
+    np.testing.assert_array_equal(a["video"], b["video"][:, 0])  # the first is as without
+    assert all((b["video"][:, 0] != b["video"][:, i]).any() for i in (1, 2))
+    (again,) = take(make(root, video=dict(VIDEO, crop=crop, repeats=3)), 1)
+    check_equal(b, again)
+    assert next(data.streams["val"].batches())["video"].ndim == 5  # evaluation knows no repeats
 
 
 def run_python(code):

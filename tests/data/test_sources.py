@@ -68,7 +68,7 @@ def test_other_column_names(folder):
         ("c.json", '{"a.mp4": 3}', "'a.mp4' has no caption"),
         ("c.json", '{"a.mp4": []}', "'a.mp4' has no caption"),
         ("c.json", "{", "cannot be read as JSON"),
-        ("c.txt", "x", "unknown format"),
+        ("c.xml", "x", "unknown format"),
         (
             "c.json",
             '{"a.mp4": "x", "y.mp4": "x", "z.mp4": "x"}',
@@ -119,3 +119,55 @@ def test_from_files(folder):
     (folder / "bare").mkdir()
     with pytest.raises(UserError, match="holds no videos"):
         sources.from_files([folder / "bare"])
+
+
+LABELLED = {
+    "k400.txt": "a.mp4 3\nsub/b.mkv 0\n",
+    "k400.csv": "path,label\na.mp4,3\nsub/b.mkv,0\na.mp4,3\n",
+    "k400.jsonl": '{"path": "a.mp4", "label": 3}\n{"path": "sub/b.mkv", "label": 0}',
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_classes_without_captions(folder, name):
+    source = sources.load(
+        folder / "videos", write(folder, name, LABELLED[name]),
+        caption_column=None, label_column="label",
+    )  # fmt: skip
+    assert source.clips == (sources.Clip("a.mp4", (), 3), sources.Clip("sub/b.mkv", (), 0))
+
+
+def test_captions_and_classes_in_one_table(folder):
+    table = write(folder, "c.csv", "path,caption,class\na.mp4,x,2\na.mp4,y,2\n")
+    source = sources.load(folder / "videos", table, label_column="class")
+    assert source.clips == (sources.Clip("a.mp4", ("x", "y"), 2),)
+    assert sources.load(folder / "videos", table).clips[0].label is None
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        (
+            "c.txt",
+            "a.mp4 dog\n",
+            "line 1: the label of 'a.mp4' is 'dog'; it must be a whole number",
+        ),
+        ("c.txt", "a.mp4\n", "line 1: the path is ''"),
+        ("c.csv", "path,label\na.mp4,-1\n", "is '-1'"),
+        ("c.csv", "path,label\na.mp4,1\na.mp4,2\n", "'a.mp4' has labels 1 and 2"),
+        ("c.csv", "path,lable\na.mp4,1\n", "no column 'label'.*did you mean 'lable'"),
+        ("c.json", '{"a.mp4": "x"}', "holds no labels"),
+    ],
+)
+def test_wrong_labels_are_named(folder, name, content, told):
+    with pytest.raises(UserError, match=told) as caught:
+        sources.load(
+            folder / "videos", write(folder, name, content),
+            caption_column=None, label_column="label",
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_without_captions_says_so(folder):
+    with pytest.raises(UserError, match="hold no captions; set caption_column=None"):
+        sources.load(folder / "videos", write(folder, "c.txt", "a.mp4 3\n"))

@@ -61,15 +61,27 @@ class Look(NamedTuple):
     """What of a video is shown.
 
     frames, stride: how many frames, and how far apart; size: pixels of the square picture; crop:
-    `multiscale` (random, SimVTP's) or `centre`, in training; views: (segments, crops) of SimVTP's
-    test, or None for one clip in the middle, in evaluation.
+    `multiscale` (random, SimVTP's), `resized` (random, Inception's) or `centre`, in training;
+    repeats: crops of one decoded clip, in training, as views "v t h w c" if more than one; views:
+    (segments, crops) of SimVTP's test, or None for one clip in the middle, in evaluation.
     """
 
     frames: int
     stride: int
     size: int
     crop: str = "multiscale"
+    repeats: int = 1
     views: Sequence[int] | None = None
+
+    @property
+    def picture(self) -> tuple[int, ...]:
+        """The shape of one clip."""
+        return (self.frames, self.size, self.size, 3)
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The shape of a training row's video."""
+        return self.picture if self.repeats == 1 else (self.repeats, *self.picture)
 
 
 class Order(NamedTuple):
@@ -99,7 +111,7 @@ def make(
     seed: int,
     train: Mapping[str, Any],
     video: Mapping[str, Any],
-    text: Mapping[str, Any],
+    text: Mapping[str, Any] | None = None,
     evals: Mapping[str, Mapping[str, Any]] | None = None,
     eval_batch: int | None = None,
     max_failed: float = 0.05,
@@ -114,7 +126,7 @@ def make(
     evals:   {name: as `train`}; each gives two streams, `name` (videos, with their first captions)
              and `name/captions` (every caption, no videos); of shapes, the held-out clips
     video:   the fields of `Look`
-    text:    the arguments of `open_text`
+    text:    the arguments of `open_text`; without it no captions are read
     max_failed: the run stops when a larger share of its training rows cannot be read
     workers: videos decoded side by side, by default one for each core
     process: (index, count); this process gives its equal share of the rows of each batch, in order
@@ -133,16 +145,22 @@ def make(
     if look.crop not in CROPS:
         raise UserError(f"data.video.crop={look.crop!r} is not known; known: {', '.join(CROPS)}")
     clips = fit("data.train", open_clips, train, "train")
-    words = fit("data.text", open_text, text, clips.source)
+    if text:
+        check_captions(clips.source, "data.train")
+    words = fit("data.text", open_text, text, clips.source) if text else None
     ledger = Ledger(clips.source, max_failed)
     streams = {}
     for name, given in (evals or {}).items():
         held_out = fit(f"data.evals.{name}", open_clips, given, "val")
         order = functools.partial(list_order, eval_batch or batch, process)
         streams[name] = stream_videos(held_out, look, words, order, run)
-        streams[f"{name}/captions"] = stream_captions(held_out.source, words, order)
+        if words:
+            check_captions(held_out.source, f"data.evals.{name}")
+            streams[f"{name}/captions"] = stream_captions(held_out.source, words, order)
+    labels = labels_of(clips.source)
+    facts = dict(mean=MEAN, std=STD, labels=0 if labels is None else int(labels.max()) + 1)
     return Data(
-        spec=make_spec(batch, look, words),
+        spec=make_spec(batch, look, words, labels),
         batches=functools.partial(
             train_batches,
             clips,
@@ -155,8 +173,8 @@ def make(
         ),
         rows=len(clips.source.clips),
         streams=streams,
-        facts=dict(words.tokenizer.facts, mean=MEAN, std=STD),
-        decode=words.tokenizer.decode,
+        facts=dict(words.tokenizer.facts, **facts) if words else facts,
+        decode=words.tokenizer.decode if words else lambda ids: [""] * len(ids),
         counts=ledger.counts,
     )
 
@@ -180,7 +198,8 @@ def open_files(
     root: str,
     captions: str,
     path_column: str = "path",
-    caption_column: str = "caption",
+    caption_column: str | None = "caption",
+    label_column: str | None = None,
     max_absent: float = 0.0,
 ) -> Clips:
     """The videos that a caption file names: see `sources.load`. `split` changes nothing."""
@@ -189,18 +208,26 @@ def open_files(
         captions,
         path_column=path_column,
         caption_column=caption_column,
+        label_column=label_column,
         max_absent=max_absent,
     )
     return Clips(source, lambda index, choose: video.read_frames(source.file(index), choose))
 
 
 def open_shapes(
-    split: str, *, clips: int, side: int = 64, frames: int = 16, seed: int = 0
+    split: str,
+    *,
+    clips: int,
+    side: int = 64,
+    frames: int = 16,
+    seed: int = 0,
+    label: str | None = None,
 ) -> Clips:
-    """The first `clips` of a split of the shapes corpus, drawn when asked for."""
+    """The first `clips` of a split of the shapes corpus, drawn when asked for. label: the attribute
+    that is the class, if any."""
     plan = shapes.Plan(train=clips, val=clips, side=side, frames=frames, seed=seed)
     return Clips(
-        shapes.source(plan, split),
+        shapes.source(plan, split, label),
         lambda index, choose: shapes.read(plan, split, index)[choose(frames)],
     )
 
@@ -223,6 +250,11 @@ def open_text(
         raise UserError(f"data.text: kind {kind!r} needs a path")
     captions = [caption for clip in source.clips for caption in clip.captions]
     return Words(tokens.train(captions, None, vocab_size), length)
+
+
+def check_captions(source: sources.Source, where: str) -> None:
+    if not all(clip.captions for clip in source.clips):
+        raise UserError(f"{where} has no captions to read; name caption_column, or drop data.text")
 
 
 # The order.
@@ -256,15 +288,19 @@ def list_order(batch: int, process: tuple[int, int], count: int) -> Order:
 # The pixels.
 
 CROPS: Mapping[str, Callable[..., UInt8[np.ndarray, "t s s c"]]] = dict(
-    multiscale=ops.crop_multiscale, centre=lambda frames, size, rng: ops.crop_centre(frames, size)
+    multiscale=ops.crop_multiscale,
+    resized=ops.crop_resized,
+    centre=lambda frames, size, rng: ops.crop_centre(frames, size),
 )
 
 
 def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int) -> Pixels:
-    """A training clip "t h w c"; which part of the video it shows depends on all three numbers."""
+    """A training clip "[v] t h w c"; which part of the video it shows depends on all three numbers.
+    Of several views each is a crop of its own."""
     rng = np.random.default_rng([LOOK, seed, epoch, index])
     frames = clips.read(index, lambda n: ops.sample_frames(n, look.frames, look.stride, rng))
-    return CROPS[look.crop](frames, look.size, rng)
+    crops = [CROPS[look.crop](frames, look.size, rng) for _ in range(look.repeats)]
+    return crops[0] if look.repeats == 1 else np.stack(crops)
 
 
 def show_centre(clips: Clips, look: Look, index: int) -> Pixels:
@@ -359,28 +395,41 @@ def import_tensorflow() -> Any:
 # The batches.
 
 
-def encode(words: Words, captions: Sequence[str]) -> dict[str, Any]:
+def encode(words: Words | None, captions: Sequence[str]) -> dict[str, Any]:
+    if words is None:
+        return {}
     ids, mask, maskable = words.tokenizer.encode(captions, words.length)
     return dict(text=ids, text_mask=mask, maskable=maskable)
 
 
-def make_spec(batch: int, look: Look, words: Words) -> Spec:
+def labels_of(source: sources.Source) -> Int[np.ndarray, "n"] | None:
+    """The classes of a source's clips, -1 where one has none; None where none has."""
+    labels = [-1 if clip.label is None else clip.label for clip in source.clips]
+    return np.asarray(labels, np.int32) if max(labels) >= 0 else None
+
+
+def classify(labels: Int[np.ndarray, "m"] | None, indices: Ints) -> dict[str, Any]:
+    return {} if labels is None else dict(label=np.where(indices < 0, -1, labels[indices]))
+
+
+def make_spec(
+    batch: int, look: Look, words: Words | None, labels: Int[np.ndarray, "n"] | None
+) -> Spec:
     """Shapes and dtypes of a global training batch."""
-    text = (batch, words.length)
-    return dict(
-        video=jax.ShapeDtypeStruct((batch, look.frames, look.size, look.size, 3), np.uint8),
-        text=jax.ShapeDtypeStruct(text, np.int32),
-        text_mask=jax.ShapeDtypeStruct(text, np.bool_),
-        maskable=jax.ShapeDtypeStruct(text, np.bool_),
-        id=jax.ShapeDtypeStruct((batch,), np.int32),
-        valid=jax.ShapeDtypeStruct((batch,), np.bool_),
+    sample = dict(
+        video=np.zeros(look.shown, np.uint8),
+        id=np.int32(0),
+        valid=np.bool_(True),
+        **{key: rows[0] for key, rows in encode(words, [""]).items()},
+        **{key: rows[0] for key, rows in classify(labels, np.zeros(1, int)).items()},
     )
+    return {k: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for k, x in sample.items()}
 
 
 def train_batches(
     clips: Clips,
     look: Look,
-    words: Words,
+    words: Words | None,
     order: Order,
     seed: int,
     run: Run,
@@ -388,7 +437,7 @@ def train_batches(
     first_step: int,
 ) -> Iterator[Batch]:
     """Endless training batches from a step on; nothing before it is decoded."""
-    shape = (look.frames, look.size, look.size, 3)
+    shape, labels = look.shown, labels_of(clips.source)
     show = functools.partial(show_random, clips, look, seed)
     first = first_step * order.rows
     ledger.clear()
@@ -403,14 +452,15 @@ def train_batches(
         yield dict(
             video=pixels,
             **encode(words, captions),
+            **classify(labels, indices),
             id=indices.astype(np.int32),
             valid=causes == GOOD,
         )
 
 
 def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -> str:
-    if len(captions) == 1:
-        return captions[0]
+    if len(captions) < 2:
+        return captions[0] if captions else ""
     rng = np.random.default_rng([CAPTION, seed, epoch, index])
     return captions[int(rng.integers(len(captions)))]
 
@@ -460,13 +510,15 @@ class Ledger:
 
 
 def stream_videos(
-    clips: Clips, look: Look, words: Words, make_order: Callable[[int], Order], run: Run
+    clips: Clips, look: Look, words: Words | None, make_order: Callable[[int], Order], run: Run
 ) -> Stream:
     """Every video once with its first caption; an unreadable one is `valid=False`."""
     count = len(clips.source.clips)
     order = make_order(count)
-    picture = (look.frames, look.size, look.size, 3)
-    shape = picture if look.views is None else (look.views[0] * look.views[1], *picture)
+    shape = look.picture
+    if look.views is not None:
+        shape = (look.views[0] * look.views[1], *shape)
+    table, labels = make_table(clips.source), labels_of(clips.source)
     look_at = show_centre if look.views is None else show_views
     ledger = Ledger(clips.source, max_failed=1.0)
 
@@ -479,15 +531,16 @@ def stream_videos(
         for step, (pixels, causes) in enumerate(made):
             _, indices = order.at(np.arange(step * order.rows, (step + 1) * order.rows))
             ledger.enter(indices, causes)
-            captions = [clips.source.clips[i].captions[0] if i >= 0 else "" for i in indices]
+            captions = [table["caption"][i] if i >= 0 else "" for i in indices]
             yield dict(
                 video=pixels,
                 **encode(words, captions),
+                **classify(labels, indices),
                 id=indices.astype(np.int32),
                 valid=causes == GOOD,
             )
 
-    return Stream(batches, count, make_table(clips.source))
+    return Stream(batches, count, table)
 
 
 def stream_captions(
@@ -513,7 +566,7 @@ def stream_captions(
 def make_table(source: sources.Source) -> dict[str, Any]:
     """By id: `caption` (the first), `captions` (all) and `path`."""
     return dict(
-        caption=[clip.captions[0] for clip in source.clips],
+        caption=[clip.captions[0] if clip.captions else "" for clip in source.clips],
         captions=[clip.captions for clip in source.clips],
         path=[source.file(i) for i in range(len(source.clips))],
     )

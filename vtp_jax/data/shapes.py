@@ -163,13 +163,21 @@ def read(plan: Plan, split: str, index: int) -> UInt8[np.ndarray, "t h w c"]:
     return render(attributes, rng, plan.side, plan.frames)
 
 
-def source(plan: Plan, split: str) -> Source:
-    """The clips of a split and their captions, as `write` lists them; no file is needed."""
-    clips = (
-        Clip(clip_path(split, i), (describe(plan.seed, split, i)[1],))
-        for i in range(clip_count(plan, split))
-    )
-    return Source(root="", clips=tuple(clips))
+def source(plan: Plan, split: str, label: str | None = None) -> Source:
+    """The clips of a split and their captions, as `write` lists them; no file is needed.
+
+    label: the attribute whose values are the classes, numbered as in its table.
+    """
+    if label is not None and label not in ATTRIBUTES:
+        raise UserError(f"shapes: no attribute '{label}'; known: {', '.join(ATTRIBUTES)}")
+
+    def clip(index: int) -> Clip:
+        attributes, caption = describe(plan.seed, split, index)
+        values = list(ATTRIBUTES[label]) if label else []
+        number = values.index(getattr(attributes, label)) if label else None
+        return Clip(clip_path(split, index), (caption,), number)
+
+    return Source(root="", clips=tuple(map(clip, range(clip_count(plan, split)))))
 
 
 def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -> bool:

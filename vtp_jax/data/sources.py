@@ -1,8 +1,9 @@
-"""Lists of videos and their captions: what there is, before anything is read.
+"""Lists of videos with their captions and labels: what there is, before anything is read.
 
-Captions come as CSV (named columns), as JSON lines (the same names), or as SimVTP's JSON, {path:
-caption} or {path: [captions]}. Paths are relative to `root`. Several captions of one video are
-several rows or a list; they stay in the order of the file.
+They come as CSV (named columns), as JSON lines (the same names), as SimVTP's JSON, {path: caption}
+or {path: [captions]}, or as .txt, `path label` on each line (Kinetics' and VideoMAE's lists). Paths
+are relative to `root`. Several captions of one video are several rows or a list; they stay in the
+order of the file. Labels are whole numbers from 0 on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import csv
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,11 @@ VIDEOS = frozenset(
 
 
 class Clip(NamedTuple):
-    """A video, by its path under the source's root, and its captions."""
+    """A video, by its path under the source's root, its captions and its class."""
 
     path: str
     captions: tuple[str, ...]
+    label: int | None = None
 
 
 class Source(NamedTuple):
@@ -44,20 +46,27 @@ def load(
     captions: str | os.PathLike[str],
     *,
     path_column: str = "path",
-    caption_column: str = "caption",
+    caption_column: str | None = "caption",
+    label_column: str | None = None,
     max_absent: float = 0.0,
 ) -> Source:
-    """The videos under `root` that the file `captions` (.csv, .jsonl or .json) names.
+    """The videos under `root` that the file `captions` (.csv, .jsonl, .json or .txt) names.
 
+    caption_column: None where there are no captions; label_column: None where there are no classes.
     max_absent: the share of named files that may be absent. They keep their places in the list and
     count as unreadable (`missing`) when their turn comes. Anything else wrong is a UserError.
     """
     root, captions = Path(root), Path(captions)
     if not root.is_dir():
         raise UserError(f"no folder '{root}'; `root` must be the folder that holds the videos")
-    merged: dict[str, list[str]] = {}
-    for path, caption in read_captions(captions, path_column, caption_column):
-        merged.setdefault(path, []).append(caption)
+    columns = dict(path=path_column, caption=caption_column, label=label_column)
+    merged: dict[str, Clip] = {}
+    for row in read_rows(captions, {k: name for k, name in columns.items() if name}):
+        path, label = row["path"], row.get("label")
+        clip = merged.setdefault(path, Clip(path, (), label))
+        if clip.label != label:
+            raise UserError(f"{captions}: '{path}' has labels {clip.label} and {label}; keep one")
+        merged[path] = clip._replace(captions=clip.captions + tuple(filter(None, [row["caption"]])))
     if not merged:
         raise UserError(f"{captions} lists no captions; it needs a row for every video")
     absent = [path for path in merged if not (root / path).is_file()]
@@ -68,7 +77,7 @@ def load(
             f"{captions} names {len(absent)} of {len(merged)} files that are not in {root}, "
             f"first '{absent[0]}'; mend `root` or the paths, or allow a share with max_absent"
         )
-    return Source(str(root), tuple(Clip(path, tuple(texts)) for path, texts in merged.items()))
+    return Source(str(root), tuple(merged.values()))
 
 
 def from_files(
@@ -105,60 +114,94 @@ def read_captions(
     file: Path, path_column: str = "path", caption_column: str = "caption"
 ) -> Iterator[tuple[str, str]]:
     """(path, caption) pairs of a caption file, in its order."""
-    readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json}
+    for row in read_rows(file, dict(path=path_column, caption=caption_column)):
+        yield row["path"], row["caption"]
+
+
+def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file, in its order: path, and caption and label, None unless `columns` names
+    the column that holds them."""
+    readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json, ".txt": read_txt}
     reader = readers.get(file.suffix.lower())
     if reader is None:
-        raise UserError(f"{file}: unknown format; captions come as .csv, .jsonl or .json")
+        raise UserError(f"{file}: unknown format; known: {', '.join(readers)}")
     if not file.is_file():
-        raise UserError(f"no caption file '{file}'; give one as .csv, .jsonl or .json")
+        raise UserError(f"no caption file '{file}'; give one as {', '.join(readers)}")
     try:
-        for where, path, caption in reader(file, path_column, caption_column):
+        for where, found in reader(file, columns):
+            row = {k: found[k] if k in columns else None for k in ("path", "caption", "label")}
+            path, caption, label = row.values()
             if not (isinstance(path, str) and path):
                 raise UserError(f"{file}, {where}: the path is {path!r}; it must be text")
-            if not (isinstance(caption, str) and caption.strip()):
-                raise UserError(f"{file}, {where}: '{path}' has no caption; write one or drop it")
-            yield path, caption.strip()
+            if "caption" in columns:
+                if not (isinstance(caption, str) and caption.strip()):
+                    raise UserError(
+                        f"{file}, {where}: '{path}' has no caption; write one or drop it"
+                    )
+                row["caption"] = caption.strip()
+            if "label" in columns:
+                if not str(label).isdecimal():
+                    raise UserError(
+                        f"{file}, {where}: the label of '{path}' is {label!r}; it must be a whole "
+                        "number, 0 or more"
+                    )
+                row["label"] = int(str(label))
+            yield row
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (csv.Error, json.JSONDecodeError) as error:
         raise UserError(f"{file} cannot be read as {file.suffix[1:].upper()}: {error}") from None
 
 
-def read_csv(file: Path, *columns: str) -> Iterator[tuple[str, Any, Any]]:
+Rows = Iterator[tuple[str, dict[str, Any]]]  # where in the file, and what stands there
+
+
+def read_csv(file: Path, columns: Mapping[str, str]) -> Rows:
     with file.open(encoding="utf-8-sig", newline="") as text:
         table = csv.DictReader(text)
         known = list(table.fieldnames or ())
         if not known:
             raise UserError(f"{file} is empty; its first line must name the columns")
-        check_columns(file, known, columns)
+        check_columns(file, known, columns.values())
         for row in table:
-            yield f"line {table.line_num}", row[columns[0]], row[columns[1]]
+            yield f"line {table.line_num}", {k: row[name] for k, name in columns.items()}
 
 
-def read_jsonl(file: Path, *columns: str) -> Iterator[tuple[str, Any, Any]]:
+def read_jsonl(file: Path, columns: Mapping[str, str]) -> Rows:
     with file.open(encoding="utf-8-sig") as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue
             row = json.loads(line)
             if not isinstance(row, Mapping):
-                raise UserError(
-                    f"{file}, line {number}: not an object with {' and '.join(columns)}"
-                )
-            check_columns(file, list(row), columns)
-            yield f"line {number}", row[columns[0]], row[columns[1]]
+                names = " and ".join(columns.values())
+                raise UserError(f"{file}, line {number}: not an object with {names}")
+            check_columns(file, list(row), columns.values())
+            yield f"line {number}", {k: row[name] for k, name in columns.items()}
 
 
-def read_json(file: Path, *_: str) -> Iterator[tuple[str, Any, Any]]:
+def read_json(file: Path, columns: Mapping[str, str]) -> Rows:
+    if "label" in columns:
+        raise UserError(f"{file}: {{path: caption}} holds no labels; use .csv, .jsonl or .txt")
     table = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(table, Mapping):
         raise UserError(f"{file} must be {{path: caption}}, not a {type(table).__name__}")
     for n, (path, captions) in enumerate(table.items(), 1):
         for caption in captions if captions and isinstance(captions, list) else [captions]:
-            yield f"entry {n}", path, caption
+            yield f"entry {n}", dict(path=path, caption=caption)
 
 
-def check_columns(file: Path, known: Sequence[Any], columns: Sequence[str]) -> None:
+def read_txt(file: Path, columns: Mapping[str, str]) -> Rows:
+    if "caption" in columns:
+        raise UserError(f"{file}: `path label` lines hold no captions; set caption_column=None")
+    with file.open(encoding="utf-8-sig") as text:
+        for number, line in enumerate(text, 1):
+            if line.strip():
+                path, _, label = line.strip().rpartition(" ")
+                yield f"line {number}", dict(path=path, label=label)
+
+
+def check_columns(file: Path, known: Sequence[Any], columns: Iterable[str]) -> None:
     names = [str(k) for k in known if k is not None]
     for column in columns:
         if column not in names:
