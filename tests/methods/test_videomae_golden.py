@@ -23,6 +23,7 @@ from vtp_jax.objectives import classification, reconstruction
 from vtp_jax.tasks import classify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+EXTRA = {"base": {}}
 NAMES = ("videomae", "videomae_v2")
 
 
@@ -169,7 +170,7 @@ def test_a_step_of_the_classifier(name):
         table = rules.videomae_finetune(golden["encoder"]["heads"])
         params = weights(table, task, {**batch, "label": jnp.zeros(golden["batch"], jnp.int32)})
         share, classify_video = golden["share"], jax.jit(task.encode["classes"])
-        logits = classify_video(params, {}, batch)["classes"]
+        logits = classify_video(params, EXTRA, batch)["classes"]
         np.testing.assert_allclose(logits, golden["logits"], rtol=1e-9, atol=1e-9)
         target = classification.smooth(
             jnp.asarray(golden["labels"]), golden["classes"], golden["smoothing"]
@@ -177,7 +178,7 @@ def test_a_step_of_the_classifier(name):
         video, target = (share * x + (1 - share) * x[::-1] for x in (batch["video"], target))
 
         def loss(params):
-            logits = task.encode["classes"](params, {}, {**batch, "video": video})["classes"]
+            logits = task.encode["classes"](params, EXTRA, {**batch, "video": video})["classes"]
             return classification.soft_cross_entropy(logits, target, batch["valid"]).value(), logits
 
         (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

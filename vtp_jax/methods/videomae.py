@@ -84,12 +84,8 @@ class VideoMAE(nn.Module):
         self.decoder = Stack(self.decoder_size, **stack)
         self.decoder_norm = layer_norm(dtype)
         self.decoder_head = Linear(math.prod(self.cube) * len(self.mean), dtype=dtype)
-        if self.has("mask_token"):
-            self.mask_token = self.param("mask_token", MASK_INIT, (e,))
-
-    def has(self, name: str) -> bool:
-        """Tasks may drop the decoder and the encoder's norm."""
-        return self.is_initializing() or self.has_variable("params", name)
+        if self.is_initializing():  # else read where it is used: a task may have dropped it
+            self.param("mask_token", MASK_INIT, (e,))
 
     def embed_video(
         self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"], n: int
@@ -98,17 +94,13 @@ class VideoMAE(nn.Module):
         x = self.patch_embed(embed.standardise(cubes, self.mean, self.std))
         return x + embed.positions(n, x.shape[-1], x.dtype)[index]
 
-    def norm(self, raw: Float[Array, "b k d"]) -> Float[Array, "b k d"]:
-        """The encoder's norm, or nothing where a task dropped it, as in the fine-tuned nets."""
-        return self.encoder_norm(raw) if self.has("encoder_norm") else raw
-
     def decode(
         self, seen: Float[Array, "b k e"], keep: Int[Array, "b k"], ask: Int[Array, "b d"], n: int
     ) -> Float[Array, "b d p"]:
         """Predicted cubes at places `ask` of n, from the encoder's output at places `keep`."""
         x = self.encoder_to_decoder(seen)
         place = embed.positions(n, x.shape[-1], x.dtype)
-        asked = self.mask_token.astype(x.dtype) + place[ask]
+        asked = self.variables["params"]["mask_token"].astype(x.dtype) + place[ask]
         x = self.decoder(jnp.concatenate([x + place[keep], asked], axis=1))
         return self.decoder_head(self.decoder_norm(x[:, keep.shape[1] :]))
 
@@ -116,7 +108,7 @@ class VideoMAE(nn.Module):
         self, cubes: Float[Array, "b k p"], keep: Int[Array, "b k"], ask: Int[Array, "b d"], n: int
     ) -> Float[Array, "b d p"]:
         """The whole autoencoder: from the visible cubes to the predicted ones."""
-        seen = self.norm(self.encoder(self.embed_video(cubes, keep, n)))
+        seen = self.encoder_norm(self.encoder(self.embed_video(cubes, keep, n)))
         return self.decode(seen, keep, ask, n)
 
 
@@ -181,14 +173,17 @@ def init(net: VideoMAE, rng: Array, spec: Spec) -> Params:
 def encode_video(
     net: VideoMAE, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """All cubes, none hidden, as the references test. memory: the tokens before the encoder."""
+    """All cubes, none hidden, as the references test. memory: the tokens before the encoder. Tasks
+    that go on from `raw`, as fine-tuning does, may drop the last norm."""
     bound, cubes = bind(net, params, rng), embed.cut(batch["video"], net.cube)
     b, n, _ = cubes.shape
     index = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n))
     memory = bound.embed_video(embed.to_unit(cubes), index, n)
-    raw, mask = bound.encoder(memory), jnp.ones((b, n), bool)
-    tokens = bound.norm(raw)
-    return dict(embedding=pool.mean(tokens), tokens=tokens, raw=raw, mask=mask, memory=memory)
+    found = dict(raw=bound.encoder(memory), mask=jnp.ones((b, n), bool), memory=memory)
+    if "encoder_norm" in params:
+        tokens = bound.encoder_norm(found["raw"])
+        found.update(embedding=pool.mean(tokens), tokens=tokens)
+    return found
 
 
 def reconstruct(

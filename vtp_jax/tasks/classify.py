@@ -13,24 +13,24 @@ What the batch needs: video and label, in [0, classes); rows with a label outsid
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import ScopeParamNotFoundError
 from jaxtyping import Array, Float
 
 from vtp_jax import augment, tree
 from vtp_jax.nn import embed, pool
 from vtp_jax.nn.transformer import Linear, layer_norm
 from vtp_jax.objectives.classification import accuracy, smooth, soft_cross_entropy
+from vtp_jax.tasks import look, of_base
 from vtp_jax.types import Batch, Encoded, Extra, Method, Out, Params, Spec, UserError
 
-POOLS = ("mean_norm", "embedding")
+POOLS = dict(mean_norm="raw", embedding="embedding")  # what of the base's Encoded they read
+READ = (*POOLS.values(), "mask")
 HEAD_INIT = nn.initializers.normal(0.02 * 1e-3)  # the code cuts it off at 100 deviations
 
 
@@ -114,7 +114,7 @@ def classify(
     base's drop path."""
     own = {name: value for name, value in params.items() if name != "base"}
     keys = (None, None) if rng is None else jax.random.split(rng)
-    video = base.encode["video"](params["base"], extra, batch, keys[0])
+    video = base.encode["video"](params["base"], extra["base"], batch, keys[0])
     rngs = {} if keys[1] is None else {"dropout": keys[1]}
     logits = head.apply({"params": own}, video, rngs=rngs)
     assert isinstance(logits, jax.Array)
@@ -123,19 +123,12 @@ def classify(
 
 def init(base: Method, head: Head, drop: Sequence[str], rng: Array, spec: Spec) -> Params:
     base_key, head_key = jax.random.split(rng)
-    whole = base.init(base_key, spec)
-    for rule in drop:
-        if not any(re.fullmatch(rule, name) for name in tree.flatten(whole)):
-            raise UserError(f"config.task.drop: '{rule}' matches no parameter of the method")
-    kept, _ = tree.split(whole, lambda name: not any(re.fullmatch(r, name) for r in drop))
-    extra = jax.eval_shape(lambda params: base.start(head_key, spec, params), kept)
+    kept = tree.without(base.init(base_key, spec), drop, "config.task.drop")
     clips = jax.eval_shape(augment.views_as_rows, dict(spec))
-    try:
-        video = jax.eval_shape(base.encode["video"], kept, extra, clips)
-    except ScopeParamNotFoundError as error:
-        told = str(error).split(" (https")[0]
-        raise UserError(f"config.task.drop takes away what encode['video'] uses: {told}") from None
-    example = jax.tree.map(lambda s: jnp.zeros((1, *s.shape[1:]), s.dtype), video)
+    video = look(base, "video", base_key, clips, kept)
+    if POOLS[head.pool] not in video:
+        raise UserError(f"config.task.pool={head.pool}: encode 'video' gives no {POOLS[head.pool]}")
+    example = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in video.items() if k in READ}
     return {"base": kept, **head.init(head_key, example)["params"]}
 
 
@@ -154,6 +147,7 @@ def make(
     switch: float = 0.5,
     groups: int = 1,
     drop: Sequence[str] = (),
+    labels: int = 0,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
 ) -> Method:
@@ -162,27 +156,29 @@ def make(
     pool: `mean_norm` (the mean of `raw`, and a norm of its own) or `embedding` (the base's).
     dropout: before the linear layer. smoothing: of labels. flip, erase: probabilities. mixup,
     cutmix, mix_prob, switch, groups: see `augment.mix`. mean, std: of erased pixels. drop: regexes
-    on names of the base's parameters that the task has no use for.
+    on names of the base's parameters that the task has no use for. labels: how many classes occur
+    in the data.
 
-    encode: "classes", and the base's own, as far as the dropped weights leave them.
+    encode: "classes" and "video", and the rest of the base's where nothing is dropped. extra is
+    {"base": the base's}; it is read and does not change. Raises UserError on what does not fit
+    together.
     """
     if pool not in POOLS:
         raise UserError(f"config.task.pool={pool!r}; known: {', '.join(POOLS)}")
     if "video" not in base.encode:
         raise UserError("config.task: classify needs a method that has encode['video']")
+    if labels > classes:
+        raise UserError(f"config.task.classes={classes}; the data's labels go up to {labels - 1}")
     head = Head(classes, pool, dropout)
     mix = dict(mixup=mixup, cutmix=cutmix, prob=mix_prob, switch=switch, groups=groups)
     recipe = Recipe(classes, smoothing, flip, erase, mix, tuple(mean), tuple(std))
-
-    def of_base(encode: Callable[..., Encoded]) -> Callable[..., Encoded]:
-        return lambda params, *rest, **given: encode(params["base"], *rest, **given)
-
+    whole = base.encode if not drop else {"video": base.encode["video"]}
     return Method(
         init=partial(init, base, head, drop),
         loss=partial(loss, base, head, recipe),
         encode={
-            **{name: of_base(encode) for name, encode in base.encode.items()},
+            **{name: of_base(verb) for name, verb in whole.items()},
             "classes": partial(classify, base, head),
         },
-        start=lambda rng, spec, params: base.start(rng, spec, params["base"]),
+        start=lambda rng, spec, params: {"base": base.start(rng, spec, params["base"])},
     )
