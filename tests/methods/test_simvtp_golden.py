@@ -9,24 +9,28 @@ the first can hide in the code.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-TOLERANCE = 1e-9
+from tests.parity import (
+    FILES,
+    GOLDEN,
+    TOLERANCE,
+    check_output,
+    check_probe,
+    close,
+    make_tensor,
+    run_entry,
+)
+
 CLS, SEP, MASK, PAD = 101, 102, 103, 0
 CUBE, PATCH = (2, 16, 16), 3 * 2 * 16 * 16
 OUTPUTS = ("target", "pixel_pred", "mlm_logits", "vtm_logits", "text_feat", "video_feat")
 TABLES = ("word", "position", "token_type")
-FILES = dict(weights="W.npz", inputs="I.npz", out="O.npz")
 LOSSES = ("loss_v", "loss_t", "loss_vtc", "loss_vtm", "loss")
 # What the tiny golden takes for granted: ViT-B's widths with two and one blocks.
 RELEASED = dict(
@@ -83,19 +87,6 @@ def name_tensors(case: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def make_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """fp32 values by the rule of the golden: drawn from the tensor's name."""
-    draw = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).standard_normal(shape)
-    module = name.rpartition(".")[0]
-    if name.endswith(".weight") and "norm" in module.lower():
-        value = 1 + 0.1 * draw
-    elif len(shape) == 1 or name == "mask_token" or name.endswith("_embeddings.weight"):
-        value = 0.05 * draw
-    else:
-        value = draw / np.sqrt(np.prod(shape[1:]))
-    return value.astype(np.float32)
-
-
 def make_inputs(case: dict[str, Any]) -> dict[str, np.ndarray]:
     """A batch by the rule of the golden, as the parity entry takes it."""
     b, length, (height, width) = case["batch"], case["text_len"], case["size"]
@@ -119,21 +110,6 @@ def make_inputs(case: dict[str, Any]) -> dict[str, np.ndarray]:
     )
 
 
-def run_entry(folder: Path, *options: str) -> dict[str, np.ndarray]:
-    """What `python -m vtp_jax.parity simvtp` writes for the W.npz and I.npz of a folder."""
-    files = [f"--{name}={folder / file}" for name, file in FILES.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "vtp_jax.parity", "simvtp", *files, *options],
-        capture_output=True,
-        text=True,
-        cwd=GOLDEN.parents[1],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(folder / FILES["out"]) as arrays:
-        return dict(arrays)
-
-
 class Result(NamedTuple):
     golden: dict[str, Any]
     inputs: dict[str, np.ndarray]
@@ -151,7 +127,7 @@ def run_case(name: str, folder: Path) -> Result:
     weights["text_embeddings.position_ids"] = np.arange(case["positions"])[None]
     np.savez(folder / FILES["weights"], **weights)
     np.savez(folder / FILES["inputs"], **inputs)
-    return Result(golden, inputs, shapes, folder, run_entry(folder, "--grads"))
+    return Result(golden, inputs, shapes, folder, run_entry("simvtp", folder, "--grads"))
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +145,6 @@ def tiny(tmp_path_factory) -> Any:
 @pytest.fixture(scope="module", params=["small", "tiny"])
 def result(request) -> Result:
     return request.getfixturevalue(request.param)
-
-
-def close(value: Any, scale: float = 0.0) -> Any:
-    """Equal to 1e-9 of the value, or of the scale of the tensor it is taken from."""
-    return pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE * scale)
 
 
 def test_the_rule_masks_the_words_that_the_golden_counted(result):
@@ -196,12 +167,7 @@ def test_losses(result, name):
 
 @pytest.mark.parametrize("name", [n for n in OUTPUTS if n != "vtm_logits"])
 def test_outputs(result, name):
-    golden, x = result.golden[name], result.out[name]
-    assert list(x.shape) == golden["shape"]
-    assert float(x.std()) == close(golden["std"])
-    assert float(x.mean()) == close(golden["mean"], golden["std"])
-    assert x.ravel()[:4].tolist() == close(golden["first"])
-    assert x.ravel()[-4:].tolist() == close(golden["last"])
+    check_output(result.out[name], result.golden[name])
 
 
 def test_matching_logits_right_pairs_first(result):
@@ -230,17 +196,14 @@ def test_gradients_where_nothing_flows_are_exactly_zero(result):
 
 
 def test_gradients_entry_by_entry(small):
-    """A norm does not see a transposed or reordered tensor; its product with a fixed draw does."""
     probes = small.golden["grad_probes"]
     assert set(probes) == set(small.shapes)
     for name, golden in probes.items():
-        gradient = small.out[f"grad/{name}"].ravel()
-        draw = np.random.RandomState(4).standard_normal(gradient.size)
-        assert float(gradient @ draw) == close(golden, float(np.linalg.norm(gradient))), name
+        check_probe(small.out[f"grad/{name}"], golden)
 
 
 def test_without_grads_only_the_gradients_are_missing(small):
-    out = run_entry(small.folder)
+    out = run_entry("simvtp", small.folder)
     assert set(out) == {*OUTPUTS, *LOSSES}
     assert {name: float(out[name]) for name in LOSSES} == close(
         {name: small.golden[name] for name in LOSSES}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vtp_jax.objectives.classification import cross_entropy
-from vtp_jax.types import Mean
+from vtp_jax.types import Mean, UserError
 
 
 def normalise(x: Float[Array, "b d"], floor: float = 1e-8) -> Float[Array, "b d"]:
@@ -28,6 +28,8 @@ def info_nce(
     Rows where `where` is False ask nothing and are nobody's negative. groups: negatives come from
     the row's own block of b / groups rows only.
     """
+    if where.shape[0] % groups:
+        raise UserError(f"a batch of {where.shape[0]} rows does not divide into groups={groups}")
     q, k = (normalise(x).reshape(groups, -1, x.shape[-1]) for x in (query, key))
     here = where.reshape(groups, -1)
     logits = jnp.einsum("gid,gjd->gij", q, k) / temperature

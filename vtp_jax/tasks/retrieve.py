@@ -29,7 +29,7 @@ from vtp_jax.types import Batch, Encoded, Extra, Method, Out, Params, Spec, User
 
 KINDS = ("video", "text")
 TOWERS = {"one": dict(video="base", text="base"), "two": dict(video="video", text="text")}
-POOLS = ("mean_norm", "embedding")
+POOLS = dict(mean_norm="raw", embedding="embedding")  # what of the base's Encoded they read
 
 
 def make(
@@ -59,21 +59,31 @@ def make(
     """
     for name, value, known in (("towers", towers, TOWERS), ("pool", pool, POOLS)):
         if value not in known:
-            raise UserError(f"task.{name}={value!r}; known: {', '.join(known)}")
+            raise UserError(f"config.task.{name}={value!r}; known: {', '.join(known)}")
     if lacking := [kind for kind in KINDS if kind not in base.encode]:
-        raise UserError(f"task: the method has no encode '{lacking[0]}', which retrieval needs")
+        raise UserError(
+            f"config.task: the method has no encode '{lacking[0]}', which retrieval needs"
+        )
     if pool == "embedding" and pool_padding:
-        raise UserError("task.pool_padding is of pool=mean_norm; an embedding is the method's own")
-    part, drop, norm = TOWERS[towers], drop or {}, layer_norm(None)
-    parts = list(dict.fromkeys(part.values()))
+        raise UserError(
+            "config.task.pool_padding is of pool=mean_norm; an embedding is the method's own"
+        )
+    part, reads, norm = TOWERS[towers], POOLS[pool], layer_norm(None)
+    drop, parts = drop or {}, list(dict.fromkeys(part.values()))
     if odd := sorted(set(drop) - set(parts)):
-        raise UserError(f"task.drop: no part '{odd[0]}'; {towers} towers: {', '.join(parts)}")
+        raise UserError(
+            f"config.task.drop: no part '{odd[0]}'; {towers} towers: {', '.join(parts)}"
+        )
 
     def init(rng: Array, spec: Spec) -> Params:
         whole = base.init(rng, spec)
-        params = {p: tree.without(whole, drop.get(p, ()), f"task.drop.{p}") for p in parts}
+        params: dict[str, Any] = {
+            p: tree.without(whole, drop.get(p, ()), f"config.task.drop.{p}") for p in parts
+        }
         for kind in KINDS:
             found = look(base, kind, rng, spec, params[part[kind]])
+            if reads not in found:
+                raise UserError(f"config.task.pool={pool}: encode '{kind}' gives no {reads}")
             if pool == "mean_norm":
                 width = found["raw"].shape[-1]
                 params[f"{kind}_norm"] = norm.init(rng, jnp.zeros(width))["params"]
@@ -129,8 +139,10 @@ def of_base(verb: Callable[..., Encoded]) -> Callable[..., Encoded]:
 def look(base: Method, kind: str, rng: Array, spec: Spec, params: Params) -> Encoded:
     """The shapes that the base's encoder gives. Raises UserError where it lacks a parameter."""
     try:
-        extra = jax.eval_shape(base.start, rng, spec, params)
+        extra = jax.eval_shape(lambda key, params: base.start(key, spec, params), rng, params)
         return jax.eval_shape(base.encode[kind], params, extra, dict(spec))
     except (KeyError, ScopeParamNotFoundError) as error:
         told = str(error).split("(https")[0]
-        raise UserError(f"task.drop: encode '{kind}' needs what was dropped: {told}") from None
+        raise UserError(
+            f"config.task.drop: encode '{kind}' needs what was dropped: {told}"
+        ) from None
