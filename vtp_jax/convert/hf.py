@@ -98,10 +98,9 @@ def preprocessor_config(
     *, side: int, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
     """preprocessor_config.json: the largest square in the middle, `side` pixels wide, in units of
-    `std` from `mean`. Transformers 4 and 5 read it, as an image and as a video processor."""
+    `std` from `mean`. `VideoMAEImageProcessor` of transformers 4 and 5 reads it."""
     return dict(
         image_processor_type="VideoMAEImageProcessor",
-        video_processor_type="VideoMAEVideoProcessor",
         do_resize=True,
         size={"shortest_edge": side},
         resample=2,  # bilinear

@@ -54,11 +54,11 @@ TABLE = Layout(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None])  # (1, n, d
 ROW = Layout(lambda x: x.reshape(x.shape[-1]), lambda x: x.reshape(1, 1, -1))  # (1, 1, d) <-> (d)
 
 
-def fused_qkv(heads: int) -> Layout:
-    """(3 h k, d), rows q | k | v and head-major inside <-> (d, h, 3, k)."""
+def fused_qkv(heads: int, parts: int = 3) -> Layout:
+    """(3 h k, d), rows q | k | v and head-major inside <-> (d, h, 3, k); k | v alone: 2 parts."""
 
     def into(x: np.ndarray) -> np.ndarray:
-        return x.reshape(3, heads, -1, x.shape[-1]).transpose(3, 1, 0, 2)
+        return x.reshape(parts, heads, -1, x.shape[-1]).transpose(3, 1, 0, 2)
 
     def out(x: np.ndarray) -> np.ndarray:
         return x.transpose(2, 1, 3, 0).reshape(-1, x.shape[0])
@@ -66,10 +66,10 @@ def fused_qkv(heads: int) -> Layout:
     return Layout(into, out)
 
 
-def fused_bias(heads: int) -> Layout:
-    """(3 h k), q | k | v and head-major inside <-> (h, 3, k)."""
+def fused_bias(heads: int, parts: int = 3) -> Layout:
+    """(3 h k), q | k | v and head-major inside <-> (h, 3, k); k | v alone: 2 parts."""
     return Layout(
-        lambda x: x.reshape(3, heads, -1).transpose(1, 0, 2),
+        lambda x: x.reshape(parts, heads, -1).transpose(1, 0, 2),
         lambda x: x.transpose(1, 0, 2).reshape(-1),
     )
 
@@ -77,6 +77,11 @@ def fused_bias(heads: int) -> Layout:
 def per_head(heads: int) -> Layout:
     """(h k) <-> (h, k)."""
     return Layout(lambda x: x.reshape(heads, -1), lambda x: x.reshape(-1))
+
+
+def head_kernel(heads: int) -> Layout:
+    """(h k, d) <-> (d, h, k)."""
+    return Layout(lambda x: x.T.reshape(x.shape[1], heads, -1), lambda x: x.reshape(len(x), -1).T)
 
 
 def linear(ours: str, theirs: str) -> list[Rule]:
@@ -120,6 +125,13 @@ HF_V4 = BlockNames(
     "layernorm_after", "intermediate.dense", "output.dense",
 )  # fmt: skip
 HF_V5 = HF_V4._replace(bias=(f"{HF}.query.bias", f"{HF}.value.bias"))
+BERT = BlockNames(
+    "attention.output.LayerNorm",
+    tuple(f"attention.self.{x}.weight" for x in ("query", "key", "value")),
+    tuple(f"attention.self.{x}.bias" for x in ("query", "key", "value")),
+    "attention.output.dense",
+    "output.LayerNorm", "intermediate.dense", "output.dense",
+)  # fmt: skip
 
 
 def stack(ours: str, theirs: str, heads: int, names: BlockNames = BEIT) -> list[Rule]:
@@ -285,6 +297,31 @@ def mae(heads: int, decoder_heads: int) -> list[Rule]:
     return [*under(timm_vit(heads, head=None), "encoder/"), *under(decoder, "decoder/")]
 
 
+def bert(heads: int) -> list[Rule]:
+    """BERT as `transformers.BertModel` saves it, `nn.text.Bert`: 199 tensors at depth 12. Its
+    pretraining files call them "bert.": `under(bert(12), theirs="bert.")`."""
+    return [
+        *bert_embeddings("text_embed", "embeddings"),
+        *stack("encoder", "encoder.layer", heads, BERT),
+        *linear("pooler", "pooler.dense"),
+    ]
+
+
+def bert_cross(ours: str, theirs: str, heads: int) -> list[Rule]:
+    """What blocks `theirs.{i}` of BERT have besides, where they attend to other tokens
+    (`transformers`; ALBEF's and BLIP's fusion encoders and decoders)."""
+    mine, other = f"{ours}/blocks", theirs + ".{i}.crossattention."
+    kv = [tuple(f"{other}self.{x}.{y}" for x in ("key", "value")) for y in ("weight", "bias")]
+    return [
+        Rule(f"{mine}/cross/q", f"{other}self.query.weight", head_kernel(heads)),
+        Rule(f"{mine}/cross/q_bias", f"{other}self.query.bias", per_head(heads)),
+        Rule(f"{mine}/cross/kv", kv[0], fused_qkv(heads, 2)),
+        Rule(f"{mine}/cross/kv_bias", kv[1], fused_bias(heads, 2)),
+        *linear(f"{mine}/cross/proj", f"{other}output.dense"),
+        *norm(f"{mine}/norm_cross", f"{other}output.LayerNorm"),
+    ]
+
+
 def clip(heads: int, text_heads: int, text: str = "") -> list[Rule]:
     """OpenAI's CLIP and OpenCLIP's with ViT towers, 302 tensors at depth 12 + 12: `nn.vit.ViT`
     under visual, `nn.text.CausalText` under text. OpenCLIP's CustomTextCLIP calls its text tower's
@@ -321,6 +358,7 @@ UNUSED: Mapping[str, tuple[str, ...]] = {
         r"video_encoder\.text_embeddings\..*",
         r"text_encoder\.patch_embed\..*",
     ),
+    "bert": (POSITION_IDS, r"cls\..*"),  # and the heads of pretraining
     "clip": ("input_resolution", "context_length", "vocab_size"),  # of OpenAI's archives
 }
 

@@ -1,0 +1,182 @@
+"""Brings weights in and out: PyTorch, safetensors, npz and Hugging Face folders.
+
+    python -m vtp_jax.convert import --from FILE --format videomae --out DIR
+    python -m vtp_jax.convert export --checkpoint DIR --format safetensors|torch|hf --out DIR
+    python -m vtp_jax.convert formats
+
+An import is a folder with a checkpoint, which `config.warm_start` and `export` read, and
+convert.json, which says where it came from. An export is of a run or of an import. Both end with
+a proof: our net and a reference that shares no code with it, on the same inputs; where they
+differ by more than the format's tolerance, nothing is written. Files are never executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Num
+
+from vtp_jax import checkpoint, cli, metrics, tree
+from vtp_jax.convert import files, folder, formats, hf, rules
+from vtp_jax.convert.formats import FORMATS, Format
+from vtp_jax.types import State, UserError
+
+Tensors = Mapping[str, Num[np.ndarray, "..."]]
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.parser("convert", __doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    bring = commands.add_parser("import", help="weights of others into a checkpoint of ours")
+    bring.add_argument("--from", dest="source", required=True, help="a file, or a folder of one")
+    bring.add_argument("--format", required=True, choices=FORMATS, help="see `formats`")
+    bring.add_argument("--out", required=True, help="a new folder")
+    for name in ("heads", "decoder-heads", "text-heads"):
+        bring.add_argument(f"--{name}", type=int, help="if not as in the published sizes")
+    bring.set_defaults(run=bring_in)
+    take = commands.add_parser("export", help="a run or an import for others")
+    take.add_argument("--checkpoint", required=True, help="the folder of a run or of an import")
+    take.add_argument("--step", default="latest", help="a step, latest or best")
+    take.add_argument("--format", required=True, choices=folder.FILES)
+    take.add_argument("--out", required=True, help="a new folder")
+    take.set_defaults(run=take_out)
+    commands.add_parser("formats", help="what can be imported").set_defaults(run=show)
+    args, overrides = cli.parse(parser, argv)
+    if overrides:
+        raise UserError(f"convert takes no config, and so no {overrides[0]}")
+    args.run(args)
+
+
+def show(args: argparse.Namespace) -> None:
+    rows = [(name, form.about) for name, form in FORMATS.items()]
+    metrics.print_table("formats", ("format", "of"), rows)
+
+
+def bring_in(args: argparse.Namespace) -> None:
+    form, out, source = FORMATS[args.format], new_folder(args.out), Path(args.source)
+    file = files.read(source)
+    files.check_finite(file.tensors, source)
+    tensors, aside = formats.sort_out(form, file.tensors)
+    said = hf.read_config(source) if args.format in folder.NAMES.values() else None
+    given = {name: getattr(args, name.replace("-", "_")) for name in form.stacks}
+    if said:
+        own = {"heads": said.heads, "decoder-heads": said.decoder_heads}
+        given = {name: n or own[name] for name, n in given.items()}
+        if said.doubt:
+            print(said.doubt)
+    heads = formats.heads_of(form, tensors, given)
+    params = rules.to_ours(formats.table(form, heads, tensors.keys()), tensors)
+    print(f"{source}: {told(tensors)}; {say_heads(heads)}")
+    say("left aside, no part of the net", [*aside, *file.dropped])
+    worst = prove(form, params, tensors, heads)
+
+    facts = dict(
+        format=args.format, heads=heads, source=source.name, sha256=dict(file.sha256),
+        wrappers=list(file.wrappers), left_aside=aside, dtypes=dtypes(tensors),
+        video=(16, 224, 224), labels=(), largest_difference=worst,
+        vtp_jax=importlib.metadata.version("vtp_jax"),
+    )  # fmt: skip
+    if said:
+        facts.update(video=(said.frames, said.side, said.side), labels=said.labels)
+    with whole(out) as new:
+        # Arrays keep the dtypes of the file.
+        state = State(jnp.zeros((), jnp.int32), params, {}, {})
+        with checkpoint.Checkpoints(new, every=1, config=facts) as saved:
+            saved.save(0, state)
+        (new / "lock").unlink(missing_ok=True)
+        folder.write_json(new / folder.FACTS, facts)
+    print(f"written to {out}: {tree.size(params) / 1e6:.1f} M parameters")
+
+
+def take_out(args: argparse.Namespace) -> None:
+    out = new_folder(args.out)
+    source = folder.find(Path(args.checkpoint), args.step)
+    name = folder.written_name(source.name, args.format)
+    form, flat = FORMATS[name], tree.flatten(source.params)
+    tensors = rules.to_theirs(formats.table(form, source.heads, flat.keys()), source.params)
+    print(f"{args.checkpoint}, {source.origin}: {told(tensors)}; {say_heads(source.heads)}")
+    with whole(out) as new:
+        path = new / folder.FILES[args.format]
+        wrapper = "model" if args.format == "torch" else ""
+        files.write(path, form.untidy(tensors), hf.METADATA, wrapper)
+        # What is proved is what was written, read again.
+        written, _ = formats.sort_out(form, files.read(path).tensors)
+        table = formats.table(form, source.heads, written.keys())
+        back = tree.flatten(rules.to_ours(table, written))
+        if changed := [n for n, x in flat.items() if not np.array_equal(x, back[n])]:
+            raise UserError(f"{path.name} came back from the disk with another {changed[0]}")
+        worst = prove(form, source.params, written, source.heads)
+        folder.furnish(new, source, name, worst)
+    print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+
+
+def prove(
+    form: Format, params: Any, tensors: Tensors, heads: Mapping[str, int]
+) -> dict[str, float]:
+    """`formats.check`, printed. Raises UserError above the tolerance."""
+    worst = formats.check(form, params, tensors, heads)
+    rows = [(name, f"{value:.1e}") for name, value in worst.items()]
+    metrics.print_table(
+        f"largest difference to the reference, of the RMS (limit {form.tolerance:.0e})",
+        ("output", "difference"),
+        rows,
+    )
+    if bad := [name for name, value in worst.items() if not value <= form.tolerance]:
+        raise UserError(
+            f"{bad[0]} differs from the reference by {worst[bad[0]]:.1e} of its RMS, above "
+            f"{form.tolerance:.0e}; nothing is written. Are the numbers of heads right?"
+        )
+    return worst
+
+
+def new_folder(path: str) -> Path:
+    out = Path(path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} exists and is not empty; name a new folder")
+    return out
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` if all goes well, and vanishes if not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        new.replace(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def told(tensors: Tensors) -> str:
+    kinds = ", ".join(f"{n} {name}" for name, n in dtypes(tensors).items())
+    return f"{len(tensors)} tensors ({kinds})"
+
+
+def dtypes(tensors: Tensors) -> dict[str, int]:
+    return dict(collections.Counter(str(x.dtype) for x in tensors.values()))
+
+
+def say_heads(heads: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in heads.items()) or "no attention"
+
+
+def say(what: str, names: Sequence[str]) -> None:
+    if names:
+        more = f", ... ({len(names)} in all)" if len(names) > 12 else ""
+        print(f"{what}: {', '.join(names[:12])}{more}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,190 @@
+"""What is exported, and what an exported folder holds beside the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vtp_jax import checkpoint, cli, tree
+from vtp_jax.convert import hf, pytorch
+from vtp_jax.convert.formats import FORMATS
+from vtp_jax.methods.simvtp import SimVTP
+from vtp_jax.nn import sizes
+from vtp_jax.types import Params, UserError
+
+FACTS = "convert.json"  # in the folder of an import
+FILES = {"safetensors": "model.safetensors", "torch": "model.pth", "hf": "model.safetensors"}
+# The names that are written: Hugging Face's for `hf`, the authors' for the others.
+NAMES = {"videomae": "hf_videomae", "videomae_finetune": "hf_videomae_finetune"}
+# (method, task) of a run -> format
+RUNS = {
+    ("simvtp", None): "simvtp",
+    ("simvtp", "retrieve"): "simvtp_finetune",
+    ("videomae", None): "videomae",
+    ("videomae", "classify"): "videomae_finetune",
+}
+
+
+class Source(NamedTuple):
+    """params: nested numpy arrays; name: of the format that has their names; heads: of its stacks;
+    video: (frames, height, width) the net was made for; labels: of classes; tokenizer: a file, or
+    None; origin: for people."""
+
+    params: Params
+    name: str
+    heads: Mapping[str, int]
+    video: tuple[int, int, int]
+    labels: tuple[str, ...]
+    tokenizer: Path | None
+    origin: str
+
+
+def find(path: Path, which: str) -> Source:
+    """The run or the import in a folder. Raises UserError for what has no PyTorch names."""
+    if (path / FACTS).exists():
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        return Source(
+            checkpoint.restore_params(path),
+            facts["format"],
+            facts["heads"],
+            tuple(facts["video"]),
+            tuple(facts["labels"]),
+            None,
+            f"an import of {facts['source']}",
+        )
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} is neither a run nor an import: no config.json, no {FACTS}")
+    cfg = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    method, task = cfg["method"], cfg.get("task") or {}
+    kind = (method["name"], task.get("name"))
+    if kind not in RUNS:
+        known = ", ".join("+".join(filter(None, k)) for k in RUNS)
+        raise UserError(f"{'+'.join(filter(None, kind))} has no PyTorch names yet; known: {known}")
+    step = checkpoint.find_step(path, which)
+    params = checkpoint.restore_params(path, step)
+    heads = {"heads": sizes.pick(sizes.ENCODERS, method.get("size", "B"), "method.size").heads}
+    if "decoder" in params:
+        chosen = method.get("decoder") or method.get("size", "B")
+        heads["decoder-heads"] = sizes.pick(sizes.DECODERS, chosen, "method.decoder").heads
+    video, text = cfg["data"]["video"], cfg["data"].get("text") or {}
+    tokenizer = Path(text["path"]) if text.get("path") else None
+    classes = tuple(f"class {i}" for i in range(task.get("classes", 0)))
+    shape = (video["frames"], video["size"], video["size"])
+    return Source(params, RUNS[kind], heads, shape, classes, tokenizer, f"step {step} of a run")
+
+
+def written_name(name: str, kind: str) -> str:
+    """The format that an export of kind "safetensors", "torch" or "hf" is written in."""
+    if kind == "hf":
+        name = NAMES.get(name, name)
+        if name not in NAMES.values():
+            raise UserError(f"Hugging Face has no net for {name}; export it as safetensors")
+        return name
+    return {theirs: ours for ours, theirs in NAMES.items()}.get(name, name)
+
+
+def furnish(new: Path, source: Source, name: str, worst: Mapping[str, float]) -> None:
+    """Writes what belongs beside the weights of format `name`."""
+    if name in ("simvtp", "simvtp_finetune"):
+        config = simvtp_config(source, name)
+        shutil.copy(pytorch.MODULE, new)
+    elif name in NAMES.values():
+        config = hf_config(source, name)
+        processor = hf.preprocessor_config(
+            side=source.video[1], mean=default("mean"), std=default("std")
+        )
+        write_json(new / "preprocessor_config.json", processor)
+    else:
+        config = dict(format=name, heads=dict(source.heads))
+    write_json(new / "config.json", config)
+    if source.tokenizer is not None and source.tokenizer.is_file():
+        shutil.copy(source.tokenizer, new / f"tokenizer{source.tokenizer.suffix}")
+    (new / "README.md").write_text(card(source, name, worst), encoding="utf-8")
+
+
+def size_of(source: Source, part: str, heads: str = "heads") -> sizes.Size:
+    """The size of the one stack of blocks below a parameter name."""
+    flat = tree.flatten(source.params)
+    kernel = flat[f"{part}/blocks/mlp/fc1/kernel"]
+    depth, width, mlp = kernel.shape
+    return sizes.Size(width, depth, source.heads[heads], mlp)
+
+
+def simvtp_config(source: Source, name: str) -> dict[str, Any]:
+    """config.json of the PyTorch module that goes along."""
+    towers = name == "simvtp_finetune"
+    flat = tree.flatten(source.params)
+    video, text = ("video/", "text/") if towers else ("", "")
+    return pytorch.config(
+        encoder=size_of(source, f"{video}encoder"),
+        decoder=None if towers else size_of(source, "decoder", "decoder-heads"),
+        video=source.video,
+        cube=flat[f"{video}patch_embed/kernel"].shape[:3],
+        vocab_size=len(flat[f"{text}text_embed/word"]),
+        text_length=len(flat[f"{text}text_embed/position"]),
+        **{field: default(field) for field in ("mean", "std", "pad_id", "dropout", "pool_padding")},
+    )
+
+
+def default(field: str) -> Any:
+    return SimVTP.__dataclass_fields__[field].default
+
+
+def hf_config(source: Source, name: str) -> dict[str, Any]:
+    """config.json for transformers."""
+    base = "base/" if name == NAMES["videomae_finetune"] else ""
+    frames, side, _ = source.video
+    common: dict[str, Any] = dict(
+        encoder=size_of(source, f"{base}encoder"),
+        frames=frames,
+        side=side,
+        cube=tree.flatten(source.params)[f"{base}patch_embed/kernel"].shape[:3],
+    )
+    if base:
+        labels = source.labels or [f"LABEL_{i}" for i in range(len(source.params["head"]["bias"]))]
+        return hf.classification_config(labels=labels, **common)
+    return hf.pretraining_config(decoder=size_of(source, "decoder", "decoder-heads"), **common)
+
+
+USES = {
+    "simvtp": "import simvtp                  # started in this folder\nnet = simvtp.load('.')\n"
+    "video = net.encode_video(frames)    # (B, T, H, W, 3) uint8 -> (B, d)\n"
+    "text = net.encode_text(ids, mask)   # (B, L), (B, L) -> (B, d)",
+    "hf_videomae": "from transformers import VideoMAEForPreTraining\n"
+    "net = VideoMAEForPreTraining.from_pretrained('.')",
+    "hf_videomae_finetune": "from transformers import VideoMAEForVideoClassification\n"
+    "net = VideoMAEForVideoClassification.from_pretrained('.')",
+}
+USES["simvtp_finetune"] = USES["simvtp"]
+
+
+def card(source: Source, name: str, worst: Mapping[str, float]) -> str:
+    """README.md of the folder."""
+    form = FORMATS[name]
+    count = sum(np.size(x) for x in tree.flatten(source.params).values())
+    rows = "\n".join(f"| {output} | {value:.1e} |" for output, value in worst.items())
+    use = f"\n```python\n{USES[name]}\n```\n" if name in USES else ""
+    return f"""# {form.about}
+
+{count / 1e6:.1f} M parameters, exported by vtp_jax from {source.origin}. Videos of
+{" x ".join(map(str, source.video))} (frames x height x width).
+{use}
+Before this folder was written, its weights were read again and run, in fp64, through a net of
+vtp_jax and through a reference that shares no code with it. Largest difference, in units of each
+output's root mean square (the limit is {form.tolerance:.0e}):
+
+| output | difference |
+|---|---|
+{rows}
+
+The weights have the licence of what they were trained from.
+"""
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(cli.plain(value), indent=1), encoding="utf-8")
