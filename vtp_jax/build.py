@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from vtp_jax import checkpoint, cli, optim, schedules, sharding, tree, warm_start
 from vtp_jax.data import pipeline
 from vtp_jax.types import (
+    KEYS,
     Batch,
     Data,
     Evaluator,
@@ -54,11 +56,9 @@ def method(
 ) -> Method:
     """The method of `config.method`, made into the task of `config.task` where there is one, with
     `encode["loss"]` for validation added."""
-    make, cfg = named("methods", cfg, "config.method")
-    made = cli.call(make, "config.method", **{name: facts[name] for name in FACTS}, **cfg)
+    made = part("methods", cfg, "config.method", facts)
     if task:
-        make, cfg = named("tasks", task, "config.task")
-        made = cli.call(make, "config.task", base=made, **cfg)
+        made = part("tasks", task, "config.task", facts, base=made)
 
     def losses(params: Params, extra: Extra, batch: Batch, rng: Any) -> Mapping[str, Mean]:
         total, out = made.loss(params, extra, batch, rng, jnp.zeros((), jnp.int32))
@@ -68,13 +68,19 @@ def method(
     return made._replace(encode={**made.encode, "loss": losses})
 
 
-def named(
-    kind: str, cfg: Mapping[str, Any], where: str
-) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The `make` that `cfg["name"]` names, and its arguments: the rest of `cfg`."""
+def part(
+    kind: str, cfg: Mapping[str, Any], where: str, facts: Mapping[str, Any], **more: Any
+) -> Any:
+    """What the file of vtp_jax/<kind> that `cfg["name"]` names makes of the rest of `cfg`, of
+    `more`, and of the facts of the data that its `make` names; of all FACTS if it takes any."""
     if "name" not in cfg:
         raise UserError(f"{where}: the key 'name' is missing")
-    return cli.find(kind, cfg["name"]), {k: v for k, v in cfg.items() if k != "name"}
+    make = cli.find(kind, cfg["name"])
+    takes = inspect.signature(make).parameters.values()
+    asked = FACTS if any(p.kind is p.VAR_KEYWORD for p in takes) else {p.name for p in takes}
+    known = {name: value for name, value in facts.items() if name in asked}
+    given = {name: value for name, value in cfg.items() if name != "name"}
+    return cli.call(make, where, **{**known, **more, **given})
 
 
 def evaluators(
@@ -100,7 +106,15 @@ def start(
     The function takes the leaves of a warm start, by name ("params/...", "extra/..."), or none.
     """
     init, begin = jax.random.split(jax.random.key(seed))
-    shapes = jax.eval_shape(lambda key: made.init(key, spec), init)
+    try:
+        shapes = jax.eval_shape(lambda key: made.init(key, spec), init)
+    except KeyError as error:
+        if error.args[0] not in KEYS or error.args[0] in spec:
+            raise
+        raise UserError(
+            f"config.data gives no '{error.args[0]}', which the method reads; it gives "
+            f"{', '.join(sorted(spec))}"
+        ) from None
     cfg = {**cfg, "lr": schedules.make(cfg.get("lr", 0.0), "config.optim.lr")}
     optimizer = cli.call(optim.make, "config.optim", shapes, **cfg)
 
