@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+TORCH := $(VENV)/torch
 
 .PHONY: env demo test test-all lint bench lock clean
 
@@ -24,16 +25,21 @@ $(STAMP): setup.py requirements.lock
 	fi
 	@touch $@
 
+# pip and not uv: where no build is named, the two do not choose the same one of torch.
+$(TORCH): $(STAMP) requirements-torch.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.lock
+	@touch $@
+
 # make demo ABLATION=no_contrast (L_v + L_t alone) or no_masking (L_vtc + L_vtm alone)
 ABLATION ?=
 demo:
 	@started=$$(date +%s); $(MAKE) --no-print-directory env && \
 	$(BIN)/python -m vtp_jax.demo --started $$started $(if $(ABLATION),--ablation $(ABLATION)) $(ARGS)
 
-test: env
+test: env $(TORCH)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-test-all: env
+test-all: env $(TORCH)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: env

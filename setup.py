@@ -15,12 +15,14 @@ CORE = [
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3.9",
     "matplotlib>=3.10",
+    "ml-dtypes>=0.5",
     "ml_collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "pillow>=11",
     "rich>=14",
+    "scipy>=1.14",
     "sentencepiece>=0.2.1",
     "tensorboard>=2.19",
     "tokenizers>=0.22",
@@ -43,7 +45,8 @@ setup(
         "cpu": [],  # JAX's default wheels are the CPU build
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "torch": ["torch==2.13.0"],
+        # To write .pth files, and for the tests that hold our nets against PyTorch's.
+        "torch": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.8"],
         "dev": [
             "beartype>=0.22",
             "hypothesis>=6.150",
