@@ -1,0 +1,109 @@
+"""Recognition: top-1 and top-5 over a stream, views of a video averaged after the softmax.
+
+The rule (VideoMAE's test, after TSN and SlowFast): a video's score is the mean over its views of
+the softmax over classes; it counts as right in the top k when its class is among the k largest. A
+tie goes to the lower class, and a score that is not a number is never right. Rows that could not be
+read or have no class are left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from vtp_jax import sharding
+from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
+
+
+def make(
+    *,
+    encode: Mapping[str, Callable[..., Mapping[str, Any]]],
+    streams: Mapping[str, Stream],
+    mesh: Mesh,
+    stream: str = "val",
+    classes: str = "classes",
+    ks: Sequence[int] = (1, 5),
+) -> Evaluator:
+    """Recognition of the videos of `stream` by `encode[classes]`, which gives `score` f32 "b c".
+
+    Yields top<k> (fractions in [0, 1]), class_mean (the mean over the classes that occur of their
+    own top-1), n_videos, n_views and n_left_out.
+    """
+    if stream not in streams:
+        raise UserError(
+            f"classify: no stream '{stream}'; the data has {', '.join(sorted(streams)) or 'none'}"
+        )
+    if classes not in encode:
+        raise UserError(
+            f"classify: the method has no encode '{classes}'; it has {', '.join(sorted(encode))}"
+        )
+    scores = jitted(encode[classes], mesh)
+
+    def run(state: State) -> Iterator[tuple[str, float]]:
+        kept, views = [], 1
+        with sharding.activate(mesh):
+            for batch in streams[stream].batches():
+                if "label" not in batch:
+                    raise UserError(f"classify: stream '{stream}' has no labels; see docs/data.md")
+                if np.ndim(batch["video"]) == 6:
+                    views = batch["video"].shape[1]
+                placed = sharding.put(batch, mesh)
+                kept.append(jax.device_get(scores(state.params, state.extra, placed)))
+        label, known, score = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        if not known.any():
+            raise UserError(f"classify: no row of '{stream}' could be read and has a class")
+        place = rank(score[known], label[known])
+        for k in ks:
+            yield f"top{k}", float(np.mean(place < k))
+        each = [np.mean(place[label[known] == c] < 1) for c in np.unique(label[known])]
+        yield "class_mean", float(np.mean(each))
+        yield "n_videos", float(known.sum())
+        yield "n_views", float(views)
+        yield "n_left_out", float(streams[stream].rows - known.sum())
+
+    protocol = (
+        f"recognition of the {streams[stream].rows} videos of '{stream}' by encode '{classes}': "
+        "softmax averaged over the views of a video, then the k largest; ties to the lower class. "
+        "topN and class_mean are fractions in [0, 1]; unreadable videos are left out and counted."
+    )
+    return Evaluator(run, protocol)
+
+
+def jitted(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
+    """(params, extra, batch) -> (label, whether it counts, score), whole on every device."""
+
+    def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
+        known = batch["valid"] & (batch["label"] >= 0)
+        return batch["label"], known, mean_score(encode, params, extra, batch)
+
+    return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def mean_score(
+    encode: Callable[..., Mapping[str, Any]], params: Any, extra: Any, batch: Batch
+) -> Float[Array, "b c"]:
+    """The scores of "b t h w c", or the mean of those of "b v t h w c", one view at a time."""
+    video = batch["video"]
+    if video.ndim == 5:
+        return encode(params, extra, batch)["score"]
+    views = jax.lax.map(
+        lambda view: encode(params, extra, {**batch, "video": view})["score"],
+        jnp.moveaxis(video, 1, 0),
+    )
+    return views.astype(jnp.float32).mean(axis=0)
+
+
+def rank(score: Float[np.ndarray, "n c"], label: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """How many classes come before the true one; all of them where its score is not a number or
+    there is no such class."""
+    n, c = score.shape
+    own = score[np.arange(n), np.minimum(label, c - 1)][:, None]
+    before = ~(score <= own)  # a score that is not a number comes first
+    tied = (score == own) & (np.arange(c) < label[:, None])
+    return np.where((label < c) & ~np.isnan(own[:, 0]), (before | tied).sum(axis=1), c)
