@@ -12,6 +12,7 @@ import pytest
 
 from vtp_jax import tree
 from vtp_jax.methods import simvtp
+from vtp_jax.nn import embed
 from vtp_jax.objectives import contrastive
 from vtp_jax.tasks import retrieve
 from vtp_jax.types import Method, UserError
@@ -35,7 +36,7 @@ def plain() -> Method:
         return dict(raw=raw, mask=mask, tokens=raw, embedding=raw[:, 0], memory=raw)
 
     def video(params, extra, batch, rng=None):
-        x = batch["video"].mean(axis=(2, 3)) / 255  # a token a frame
+        x = embed.to_unit(batch["video"])[:, :, :, 0].mean(axis=2)  # a token a frame, its left edge
         return describe(x @ params["pixel"], jnp.ones(x.shape[:2], bool), extra)
 
     def text(params, extra, batch, rng=None):
@@ -250,6 +251,16 @@ def test_training_is_random_and_encoding_is_not():
     assert all((a[kind] == b[kind]).all() for kind in retrieve.KINDS)
 
 
+def test_clips_are_flipped_and_erased_in_training_alone():
+    batch, plainly = example(), build()
+    for changes in (dict(flip=1.0), dict(erase=1.0)):
+        made = build(**changes)
+        assert run(made, batch)[0] != run(plainly, batch)[0]
+        assert (embeddings(made, batch)["video"] == embeddings(plainly, batch)["video"]).all()
+    batch["video"] = batch["video"][:, :, :, ::-1]
+    np.testing.assert_allclose(run(build(flip=1.0), example())[0], run(plainly, batch)[0])
+
+
 def test_a_whole_net_keeps_its_other_verbs():
     made, batch = build(towers="one"), example()
     assert set(made.encode) == {"video", "text", "pair"}
@@ -273,7 +284,7 @@ def test_what_the_base_carries_is_read_and_given_back():
     [
         (dict(towers="three"), "towers='three'; known: one, two"),
         (dict(pool="max"), "pool='max'; known: mean_norm, embedding"),
-        (dict(pool="embedding", pool_padding=True), "pool_padding is of pool=mean_norm"),
+        (dict(pool="embedding", pool_padding=True), "pool_padding is for pool=mean_norm"),
         (dict(drop=dict(base=["unused"])), "drop: no part 'base'; two towers: video, text"),
         (dict(drop=dict(text=["unusd"])), "drop.text: the rule 'unusd' matches nothing"),
         (dict(drop=dict(text=["w.*"])), "encode 'text' needs what was dropped: 'word'"),
@@ -293,7 +304,7 @@ def test_mistakes_are_told_in_one_line(task, told):
 def test_a_method_that_cannot_encode_text_is_refused():
     base = plain()
     base = base._replace(encode=dict(video=base.encode["video"]))
-    with pytest.raises(UserError, match="no encode 'text'"):
+    with pytest.raises(UserError, match="needs a method that has encode 'text'"):
         retrieve.make(base=base)
 
 

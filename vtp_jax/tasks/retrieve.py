@@ -1,35 +1,131 @@
 """Fine-tuning for retrieval: video-text contrast alone, on any method that encodes both.
 
-Source: SimVTP's released fine-tuning (facts: wufeim/SimVTP @558d24e, `DualVideoTextEncoder` and its
+Source: SimVTP's released fine-tuning (wufeim/SimVTP @558d24e: `DualVideoTextEncoder` and its
 engine), which starts two encoders from the weights of the one that was pretrained, averages each
 one's last tokens and gives the mean to a fresh layer norm; cosines over a temperature, both ways.
+
+Parameters: {"video": the base's, "text": the base's, "video_norm": ..., "text_norm": ...} of two
+towers, {"base": ..., "video_norm": ..., "text_norm": ...} of one, less what `drop` names.
 
 Deviations from the release, each with the switch that brings it back:
 - Means over tokens leave padding out; the reference's depend on batch-mates.    pool_padding=True
 - The loss is the mean of its two directions, the reference's is their sum.    sum_directions=True
 - Negatives come from the whole batch; the reference's from one GPU's 8 pairs.            groups=N
-- Tensors that a tower does not use are not there (the reference carries 25 M of them): `drop`.
+- Tensors that a tower does not use are not there (the reference carries 25 M of them).       drop
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.errors import ScopeParamNotFoundError
 from jaxtyping import Array
 
-from vtp_jax import tree
+from vtp_jax import augment, tree
+from vtp_jax.nn import embed
 from vtp_jax.nn import pool as pooling
 from vtp_jax.nn.transformer import layer_norm
 from vtp_jax.objectives import contrastive
+from vtp_jax.tasks import look, of_base
 from vtp_jax.types import Batch, Encoded, Extra, Method, Out, Params, Spec, UserError
 
 KINDS = ("video", "text")
 TOWERS = {"one": dict(video="base", text="base"), "two": dict(video="video", text="text")}
 POOLS = dict(mean_norm="raw", embedding="embedding")  # what of the base's Encoded they read
+NORM = layer_norm(None)  # computes in its input's dtype, which is fp32 or wider
+
+
+class Recipe(NamedTuple):
+    """How the task trains; see `make`."""
+
+    part: Mapping[str, str]  # whose parameters encode a kind
+    pool: str
+    temperature: float
+    sum_directions: bool
+    pool_padding: bool
+    groups: int
+    flip: float
+    erase: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def encode(
+    base: Method,
+    recipe: Recipe,
+    kind: str,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
+) -> Encoded:
+    """As the base's, with the task's embedding."""
+    part = recipe.part[kind]
+    found = base.encode[kind](params[part], extra[part], batch, rng)
+    if recipe.pool == "embedding":
+        return found
+    mean = pooling.mean(found["raw"], None if recipe.pool_padding else found["mask"])
+    return {**found, "embedding": NORM.apply({"params": params[f"{kind}_norm"]}, mean)}
+
+
+def augmented(recipe: Recipe, rng: Array, batch: Batch) -> Batch:
+    """The batch with its clips flipped and erased."""
+    flip_key, erase_key = jax.random.split(rng)
+    video = batch["video"]
+    if recipe.flip:
+        video = augment.flip(flip_key, embed.to_unit(video), recipe.flip)
+    if recipe.erase:
+        video = embed.to_unit(video)
+        video = augment.erase(erase_key, video, recipe.erase, recipe.mean, recipe.std)
+    return {**batch, "video": video}
+
+
+def loss(
+    base: Method,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array,
+    step: Array,
+) -> tuple[Array, Out]:
+    augment_key, video_key, text_key = jax.random.split(rng, 3)
+    batch = augmented(recipe, augment_key, batch)
+    found = contrastive.both_ways(
+        encode(base, recipe, "text", params, extra, batch, text_key)["embedding"],
+        encode(base, recipe, "video", params, extra, batch, video_key)["embedding"],
+        batch["valid"],
+        temperature=recipe.temperature,
+        groups=recipe.groups,
+        sum_directions=recipe.sum_directions,
+    )
+    return found.value(), Out(dict(loss_vtc=found), extra)
+
+
+def init(
+    base: Method, recipe: Recipe, drop: Mapping[str, Sequence[str]], rng: Array, spec: Spec
+) -> Params:
+    """Towers begin equal. Raises UserError where what is left cannot encode."""
+    whole, reads = base.init(rng, spec), POOLS[recipe.pool]
+    params: dict[str, Any] = {
+        part: tree.without(whole, drop.get(part, ()), f"config.task.drop.{part}")
+        for part in recipe.part.values()
+    }
+    for kind, part in recipe.part.items():
+        found = look(base, kind, rng, spec, params[part])
+        if reads not in found:
+            raise UserError(f"config.task.pool={recipe.pool}: encode '{kind}' gives no {reads}")
+        if recipe.pool == "mean_norm":
+            width = found["raw"].shape[-1]
+            params[f"{kind}_norm"] = NORM.init(rng, jnp.zeros(width))["params"]
+    return params
+
+
+def start(base: Method, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
+    return {part: base.start(rng, spec, params[part]) for part in recipe.part.values()}
 
 
 def make(
@@ -41,108 +137,47 @@ def make(
     sum_directions: bool = False,
     pool_padding: bool = False,
     groups: int = 1,
+    flip: float = 0.0,
+    erase: float = 0.0,
     drop: Mapping[str, Sequence[str]] | None = None,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
 ) -> Method:
     """Retrieval with `base`, which needs encode "video" and "text".
 
-    towers: "one" net for both, params {"base": ...}; or "two" that begin equal and are trained
-        apart, params {"video": ..., "text": ...}
-    pool: "mean_norm", the mean of the tokens before the net's last norm through a fresh layer norm,
-        params "video_norm" and "text_norm"; or "embedding", the net's own, with its pretrained norm
-    temperature, groups: see `objectives.contrastive.info_nce`
-    drop: part of params ("base", or "video" and "text") -> regexes of the names in it that the task
-        does not use
+    towers: "one" net for both kinds, or "two" that begin equal and are trained apart. pool:
+    "mean_norm", the mean of the tokens before the net's last norm, through a fresh layer norm; or
+    "embedding", the net's own, with its pretrained norm. temperature, groups: see
+    `objectives.contrastive.info_nce`. flip, erase: probabilities, in training. mean, std: of erased
+    pixels. drop: part of params ("base", or "video" and "text") -> regexes of the names in it that
+    the task has no use for.
 
     encode: "video" and "text", as the base's with this task's embedding; of one tower from which
-    nothing is dropped, also whatever else the base has ("pair"). extra is {part: the base's}; it is
+    nothing is dropped also whatever else the base has ("pair"). extra is {part: the base's}; it is
     read and does not change. Raises UserError on what does not fit together.
     """
     for name, value, known in (("towers", towers, TOWERS), ("pool", pool, POOLS)):
         if value not in known:
             raise UserError(f"config.task.{name}={value!r}; known: {', '.join(known)}")
     if lacking := [kind for kind in KINDS if kind not in base.encode]:
-        raise UserError(
-            f"config.task: the method has no encode '{lacking[0]}', which retrieval needs"
-        )
+        raise UserError(f"config.task: retrieve needs a method that has encode '{lacking[0]}'")
     if pool == "embedding" and pool_padding:
-        raise UserError(
-            "config.task.pool_padding is of pool=mean_norm; an embedding is the method's own"
-        )
-    part, reads, norm = TOWERS[towers], POOLS[pool], layer_norm(None)
-    drop, parts = drop or {}, list(dict.fromkeys(part.values()))
-    if odd := sorted(set(drop) - set(parts)):
-        raise UserError(
-            f"config.task.drop: no part '{odd[0]}'; {towers} towers: {', '.join(parts)}"
-        )
-
-    def init(rng: Array, spec: Spec) -> Params:
-        whole = base.init(rng, spec)
-        params: dict[str, Any] = {
-            p: tree.without(whole, drop.get(p, ()), f"config.task.drop.{p}") for p in parts
-        }
-        for kind in KINDS:
-            found = look(base, kind, rng, spec, params[part[kind]])
-            if reads not in found:
-                raise UserError(f"config.task.pool={pool}: encode '{kind}' gives no {reads}")
-            if pool == "mean_norm":
-                width = found["raw"].shape[-1]
-                params[f"{kind}_norm"] = norm.init(rng, jnp.zeros(width))["params"]
-        return params
-
-    def start(rng: Array, spec: Spec, params: Params) -> Extra:
-        return {p: base.start(rng, spec, params[p]) for p in parts}
-
-    def encoder(kind: str) -> Callable[..., Encoded]:
-        def encode(params: Params, extra: Extra, batch: Batch, rng: Any = None) -> Encoded:
-            found = base.encode[kind](params[part[kind]], extra[part[kind]], batch, rng)
-            if pool == "embedding":
-                return found
-            mean = pooling.mean(found["raw"], None if pool_padding else found["mask"])
-            embedding = norm.apply({"params": params[f"{kind}_norm"]}, mean)
-            return {**found, "embedding": embedding}
-
-        return encode
-
-    def loss(
-        params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
-    ) -> tuple[Array, Out]:
-        keys = jax.random.split(rng)
-        video, text = (
-            encode[kind](params, extra, batch, key)["embedding"]
-            for kind, key in zip(KINDS, keys, strict=True)
-        )
-        found = contrastive.both_ways(
-            text,
-            video,
-            batch["valid"],
-            temperature=temperature,
-            groups=groups,
-            sum_directions=sum_directions,
-        )
-        return found.value(), Out(dict(loss_vtc=found), extra)
-
-    encode: dict[str, Callable[..., Encoded]] = {kind: encoder(kind) for kind in KINDS}
-    if towers == "one" and not drop:
-        encode = {name: of_base(verb) for name, verb in base.encode.items()} | encode
-    return Method(init, loss, encode, start)
-
-
-def of_base(verb: Callable[..., Encoded]) -> Callable[..., Encoded]:
-    """A verb of the base, for the task's params and extra."""
-
-    def f(params: Params, extra: Extra, *arguments: Any, **more: Any) -> Encoded:
-        return verb(params["base"], extra["base"], *arguments, **more)
-
-    return f
-
-
-def look(base: Method, kind: str, rng: Array, spec: Spec, params: Params) -> Encoded:
-    """The shapes that the base's encoder gives. Raises UserError where it lacks a parameter."""
-    try:
-        extra = jax.eval_shape(lambda key, params: base.start(key, spec, params), rng, params)
-        return jax.eval_shape(base.encode[kind], params, extra, dict(spec))
-    except (KeyError, ScopeParamNotFoundError) as error:
-        told = str(error).split("(https")[0]
-        raise UserError(
-            f"config.task.drop: encode '{kind}' needs what was dropped: {told}"
-        ) from None
+        raise UserError("config.task.pool_padding is for pool=mean_norm; see config.method")
+    part, drop = TOWERS[towers], drop or {}
+    if odd := sorted(set(drop) - set(part.values())):
+        parts = ", ".join(dict.fromkeys(part.values()))
+        raise UserError(f"config.task.drop: no part '{odd[0]}'; {towers} towers: {parts}")
+    recipe = Recipe(
+        part, pool, temperature, sum_directions, pool_padding, groups,
+        flip, erase, tuple(mean), tuple(std),
+    )  # fmt: skip
+    whole = base.encode if towers == "one" and not drop else {}
+    return Method(
+        init=partial(init, base, recipe, drop),
+        loss=partial(loss, base, recipe),
+        encode={
+            **{name: of_base(verb) for name, verb in whole.items()},
+            **{kind: partial(encode, base, recipe, kind) for kind in KINDS},
+        },
+        start=partial(start, base, recipe),
+    )
