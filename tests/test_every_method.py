@@ -36,6 +36,9 @@ def one_for_each_method():
     return list({cli.load_config(str(ROOT / p)).method.name: p for p in tiny_configs()}.values())
 
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -1,0 +1,53 @@
+"""The demo, shrunk: every stage, the summary's keys, the report; and what ablations leave out."""
+
+import json
+
+import pytest
+
+from tests.configs import ROOT
+from vtp_jax import cli, demo
+from vtp_jax.data import shapes
+
+LOSSES = ("video", "text", "vtc", "vtm")
+
+
+def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys, compile_quickly):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(demo.shapes, "Plan", lambda: PLAN)
+    corpus, workdir = tmp_path / "shapes", tmp_path / "run"
+    changes = dict(
+        steps=4, batch=16, data__train__root=corpus, data__train__captions=corpus / "train.csv",
+        data__evals__val__root=corpus, data__evals__val__captions=corpus / "val.csv",
+        data__text__path=corpus / "tokenizer.model", log__every=2, checkpoint__every=2,
+        optim__lr__steps=4, optim__lr__warmup=1, evals__retrieval__every=2, method__unroll=1,
+    )  # fmt: skip
+    argv = [f"--config.{k.replace('__', '.')}={v}" for k, v in changes.items()]
+    demo.main([*argv, "--workdir", str(workdir), "--started", "0"])
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert 0 <= summary["t2v_r1"] <= 1 and 0 <= summary["v2t_r1"] <= 1
+    assert all(summary[f"loss_{name}"] > 0 for name in LOSSES)
+    stages = {"environment", "corpus", "tokenizer", "training", "evaluation", "pictures", "report"}
+    assert set(summary["seconds"]) == stages
+    assert summary["seconds_total"] == pytest.approx(sum(summary["seconds"].values()))
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/") >= 6
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "ablation, left_out", [("no_contrast", ("vtc", "vtm")), ("no_masking", ("video", "text"))]
+)
+def test_a_loss_that_an_ablation_leaves_out_is_none(ablation, left_out, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = cli.load_config(f"configs/demo.py:{ablation}")
+    computed = [name for name in LOSSES if config.method.weights[name]]
+    line = {"step": 2, "train/loss": 1.0} | {f"train/loss_{name}": 0.5 for name in computed}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    numbers = {"retrieval/t2v_r1": 0.1, "retrieval/v2t_r1": 0.2}
+    summary = demo.summarise(tmp_path, numbers, demo.Stages(tmp_path / "stages.json"))
+    for name in LOSSES:
+        assert summary[f"loss_{name}"] == (None if name in left_out else 0.5)
+
+
+PLAN = shapes.Plan(train=40, val=12)
