@@ -188,6 +188,35 @@ def clip(text: str) -> Shapes:
     return {**under("visual.", visual), **under(text, words), "logit_scale": ()}
 
 
+def bert_block(d: int) -> Shapes:
+    attention = {}
+    for x in ("query", "key", "value"):
+        attention |= linear(f"attention.self.{x}", d, d)
+    return {
+        **attention, **linear("attention.output.dense", d, d),
+        **norm("attention.output.LayerNorm", d),
+        **mlp("intermediate.dense", "output.dense", d), **norm("output.LayerNorm", d),
+    }  # fmt: skip
+
+
+def cross_block(d: int, e: int) -> Shapes:
+    attention = linear("crossattention.self.query", d, d)
+    for x in ("key", "value"):
+        attention |= linear(f"crossattention.self.{x}", d, e)
+    return {
+        **attention, **linear("crossattention.output.dense", d, d),
+        **norm("crossattention.output.LayerNorm", d),
+    }  # fmt: skip
+
+
+def bert() -> Shapes:
+    return {
+        **under("embeddings.", WORD_EMBED),
+        **blocks("encoder.layer", 12, bert_block(D)),
+        **linear("pooler.dense", D, D),
+    }
+
+
 # name -> the table, their tensors, and how many there are in the published file
 TABLES = {
     "videomae": (rules.videomae(HEADS, HEADS), videomae(), 218),
@@ -211,6 +240,12 @@ TABLES = {
     ),
     "mae_encoder": (rules.timm_vit(HEADS, head=None), {**vit(), **norm("norm", D)}, 150),
     "mae": (rules.mae(HEADS, HEADS), mae(), 254),
+    "bert": (rules.bert(HEADS), bert(), 199),
+    "bert_cross": (
+        rules.bert(HEADS) + rules.bert_cross("encoder", "encoder.layer", HEADS),
+        {**bert(), **blocks("encoder.layer", 12, cross_block(D, E))},
+        199 + 12 * 10,
+    ),
     "clip": (rules.clip(HEADS, HEADS), clip(""), 302),
     "open_clip": (rules.clip(HEADS, HEADS, "text."), clip("text."), 302),
 }

@@ -7,7 +7,7 @@ import pytest
 
 from vtp_jax import tree
 from vtp_jax.nn import pool, sizes
-from vtp_jax.nn.transformer import Stack, attend
+from vtp_jax.nn.transformer import BEIT, BERT, Stack, attend
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
@@ -81,6 +81,64 @@ def test_softmax_and_norms_run_in_fp32_under_bf16():
             assert "f32[" in line.split("=")[0] and "bf16" not in line.split("=")[0], line
         if "= dot_general" in line:
             assert "bf16[" in line.split("=")[0], line
+
+
+OTHER = jax.random.normal(jax.random.key(1), (2, 5, 24))
+
+
+@pytest.mark.parametrize("style", [BEIT, BERT])
+def test_others_are_attended_to_where_they_are_given_and_only_there(style):
+    module = Stack(sizes.Size(32, 2, 2, 48), style=style)
+    params = jax.jit(module.init)(KEY, X, None, OTHER)
+    bare = jax.eval_shape(module.init, KEY, X)["params"]["blocks"]
+    blocks = params["params"]["blocks"]
+    assert blocks.keys() - bare.keys() == {"cross", "norm_cross"}
+    run = jax.jit(module.apply)
+    alone = run(params, X)
+    assert (alone == run({"params": {"blocks": {k: blocks[k] for k in bare}}}, X)).all()
+
+    mask = jnp.array([[True, False, True, True, False]] * 2)
+    y = run(params, X, None, OTHER, mask)
+    assert not jnp.allclose(y, alone, atol=1e-3)
+    assert (y == run(params, X, None, OTHER.at[:, 1].set(1e3).at[:, 4].set(-7.0), mask)).all()
+
+
+def test_rematerialised_cross_attention_keeps_its_gradients():
+    plain, other = Stack(SIZE), Stack(SIZE, remat="nothing_saveable")
+    params = jax.jit(plain.init)(KEY, X, None, OTHER)
+
+    def gradient(module):
+        f = jax.grad(lambda p, o: jnp.sum(module.apply(p, X, None, o) ** 2), argnums=(0, 1))
+        return jax.jit(f)(params, OTHER)
+
+    found = gradient(plain), gradient(other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *found)
+
+
+def test_post_norm_blocks_end_in_their_norm():
+    module = Stack(SIZE, style=BERT)
+    y = jax.jit(module.apply)(jax.jit(module.init)(KEY, X), 5 * X)
+    np.testing.assert_allclose(y.mean(axis=-1), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std(axis=-1), 1, rtol=1e-4)
+
+
+def test_dropout_acts_with_a_key_only_on_branches_and_on_attention_weights():
+    size = sizes.Size(32, 1, 2, 48)
+    module, plain = Stack(size, dropout=0.5), Stack(size)
+    params = jax.jit(plain.init)(KEY, X)
+    assert (jax.jit(module.apply)(params, X) == jax.jit(plain.apply)(params, X)).all()
+
+    # An attention that answers 1 everywhere and an mlp that answers 0: each channel is 1, or less
+    # where weights (1/7 of each of 7 tokens) are dropped; doubled by either dropout that keeps.
+    zero = jax.tree.map(jnp.zeros_like, params)
+    zero["params"]["blocks"]["attn"]["v_bias"] = jnp.ones((1, 2, 16))
+    zero["params"]["blocks"]["attn"]["proj"]["kernel"] = jnp.eye(32)[None]
+    run = jax.jit(lambda k: module.apply(zero, X, rngs={"dropout": k}) - X)
+    added = np.asarray(run(KEY)) / 4 * 7
+    assert not (added == np.asarray(run(jax.random.key(1))) / 4 * 7).all()
+    np.testing.assert_allclose(added, np.round(added), atol=1e-4)
+    assert len(np.unique(np.round(added))) > 3  # weights: other sums than all or nothing
+    assert 0.4 < (np.round(added) == 0).mean() < 0.65  # branches: half of the channels
 
 
 def test_pool_mean_leaves_out_what_is_masked():

@@ -38,6 +38,14 @@ DECODERS = {
     "g": Size(512, 4, 8, 2234),  # the MLP is 48 / 11 as wide, rounded down, here too
 }
 
+# CLIP's text towers for its image towers of the same names (OpenAI's B and L, OpenCLIP's H).
+TEXTS = {
+    "tiny": Size(64, 2, 2, 256),
+    "B": Size(512, 12, 8, 2048),
+    "L": Size(768, 12, 12, 3072),
+    "H": Size(1024, 24, 16, 4096),
+}
+
 
 def pick(table: dict[str, Size], size: str | Sequence[int], where: str) -> Size:
     """A size by name, or as given: (width, depth, heads, mlp)."""

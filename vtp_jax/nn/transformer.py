@@ -1,7 +1,8 @@
-"""Pre-norm Transformer blocks with one parameter layout: layers stacked along axis 0.
+"""Transformer blocks with one parameter layout: layers stacked along axis 0.
 
-Shapes: b rows, n tokens, d width, h heads, k width of a head. Matrix products run in `dtype`;
-softmax and norm statistics in fp32 or wider (architecture: Numerics).
+Shapes: b rows, n tokens, d width, h heads, k width of a head; m other tokens of width e.
+Matrix products run in `dtype`; softmax and norm statistics in fp32 or wider (architecture:
+Numerics).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from vtp_jax.nn.sizes import Size
 
 # As PyTorch's xavier_uniform_ on the fused (3d, d) matrix: bound sqrt(6 / 4d).
 QKV_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", 0, (1, 2, 3))
+Q_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", 0, (1, 2))
+KV_INIT = QKV_INIT  # of the fused (2d, e) matrix
 XAVIER = nn.initializers.xavier_uniform()
 
 
@@ -35,24 +38,28 @@ ACTIVATIONS: dict[str, Callable[..., Array]] = {
 
 
 class Style(NamedTuple):
-    """What the pre-norm blocks of published nets differ in.
+    """What the blocks of published nets differ in.
 
     bias: which of q, k and v have one: "qv" or "qkv"
     act:  the feed-forward part's activation, a name in `ACTIVATIONS`
     eps:  of the layer norms
+    norm: "pre": x + f(norm x), or "post": norm(x + f x), for every branch f of a block
     """
 
     bias: str = "qv"
     act: str = "gelu"
     eps: float = 1e-6
+    norm: str = "pre"
 
 
 # Keys that may be attended to: by every query, or by each query its own.
 AttentionMask = Bool[Array, "b n"] | Bool[Array, "#b n n"] | None
+CrossMask = Bool[Array, "b m"] | Bool[Array, "#b n m"] | None
 
 BEIT = Style()  # BEiT, VideoMAE, SimVTP
 VIT = Style("qkv")  # ViT, MAE, timm
 CLIP = Style("qkv", "quick_gelu", 1e-5)  # OpenAI's; OpenCLIP trains with the exact GELU
+BERT = Style("qkv", "gelu", 1e-12, "post")
 
 
 def product(x: Float[Array, "*b d"], kernel: Float[Array, "d f"]) -> Float[Array, "*b f"]:
@@ -87,24 +94,37 @@ def attend(
     q: Float[Array, "b n h k"],
     k: Float[Array, "b m h k"],
     v: Float[Array, "b m h k"],
-    mask: Bool[Array, "b m"] | Bool[Array, "#b n m"] | None = None,
+    mask: CrossMask = None,
+    drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> Float[Array, "b n h k"]:
     """Scaled dot-product attention; keys where `mask` is False are not attended to, by any query
-    or, with an axis more, by query n."""
+    or, with an axis more, by query n. `drop` is dropout of the weights "b h n m"."""
     logits = jnp.einsum("bnhk,bmhk->bhnm", q * q.shape[-1] ** -0.5, k)
     logits = logits.astype(jnp.promote_types(q.dtype, jnp.float32))
     if mask is not None:
         mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    return jnp.einsum("bhnm,bmhk->bnhk", jax.nn.softmax(logits).astype(v.dtype), v)
+    weights = drop(jax.nn.softmax(logits).astype(v.dtype))
+    return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
+
+
+class Dropout(nn.Module):
+    """Acts when a `dropout` rng is given."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x)
 
 
 class Attention(nn.Module):
-    """Self-attention."""
+    """Self-attention. dropout: of the attention weights."""
 
     heads: int
     style: Style = BEIT
     dtype: Any = jnp.float32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], mask: AttentionMask) -> Float[Array, "b n d"]:
@@ -121,7 +141,40 @@ class Attention(nn.Module):
         qkv = product(x, kernel.reshape(d, h * 3 * k)).reshape(b, n, h, 3, k)
         qkv = qkv + bias.astype(self.dtype)
         qkv = nn.with_logical_constraint(qkv, ("act_batch", "act_len", "act_heads", None, None))
-        out = attend(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :], mask)
+        drop = Dropout(self.dropout)
+        out = attend(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :], mask, drop)
+        return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens to others, whose width e may be another. dropout: of the weights."""
+
+    heads: int
+    style: Style = BEIT
+    dtype: Any = jnp.float32
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], other: Float[Array, "b m e"], mask: CrossMask = None
+    ) -> Float[Array, "b n d"]:
+        (b, n, d), (_, m, e) = x.shape, other.shape
+        h, k, zeros = self.heads, d // self.heads, nn.initializers.zeros
+        q_kernel = self.param("q", Q_INIT, (d, h, k)).astype(self.dtype)
+        kv_kernel = self.param("kv", KV_INIT, (e, h, 2, k)).astype(self.dtype)
+        q_bias = self.param("q_bias", zeros, (h, k))
+        if self.style.bias == "qv":
+            v_bias = self.param("v_bias", zeros, (h, k))
+            kv_bias = jnp.stack([jnp.zeros_like(v_bias), v_bias], axis=1)
+        else:
+            kv_bias = self.param("kv_bias", zeros, (h, 2, k))
+        q = product(x, q_kernel.reshape(d, h * k)).reshape(b, n, h, k)
+        q = q + q_bias.astype(self.dtype)
+        kv = product(other.astype(self.dtype), kv_kernel.reshape(e, h * 2 * k))
+        kv = kv.reshape(b, m, h, 2, k) + kv_bias.astype(self.dtype)
+        q = nn.with_logical_constraint(q, ("act_batch", "act_len", "act_heads", None))
+        kv = nn.with_logical_constraint(kv, ("act_batch", "act_len", "act_heads", None, None))
+        out = attend(q, kv[..., 0, :], kv[..., 1, :], mask, Dropout(self.dropout))
         return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
 
 
@@ -141,38 +194,61 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x += attention(norm x); x += mlp(norm x). Each branch may be dropped for a row (stochastic
-    depth) with the layer's probability, when a `dropout` rng is given."""
+    """x += attention(norm x); x += cross-attention(norm x, other) where there is an `other`;
+    x += mlp(norm x); with `Style.norm` "post" the norms follow the sums. With a `dropout` rng,
+    `dropout` acts on what a branch adds and on attention weights (BERT's two places), and each
+    branch may be dropped for a row (stochastic depth) with the layer's probability."""
 
     size: Size
     style: Style = BEIT
     dtype: Any = jnp.float32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], drop: Float[Array, ""], mask: AttentionMask
+        self,
+        x: Float[Array, "b n d"],
+        drop: Float[Array, ""],
+        mask: AttentionMask,
+        other: Float[Array, "b m e"] | None = None,
+        other_mask: CrossMask = None,
     ) -> tuple[Float[Array, "b n d"], None]:
+        size, style = self.size, self.style
+        x = nn.with_logical_constraint(x, ("act_batch", "act_len", "act_emb"))
+
         def branch(y: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+            y = Dropout(self.dropout)(y)
             if not self.has_rng("dropout"):
                 return y
             kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop, (x.shape[0], 1, 1))
             return jnp.where(kept, y / (1 - drop).astype(y.dtype), 0)
 
-        x = nn.with_logical_constraint(x, ("act_batch", "act_len", "act_emb"))
-        size, style = self.size, self.style
-        y = layer_norm(self.dtype, style.eps, "norm1")(x)
-        x = x + branch(Attention(size.heads, style, self.dtype, name="attn")(y, mask))
-        y = layer_norm(self.dtype, style.eps, "norm2")(x)
-        return x + branch(Mlp(size.mlp, style.act, self.dtype, name="mlp")(y)), None
+        def add(x: Float[Array, "b n d"], f: Callable[..., Array], norm: str) -> Array:
+            normalise = layer_norm(self.dtype, style.eps, norm)
+            if style.norm == "post":
+                return normalise(x + branch(f(x)))
+            return x + branch(f(normalise(x)))
+
+        attention = Attention(size.heads, style, self.dtype, self.dropout, name="attn")
+        x = add(x, lambda y: attention(y, mask), "norm1")
+        if other is not None:
+            cross = CrossAttention(size.heads, style, self.dtype, self.dropout, name="cross")
+            x = add(x, lambda y: cross(y, other, other_mask), "norm_cross")
+        return add(x, Mlp(size.mlp, style.act, self.dtype, name="mlp"), "norm2"), None
 
 
 class Stack(nn.Module):
     """`depth` blocks; parameters are stacked along axis 0 whatever `unroll` is.
 
+    Called with other tokens, every block attends to them between attention and mlp (ALBEF, BLIP,
+    CoCa); called without, the same blocks leave that out. Only an init that has seen others makes
+    parameters for them.
+
     drop_path: stochastic depth, rising linearly from 0 at the first block to this at the last.
     remat:     None, or the name of a policy of `jax.checkpoint_policies`: what is kept for the
                backward pass ("nothing_saveable" keeps the inputs of the blocks alone).
     unroll:    blocks per step of the loop; `depth` removes it (longer to compile, faster on CPU).
+    dropout:   of what a branch adds and of attention weights: BERT's, 0.1.
     """
 
     size: Size
@@ -181,10 +257,15 @@ class Stack(nn.Module):
     dtype: Any = jnp.float32
     remat: str | None = None
     unroll: int = 1
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], mask: AttentionMask = None
+        self,
+        x: Float[Array, "b n d"],
+        mask: AttentionMask = None,
+        other: Float[Array, "b m e"] | None = None,
+        other_mask: CrossMask = None,
     ) -> Float[Array, "b n d"]:
         depth = self.size.depth
         block = Block
@@ -195,11 +276,11 @@ class Stack(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=depth,
             unroll=min(self.unroll, depth),
         )
         drop = jnp.linspace(0.0, self.drop_path, depth, dtype=jnp.float32)
-        return stack(self.size, self.style, self.dtype, name="blocks")(
-            x.astype(self.dtype), drop, mask
+        return stack(self.size, self.style, self.dtype, self.dropout, name="blocks")(
+            x.astype(self.dtype), drop, mask, other, other_mask
         )[0]
