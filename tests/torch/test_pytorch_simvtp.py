@@ -245,6 +245,21 @@ def test_a_file_of_pytorchs_own_keeps_its_type(one, dtype, tmp_path):
     one._replace(tolerance=tolerance).check(video=video.double(), text=text.double())
 
 
+def test_towers_can_be_traced_for_other_runtimes(two, monkeypatch):
+    """As docs/convert.md does for ONNX: any number of rows and of words."""
+    rows, words = torch.export.Dim("rows"), torch.export.Dim("words", max=PLACES)
+    frames, ids, mask = two.inputs("video", "text", "text_mask")
+    for verb, inputs, free in (
+        ("encode_video", (frames,), ({0: rows},)),
+        ("encode_text", (ids, mask), ({0: rows, 1: words},) * 2),
+    ):
+        run = getattr(two.net, verb)
+        monkeypatch.setattr(two.net, "forward", run)
+        traced = torch.export.export(two.net, inputs, dynamic_shapes=free).module()
+        fewer = tuple(x[:2, :5] if x.ndim == 2 else x[:2] for x in inputs)
+        torch.testing.assert_close(traced(*fewer), run(*fewer))
+
+
 # --- the goldens, which know neither our net nor our rules
 
 
