@@ -50,7 +50,7 @@ def load(
     rows: dict[str, Filled] = {}
     faults = []
     for source in sources:
-        path, pattern, template = check_rule(source)
+        path, pattern, template = compiled(source)
         step = checkpoint.find_step(Path(path))
         table = checkpoint.read_meta(Path(path), step).table
         names = {n: m.expand(template) for n in table if (m := pattern.fullmatch(n))}
@@ -82,14 +82,18 @@ def load(
     return arrays, [rows[n] for n in wanted if n in rows]
 
 
-def check_rule(source: Sequence[str]) -> tuple[str, re.Pattern[str], str]:
+def compiled(source: Sequence[str]) -> tuple[str, re.Pattern[str], str]:
     if len(source) != 3:
         raise UserError(f"warm_start: {source!r} is not (path, from, to)")
     path, pattern, template = source
     try:
-        return path, re.compile(pattern), template
+        found = re.compile(pattern)
+        found.sub(template, "")  # knows the groups
     except re.error as error:
-        raise UserError(f"warm_start: '{pattern}' is no regular expression: {error}") from None
+        raise UserError(
+            f"warm_start: ('{pattern}', '{template}') is no regular expression: {error}"
+        ) from None
+    return path, found, template
 
 
 def read(path: str, step: int, table: checkpoint.Table, names: Collection[str]) -> Leaves:

@@ -130,7 +130,7 @@ def videomae_finetune(params: Params, inputs: Arrays, heads: Heads) -> Net:
     task, batch = classify.make(base=base, classes=len(params["head"]["bias"])), batch_of(inputs)
     return Net(
         lambda key: task.init(key, spec_of(batch)),
-        lambda: dict(logits=task.encode["classes"](params, {}, batch)["classes"]),
+        lambda: dict(logits=task.encode["classes"](params, {"base": {}}, batch)["classes"]),
     )
 
 

@@ -1,0 +1,111 @@
+"""Where the weights of step 0 come from: all by names, with a report; or one line of error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vtp_jax import build, checkpoint, warm_start
+from vtp_jax.types import Mean, Method, Out, State, UserError
+
+
+def save(path, params, extra=None):
+    state = State(jnp.zeros((), jnp.int32), params, {}, extra or {})
+    with checkpoint.Checkpoints(path, every=1) as saved:
+        saved.save(0, state)
+    return str(path)
+
+
+def shapes(**leaves):
+    nested = {n: {"kernel": jax.ShapeDtypeStruct(s, np.float32)} for n, s in leaves.items()}
+    return State(jnp.zeros((), jnp.int32), nested, {}, {})
+
+
+@pytest.fixture
+def old(tmp_path):
+    rng = np.random.default_rng(0)
+    params = {
+        "patch_embed": {"kernel": rng.standard_normal((1, 4, 4, 3, 8)).astype(np.float16)},
+        "body": {"kernel": rng.standard_normal((8, 8)).astype(np.float32)},
+        "table": {"position": rng.standard_normal((10, 8)).astype(np.float32)},
+        "spare": {"kernel": np.zeros(3, np.float32)},
+    }
+    return save(tmp_path / "old", params, {"ema": np.full(2, 7, np.float32)}), params
+
+
+def test_names_shapes_and_dtypes_are_fitted(old):
+    path, params = old
+    wanted = shapes(patch_embed=(2, 4, 4, 3, 8), trunk=(8, 8), head=(8, 2))
+    wanted.params["table"] = {"position": jax.ShapeDtypeStruct((17, 8), np.float32)}
+    rules = [
+        (path, r"params/(patch_embed/kernel|table/position)", r"params/\1"),
+        (path, r"params/body/(.*)", r"params/trunk/\1"),
+    ]
+    leaves, rows = warm_start.load(rules, [r"params/head/.*"], wanted)
+    np.testing.assert_array_equal(leaves["params/trunk/kernel"], params["body"]["kernel"])
+    kernel = leaves["params/patch_embed/kernel"]
+    assert kernel.shape == (2, 4, 4, 3, 8) and kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel.sum(0), params["patch_embed"]["kernel"][0], rtol=2e-3)
+    table = leaves["params/table/position"]
+    assert table.shape == (17, 8)
+    np.testing.assert_array_equal(table[0], params["table"]["position"][0])
+    how = {row.name: row.how for row in rows}
+    assert how["params/trunk/kernel"] == "loaded" and how["params/head/kernel"] == "fresh"
+    assert "inflated" in how["params/patch_embed/kernel"]
+    assert "resized" in how["params/table/position"]
+    told = warm_start.summary(rows)
+    assert all(word in told for word in ("1 loaded", "1 inflated", "1 resized", "1 fresh"))
+    assert warm_start.report(rows).count("\n") == 3
+
+
+def test_extra_is_filled_too(old):
+    path, _ = old
+    wanted = State(
+        jnp.zeros((), jnp.int32), {}, {}, {"twin": jax.ShapeDtypeStruct((2,), np.float32)}
+    )
+    leaves, _ = warm_start.load([(path, "extra/ema", "extra/twin")], [], wanted)
+    np.testing.assert_array_equal(leaves["extra/twin"], [7, 7])
+
+
+@pytest.mark.parametrize(
+    "rule, fresh, match",
+    [
+        ((r"params/body/(.*)", r"params/trunk/\1"), [], "nothing fills params/head/kernel"),
+        ((r"params/bdy/.*", "x"), [], "matches nothing"),
+        ((r"params/body/(.*)", r"params/nowhere/\1"), [".*"], "nowhere/kernel .not here"),
+        ((r"params/spare/(.*)", r"params/trunk/\1"), [".*"], r"\(3,\).*\(8, 8\)"),
+        ((r"params/body/(.*)", r"params/trunk/\1"), [".*head.*", "typo.*"], "'typo.*' matches no"),
+        ((r"params/(", "x"), [], "no regular expression"),
+        ((r"params/body/(.*)",), [], "is not .path, from, to."),
+        ((r"params/body/(.*)", r"params/trunk/\2"), [".*"], "group"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(old, rule, fresh, match):
+    path, _ = old
+    with pytest.raises(UserError, match=match):
+        warm_start.load([(path, *rule)], fresh, shapes(trunk=(8, 8), head=(8, 2)))
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        warm_start.load([(str(tmp_path), ".*", ".*")], [], shapes(a=(1,)))
+
+
+def test_a_momentum_twin_copies_what_was_loaded():
+    """`start` runs after the warm start."""
+
+    def loss(params, extra, batch, rng, step):
+        return params["w"].sum(), Out({"loss_w": Mean(jnp.ones(()), jnp.ones(()))}, extra)
+
+    method = Method(
+        init=lambda rng, spec: {"w": jnp.zeros(3)},
+        loss=loss,
+        encode={},
+        start=lambda rng, spec, params: {"twin": params["w"], "count": jnp.zeros(())},
+    )
+    cfg = dict(lr=0.1, weight_decay=0.0, rules=[(".*", {})])
+    start, _ = build.start(method, cfg, {}, 0)
+    state = jax.jit(start)({"params/w": np.arange(3, dtype=np.float32)})
+    np.testing.assert_array_equal(state.extra["twin"], [0, 1, 2])
+    state = jax.jit(start)({"extra/count": np.float32(5)})
+    assert state.extra["count"] == 5 and not state.params["w"].any()
