@@ -4,25 +4,45 @@ from __future__ import annotations
 
 # Leading axes of stacked blocks are layers. An axis that does not divide a dimension leaves it
 # whole, and the run's parameter table shows it.
-SHARDING = [
+SPLIT_BLOCKS = [
     (r".*/attn/qkv", (None, "fsdp", "tensor", None, None)),  # layer, d, head, 3, k
     (r".*/attn/[qv]_bias", (None, "tensor", None)),
     (r".*/attn/proj/kernel", (None, "tensor", "fsdp")),
     (r".*/mlp/fc1/kernel", (None, "fsdp", "tensor")),
     (r".*/mlp/fc1/bias", (None, "tensor")),
     (r".*/mlp/fc2/kernel", (None, "tensor", "fsdp")),
-    (r"text_embed/word", ("tensor", "fsdp")),
-    (r"text_cls/kernel", ("fsdp", "tensor")),
-    (r".*/kernel", "fsdp"),
-    (r".*", ()),
 ]
+SPLIT_WORDS = [(r"(.*/)?text_embed/word", ("tensor", "fsdp"))]
+SPLIT_LOGITS = [(r"text_cls/kernel", ("fsdp", "tensor"))]
+SPLIT_REST = [(r".*/kernel", "fsdp"), (r".*", ())]
+SHARDING = [*SPLIT_BLOCKS, *SPLIT_WORDS, *SPLIT_LOGITS, *SPLIT_REST]  # of SimVTP
 
 # BEiT's, MAE's and SimVTP's exclusions from weight decay: every bias and norm, and the mask token.
 # The three tables of BERT's embeddings are decayed.
-DECAY = [
-    (r".*/(bias|scale|q_bias|v_bias)|mask_token", dict(wd=0.0)),
-    (r".*", dict()),
-]
+NO_DECAY = r".*/(bias|scale|q_bias|v_bias|qkv_bias)|(.*/)?mask_token"
+DECAY = [(NO_DECAY, dict(wd=0.0)), (r".*", dict())]
+
+
+def layer_decay(
+    decay: float, depth: int, *, first: str, blocks: str = r".*/blocks/.*"
+) -> list[tuple[str, dict]]:
+    """BEiT's layer-wise rates, as VideoMAE fine-tunes with them: a rate of decay^(depth + 1 - i),
+    where i is 0 for embeddings (names that `first` matches), j + 1 for block j of `depth` and
+    depth + 1 for all that stands behind the blocks, which is left to the rules that follow these.
+    """
+    rates = [(first, decay ** (depth + 1)), (blocks, [decay ** (depth - j) for j in range(depth)])]
+    rules = []
+    for names, lr in rates:
+        rules += [(rf"(?=({NO_DECAY})$)({names})", dict(lr=lr, wd=0.0)), (names, dict(lr=lr))]
+    return rules
+
+
+def pick(switches: set[str], table: dict, default: str):
+    """The row of the table that one of the switches names, else the default's."""
+    named = sorted(switches & set(table))
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} exclude each other; choose one")
+    return table[named[0] if named else default]
 
 
 def parse_arg(argument: str | None, *known: str) -> set[str]:
