@@ -101,3 +101,16 @@ def test_texts_longer_than_the_position_table_are_refused():
     net, _ = clip()
     with pytest.raises(UserError, match="7 tokens; the table has 6"):
         net.init(KEY, jnp.zeros((1, 7), jnp.int32))
+
+
+def test_published_numbers_of_parameters():
+    """BERT-base, and CLIP's text tower for B/16: of its 149,620,737 those that are not the image
+    tower's 86,192,640 nor the scale."""
+    ids = jax.ShapeDtypeStruct((1, 77), jnp.int32)
+    nets = {
+        109_482_240: text.Bert(sizes.ENCODERS["B"]),
+        63_428_096: text.CausalText(sizes.TEXTS["B"], 512),
+    }
+    for number, net in nets.items():
+        shapes = jax.eval_shape(net.init, KEY, ids)
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == number

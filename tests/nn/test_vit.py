@@ -115,6 +115,24 @@ def test_the_decoder_reads_places_from_positions_and_hidden_cubes_from_nothing()
     np.testing.assert_allclose(run(params, tokens, moved), out[:, order], atol=2e-5)
 
 
+def count(net, *inputs):
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(net.init, KEY, *inputs)))
+
+
+def test_published_numbers_of_parameters():
+    """timm's ViT-B/16 with its 1,000 classes, MAE-B with its decoder of 8 blocks, CLIP's L/14."""
+    base, large = sizes.ENCODERS["B"], sizes.ENCODERS["L"]
+    cubes = jax.ShapeDtypeStruct((1, 196, 768), jnp.float32)
+    encoder = count(vit.ViT(base, 196), cubes)
+    assert encoder + 768 * 1000 + 1000 == 86_567_656
+    mask = jax.eval_shape(lambda: masking.tokens(KEY, 1, 196, 0.75))
+    seen = jax.ShapeDtypeStruct((1, 50, 768), jnp.float32)
+    decoder = vit.Decoder(sizes.Size(512, 8, 16, 2048), 196, 768)
+    assert encoder + count(decoder, seen, mask) == 111_907_840
+    clip = vit.ViT(large, 256, (1, 14, 14), style=CLIP, first_norm=True, features=768)
+    assert count(clip, jax.ShapeDtypeStruct((1, 256, 588), jnp.float32)) == 303_966_208
+
+
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
