@@ -87,8 +87,9 @@ def test_what_does_not_fit_is_one_line(old, rule, fresh, match):
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"):
-        warm_start.load([(str(tmp_path), ".*", ".*")], [], shapes(a=(1,)))
+    for path, told in ((tmp_path, "no checkpoint"), (tmp_path / "x", "no folder .*x; make it")):
+        with pytest.raises(UserError, match=told):
+            warm_start.load([(str(path), ".*", ".*")], [], shapes(a=(1,)))
 
 
 def test_a_momentum_twin_copies_what_was_loaded():

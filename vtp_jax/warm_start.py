@@ -51,6 +51,11 @@ def load(
     faults = []
     for source in sources:
         path, pattern, template = compiled(source)
+        if not Path(path).is_dir():
+            raise UserError(
+                f"warm_start: there is no folder {path}; make it with `python -m vtp_jax.convert "
+                f"import`, name a run's, or start without: '--config.warm_start=()' '--config.fresh=()'"
+            )
         step = checkpoint.find_step(Path(path))
         table = checkpoint.read_meta(Path(path), step).table
         names = {n: m.expand(template) for n in table if (m := pattern.fullmatch(n))}

@@ -6,8 +6,17 @@
 Hardware of the paper: 64 V100, 16 clips each, fp32. Here: any mesh; bf16 with fp32 softmax, norm
 statistics, targets and losses.
 
+The paper starts from VideoMAE ViT-B (K400, 1600 epochs, pretraining) and BERT-base's word
+embeddings. Their files, once for all runs:
+
+    python -m vtp_jax.convert import --from checkpoint.pth --format videomae \
+        --out weights/videomae_b_k400
+    python -m vtp_jax.convert import --from pytorch_model.bin --format bert_embeddings \
+        --out weights/bert_base
+
     switch     what it does
-    tiny       a net of 0.8 M parameters on clips drawn in memory: any machine, under a minute
+    scratch    no weights of others to start from
+    tiny       from scratch, a net of 0.8 M parameters on clips drawn in memory: any machine, under a minute
     official   the reference's quirks too (methods/simvtp.py lists them): masked captions in VTC and
                VTM, means over padding, summed directions, 64 groups of 16 for negatives and means
 
@@ -16,8 +25,6 @@ Published (fine-tuned on MSR-VTT 1k-A, text to video; best epoch chosen on the t
     10 % of WebVid-2M                  R@1 43.8
 Zero-shot numbers were not published. WebVid is no longer distributed: data.train takes any folder
 of videos with captions as CSV, JSONL or SimVTP's JSON.
-
-The paper starts from VideoMAE ViT-B (K400, 1600 epochs) and BERT-base's word embeddings.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +33,7 @@ from configs.common import DECAY, SHARDING, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    switches = parse_arg(arg, "tiny", "official")
+    switches = parse_arg(arg, "scratch", "tiny", "official")
     batch, epochs, rows = 1024, 200, 2_500_000
     epoch = rows // batch
 
@@ -62,6 +69,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.05
     c.optim.rules = DECAY
 
+    c.warm_start = (
+        ("weights/videomae_b_k400", r"params/(.*)", r"params/\1"),
+        ("weights/bert_base", r"params/(.*)", r"params/\1"),
+    )
+    c.fresh = (r"params/(text_cls|vtm_head)/.*",)
+
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.sharding = SHARDING
     c.evals = ConfigDict()
@@ -73,6 +86,8 @@ def get_config(arg: str = "") -> ConfigDict:
             contrast_text="masked", match_text="masked", pool_padding=True, sum_directions=True,
             second_draw=True, groups=64, dtype="float32",
         )  # fmt: skip
+    if switches & {"scratch", "tiny"}:
+        c.warm_start, c.fresh = (), ()
     if "tiny" in switches:
         shrink(c)
     return c
