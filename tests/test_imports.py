@@ -63,6 +63,7 @@ def test_everything_imports_without_tensorflow():
     modules = [
         ".".join(["vtp_jax", *p.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
         for p in FILES
+        if p.parent.name != "pytorch" or p.stem == "__init__"  # what is shipped needs torch
     ]
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"

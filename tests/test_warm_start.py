@@ -27,7 +27,8 @@ def old(tmp_path):
     params = {
         "patch_embed": {"kernel": rng.standard_normal((1, 4, 4, 3, 8)).astype(np.float16)},
         "body": {"kernel": rng.standard_normal((8, 8)).astype(np.float32)},
-        "table": {"position": rng.standard_normal((10, 8)).astype(np.float32)},
+        "position": rng.standard_normal((10, 8)).astype(np.float32),
+        "words": {"position": rng.standard_normal((9, 8)).astype(np.float32)},
         "spare": {"kernel": np.zeros(3, np.float32)},
     }
     return save(tmp_path / "old", params, {"ema": np.full(2, 7, np.float32)}), params
@@ -36,9 +37,9 @@ def old(tmp_path):
 def test_names_shapes_and_dtypes_are_fitted(old):
     path, params = old
     wanted = shapes(patch_embed=(2, 4, 4, 3, 8), trunk=(8, 8), head=(8, 2))
-    wanted.params["table"] = {"position": jax.ShapeDtypeStruct((17, 8), np.float32)}
+    wanted.params["position"] = jax.ShapeDtypeStruct((17, 8), np.float32)
     rules = [
-        (path, r"params/(patch_embed/kernel|table/position)", r"params/\1"),
+        (path, r"params/(patch_embed/kernel|position)", r"params/\1"),
         (path, r"params/body/(.*)", r"params/trunk/\1"),
     ]
     leaves, rows = warm_start.load(rules, [r"params/head/.*"], wanted)
@@ -46,13 +47,13 @@ def test_names_shapes_and_dtypes_are_fitted(old):
     kernel = leaves["params/patch_embed/kernel"]
     assert kernel.shape == (2, 4, 4, 3, 8) and kernel.dtype == np.float32
     np.testing.assert_allclose(kernel.sum(0), params["patch_embed"]["kernel"][0], rtol=2e-3)
-    table = leaves["params/table/position"]
+    table = leaves["params/position"]
     assert table.shape == (17, 8)
-    np.testing.assert_array_equal(table[0], params["table"]["position"][0])
+    np.testing.assert_array_equal(table[0], params["position"][0])
     how = {row.name: row.how for row in rows}
     assert how["params/trunk/kernel"] == "loaded" and how["params/head/kernel"] == "fresh"
     assert "inflated" in how["params/patch_embed/kernel"]
-    assert "resized" in how["params/table/position"]
+    assert "resized" in how["params/position"]
     told = warm_start.summary(rows)
     assert all(word in told for word in ("1 loaded", "1 inflated", "1 resized", "1 fresh"))
     assert warm_start.report(rows).count("\n") == 3
@@ -65,6 +66,17 @@ def test_extra_is_filled_too(old):
     )
     leaves, _ = warm_start.load([(path, "extra/ema", "extra/twin")], [], wanted)
     np.testing.assert_array_equal(leaves["extra/twin"], [7, 7])
+
+
+def test_a_table_of_words_is_not_resized(old):
+    wanted = State(
+        jnp.zeros((), jnp.int32),
+        {"words": {"position": jax.ShapeDtypeStruct((16, 8), np.float32)}},
+        {},
+        {},
+    )
+    with pytest.raises(UserError, match="another shape"):
+        warm_start.load([(old[0], r"params/(words/position)", r"params/\1")], [], wanted)
 
 
 @pytest.mark.parametrize(

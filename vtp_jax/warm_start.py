@@ -10,7 +10,7 @@ random values in silence.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,8 @@ def load(
         if not Path(path).is_dir():
             raise UserError(
                 f"warm_start: there is no folder {path}; make it with `python -m vtp_jax.convert "
-                f"import`, name a run's, or start without: '--config.warm_start=()' '--config.fresh=()'"
+                f"import`, name a run's, or start without: '--config.warm_start=()' "
+                f"'--config.fresh=()'"
             )
         step = checkpoint.find_step(Path(path))
         table = checkpoint.read_meta(Path(path), step).table
@@ -67,7 +68,7 @@ def load(
         faults += [f"{n} -> {to} (not here)" for n, to in names.items() if to not in wanted]
         for name, array in read(path, step, table, names).items():
             if (to := names[name]) in wanted:
-                fitted, how = fit(to, array, wanted[to].shape)
+                fitted, how = fit(to, array, wanted)
                 if fitted is None:
                     faults.append(f"{name} {array.shape} -> {to} {wanted[to].shape} ({how})")
                 else:
@@ -115,14 +116,20 @@ def read(path: str, step: int, table: checkpoint.Table, names: Collection[str]) 
 
 
 def fit(
-    name: str, array: Num[np.ndarray, "..."], shape: tuple[int, ...]
+    name: str, array: Num[np.ndarray, "..."], wanted: Mapping[str, Any]
 ) -> tuple[Num[np.ndarray, "..."] | None, str]:
-    """The array in the shape that is wanted, and what was done to it; None where nothing fits."""
+    """The array in the shape that is wanted, and what was done to it; None where nothing fits.
+
+    Patch kernels are inflated in time, and the position tables beside them are resized; those of
+    texts are not grids.
+    """
+    shape, (parent, _, last) = wanted[name].shape, name.rpartition("/")
     if array.shape == shape:
         return array, "loaded"
-    if name.endswith("patch_embed/kernel") and array.shape[1:] == shape[1:] and len(array) == 1:
+    same_but_first = array.shape[1:] == shape[1:]
+    if name.endswith("patch_embed/kernel") and same_but_first and len(array) == 1:
         return resize.inflate(array, shape[0], "mean"), f"inflated to {shape[0]} frames"
-    if name.endswith("position") and array.ndim == 2 and array.shape[1:] == shape[1:]:
+    if last == "position" and same_but_first and f"{parent}/patch_embed/kernel" in wanted:
         return resize.positions(array, shape[0]), f"resized from {len(array)} to {shape[0]} places"
     return None, "another shape"
 

@@ -119,7 +119,7 @@ def put(path, name, tensors, heads):
     files.write(path / "given" / "model.safetensors", tensors)
     source = folder.Source(
         rules.to_ours(convert.formats.table(FORMATS[name], heads, tensors.keys()), tensors),
-        name, heads, (4, 16, 16), (), None, "a test",
+        name, heads, (4, 16, 16), folder.DEFAULTS, (), None, "a test",
     )  # fmt: skip
     folder.write_json(path / "given" / "config.json", folder.hf_config(source, name))
     return path / "given"

@@ -30,15 +30,23 @@ RUNS = {
 }
 
 
+# What the nets take for granted where a config does not say.
+DEFAULTS: Mapping[str, Any] = {
+    name: SimVTP.__dataclass_fields__[name].default
+    for name in ("mean", "std", "pad_id", "dropout", "pool_padding")
+}
+
+
 class Source(NamedTuple):
     """params: nested numpy arrays; name: of the format that has their names; heads: of its stacks;
-    video: (frames, height, width) the net was made for; labels: of classes; tokenizer: a file, or
-    None; origin: for people."""
+    video: (frames, height, width) the net was made for; settings: fields of the method that no
+    tensor shows; labels: of classes; tokenizer: a file, or None; origin: for people."""
 
     params: Params
     name: str
     heads: Mapping[str, int]
     video: tuple[int, int, int]
+    settings: Mapping[str, Any]
     labels: tuple[str, ...]
     tokenizer: Path | None
     origin: str
@@ -53,6 +61,7 @@ def find(path: Path, which: str) -> Source:
             facts["format"],
             facts["heads"],
             tuple(facts["video"]),
+            DEFAULTS,
             tuple(facts["labels"]),
             None,
             f"an import of {facts['source']}",
@@ -75,7 +84,9 @@ def find(path: Path, which: str) -> Source:
     tokenizer = Path(text["path"]) if text.get("path") else None
     classes = tuple(f"class {i}" for i in range(task.get("classes", 0)))
     shape = (video["frames"], video["size"], video["size"])
-    return Source(params, RUNS[kind], heads, shape, classes, tokenizer, f"step {step} of a run")
+    settings = {**DEFAULTS, **{k: v for k, v in {**method, **task}.items() if k in DEFAULTS}}
+    origin = f"step {step} of a run"
+    return Source(params, RUNS[kind], heads, shape, settings, classes, tokenizer, origin)
 
 
 def written_name(name: str, kind: str) -> str:
@@ -96,7 +107,7 @@ def furnish(new: Path, source: Source, name: str, worst: Mapping[str, float]) ->
     elif name in NAMES.values():
         config = hf_config(source, name)
         processor = hf.preprocessor_config(
-            side=source.video[1], mean=default("mean"), std=default("std")
+            side=source.video[1], mean=source.settings["mean"], std=source.settings["std"]
         )
         write_json(new / "preprocessor_config.json", processor)
     else:
@@ -127,12 +138,8 @@ def simvtp_config(source: Source, name: str) -> dict[str, Any]:
         cube=flat[f"{video}patch_embed/kernel"].shape[:3],
         vocab_size=len(flat[f"{text}text_embed/word"]),
         text_length=len(flat[f"{text}text_embed/position"]),
-        **{field: default(field) for field in ("mean", "std", "pad_id", "dropout", "pool_padding")},
+        **source.settings,
     )
-
-
-def default(field: str) -> Any:
-    return SimVTP.__dataclass_fields__[field].default
 
 
 def hf_config(source: Source, name: str) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def sort_out(form: Format, tensors: Tensors) -> tuple[dict[str, Any], list[str]]
     """The tensors of the net under the names that `rules` know, and the names of the others."""
     tidy = form.tidy(tensors)
     kept = {n: x for n, x in tidy.items() if not any(re.fullmatch(u, n) for u in form.unused)}
-    used = {id(x) for x in kept.values()}
-    return kept, [name for name, x in tensors.items() if id(x) not in used]
+    used, known = {id(x) for x in kept.values()}, form.untidy(kept)
+    return kept, [n for n, x in tensors.items() if id(x) not in used and n not in known]
 
 
 def check(form: Format, params: Params, tensors: Tensors, heads: Heads) -> dict[str, float]:
