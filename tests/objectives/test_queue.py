@@ -1,0 +1,105 @@
+"""Queues against a list, alone and split over devices; moving averages."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtp_jax import sharding
+from vtp_jax.objectives import queue
+from vtp_jax.types import UserError
+
+COLUMNS = dict(
+    feature=jax.ShapeDtypeStruct((2,), jnp.float32), label=jax.ShapeDtypeStruct((), jnp.int32)
+)
+
+
+def rows(start, b):
+    label = jnp.arange(start, start + b, dtype=jnp.int32)
+    return dict(feature=jnp.stack([label, -label], axis=1).astype(jnp.float32), label=label)
+
+
+@given(st.integers(1, 7), st.lists(st.lists(st.booleans(), min_size=1, max_size=7), max_size=6))
+def test_it_is_a_list_of_the_last_rows(size, batches):
+    kept, seen, q = [], 1, queue.init(size, **COLUMNS)
+    for valid in (v[:size] for v in batches):
+        new = rows(seen, len(valid))
+        q = queue.push(q, new, jnp.array(valid))
+        kept = [*kept, *zip(np.asarray(new["label"]), valid, strict=True)][-size:]
+        seen += len(valid)
+        # From `next` on, places run from the oldest row to the newest.
+        order = (np.arange(size) + int(q["next"])) % size if len(kept) == size else slice(len(kept))
+        real = np.asarray(q["real"])[order]
+        np.testing.assert_array_equal(real, [v for _, v in kept])
+        np.testing.assert_array_equal(
+            np.asarray(q["label"])[order], [n if v else 0 for n, v in kept]
+        )
+        np.testing.assert_array_equal(np.asarray(q["feature"])[order][:, 0], q["label"][order])
+    assert int(q["real"].sum()) == sum(v for _, v in kept)
+
+
+def test_what_is_not_valid_leaves_no_trace():
+    new = rows(5, 3)
+    bad = dict(new, feature=new["feature"].at[1].set(jnp.nan))
+    q = queue.push(queue.init(4, **COLUMNS), bad, jnp.array([True, False, True]))
+    np.testing.assert_array_equal(q["real"], [True, False, True, False])
+    np.testing.assert_array_equal(q["feature"], [[5, -5], [0, 0], [7, -7], [0, 0]])
+
+
+def test_types_stay_and_gradients_stop():
+    q = queue.init(6, feature=jax.ShapeDtypeStruct((2,), jnp.float32))
+
+    def f(x):
+        pushed = queue.push(q, dict(feature=x), jnp.ones(4, bool))
+        return pushed["feature"].sum().astype(jnp.float32), pushed
+
+    x = jnp.ones((4, 2), jnp.bfloat16)
+    (_, pushed), gradient = jax.value_and_grad(f, has_aux=True)(x)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), pushed) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), q
+    )
+    assert not gradient.any()
+
+
+def test_a_batch_larger_than_the_queue_is_an_error():
+    with pytest.raises(UserError, match="3 places cannot take a batch of 4"):
+        queue.push(queue.init(3, **COLUMNS), rows(0, 4), jnp.ones(4, bool))
+
+
+def test_split_over_devices_only_the_new_rows_move():
+    mesh, size, d, b = sharding.make_mesh(data=8), 4096, 16, 8
+    q = queue.init(size, feature=jax.ShapeDtypeStruct((d,), jnp.float32))
+    split = sharding.batch_sharding(mesh)
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    placed = dict(feature=split, real=split, next=whole)
+    push = jax.jit(queue.push, in_shardings=(placed, split, split), out_shardings=placed)
+    new = dict(feature=jnp.arange(b * d, dtype=jnp.float32).reshape(b, d))
+    q = {**q, "next": jnp.int32(size - 3)}  # the batch wraps around
+    valid = jnp.ones(b, bool)
+    compiled = push.lower(q, new, valid).compile()
+    moved = collectives(compiled.as_text())
+    assert moved and max(moved) <= b * d  # the gathered batch, never the queue
+    one, many = queue.push(q, new, valid), push(q, new, valid)
+    jax.tree.map(np.testing.assert_array_equal, one, many)
+
+
+def collectives(hlo):
+    """How many numbers each collective of a compiled program gives back."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= \(?\w+\[([\d,]*)\].* (?:{kinds})(?:-start)?\(", hlo)
+    return [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in found]
+
+
+def test_a_moving_average_moves_in_fp32():
+    params = dict(w=jnp.full(3, 1.0, jnp.bfloat16))
+    average = queue.twin(params)
+    assert average["w"].dtype == jnp.float32
+    new = dict(w=jnp.full(3, 2.0, jnp.bfloat16))
+    for _ in range(2):
+        average = queue.moving_average(average, new, jnp.float32(0.9998))
+    np.testing.assert_allclose(average["w"], 2 - 0.9998**2, rtol=1e-7)
+    assert average["w"].dtype == jnp.float32

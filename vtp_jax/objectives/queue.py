@@ -1,0 +1,66 @@
+"""What a method with a momentum twin carries from step to step: moving averages, and queues of past
+rows (MoCo, arXiv 1911.05722; ALBEF, 2107.07651). Both live in a method's `extra`.
+
+A queue is a plain dict of arrays, so that checkpoints and rules of sharding see it as it is:
+
+    {<column>: "n ..." for each column, "real": bool "n", "next": i32 ""}
+
+`real` tells which places hold a row; `next` is the place that is written next, which is that of the
+oldest row once the queue is full. All of it may be split over devices along n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from vtp_jax.types import UserError
+
+Queue = Mapping[str, Array]
+STATE = ("real", "next")  # beside the columns
+
+
+def init(size: int, **columns: jax.ShapeDtypeStruct) -> Queue:
+    """A queue of `size` places, none of them real. columns: the shape and dtype of a row of each,
+    as in init(65536, video=ShapeDtypeStruct((256,), jnp.float32))."""
+    zeros = {name: jnp.zeros((size, *one.shape), one.dtype) for name, one in columns.items()}
+    return {**zeros, "real": jnp.zeros(size, bool), "next": jnp.zeros((), jnp.int32)}
+
+
+def push(
+    queue: Queue, rows: Mapping[str, Shaped[Array, "b *d"]], valid: Bool[Array, " b"]
+) -> Queue:
+    """The queue with b rows in the places of the b oldest; `rows` has all of its columns.
+
+    Rows that are not valid take a place too, for counts are static; they stand there as zeros, and
+    not as real. No gradient flows into a queue. Raises UserError if b rows are more than it has
+    places.
+    """
+    size, b = queue["real"].shape[0], valid.shape[0]
+    if b > size:
+        raise UserError(f"a queue of {size} places cannot take a batch of {b} rows; make it larger")
+    place = (queue["next"] + jnp.arange(b, dtype=jnp.int32)) % size
+
+    def write(old: Shaped[Array, "n *d"], new: Shaped[Array, "b *d"]) -> Shaped[Array, "n *d"]:
+        # A scatter, for dynamic_update_slice gathers a queue that is split over devices.
+        new = jnp.where(valid.reshape(-1, *[1] * (new.ndim - 1)), new, 0).astype(old.dtype)
+        return old.at[place].set(jax.lax.stop_gradient(new), unique_indices=True)
+
+    columns = {name: write(queue[name], rows[name]) for name in queue if name not in STATE}
+    real = queue["real"].at[place].set(valid, unique_indices=True)
+    return {**columns, "real": real, "next": (queue["next"] + b) % size}
+
+
+def twin(params: Any) -> Any:
+    """A copy of parameters to average into, in fp32 or wider: in bf16 an average that forgets a
+    thousandth a step never moves."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), params)
+
+
+def moving_average(old: Any, new: Any, decay: float | Float[Array, ""]) -> Any:
+    """decay * old + (1 - decay) * new, leaf by leaf, in the dtypes of `old`; see `twin`."""
+    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b.astype(a.dtype), old, new)
