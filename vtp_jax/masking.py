@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vtp_jax.types import TokenMask, UserError
 
@@ -86,6 +86,19 @@ def negatives(rng: Array, valid: Bool[Array, " b"], groups: int = 1) -> Int[Arra
     own = jnp.arange(b // groups)[None]
     chosen = jnp.where((v > 0) & (count > 1), other, own)
     return (start + chosen).reshape(b).astype(jnp.int32)
+
+
+def hard_negatives(
+    rng: Array,
+    scores: Float[Array, "b k"],
+    allowed: Bool[Array, "b k"],
+    floor: float = 1e-4,
+) -> Int[Array, " b"]:
+    """For every row one of the columns that `allowed` grants it, the likelier the higher its score:
+    softmax over the row, those not allowed included, plus `floor` (ALBEF, arXiv 2107.07651; the
+    floor is BLIP's code's). Where no column is allowed, 0: such rows must be left out of losses."""
+    weight = jax.nn.softmax(jax.lax.stop_gradient(scores)) + floor
+    return jax.random.categorical(rng, jnp.log(jnp.where(allowed, weight, 0))).astype(jnp.int32)
 
 
 def take(x: Shaped[Array, "b n *d"], index: Int[Array, "b k"]) -> Shaped[Array, "b k *d"]:

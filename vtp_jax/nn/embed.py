@@ -105,6 +105,8 @@ class WordEmbed(nn.Module):
 
     The padding word's row gets no gradient, as with PyTorch's `padding_idx`; nothing reads it
     anyway unless means run over padding. Dropout acts when a `dropout` rng is given.
+
+    tasks: words of the method's own, beyond the vocabulary: their ids are vocab_size and on
     """
 
     vocab_size: int
@@ -114,6 +116,7 @@ class WordEmbed(nn.Module):
     types: int = 2
     dropout: float = 0.1
     dtype: Any = jnp.float32
+    tasks: int = 0
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -125,7 +128,11 @@ class WordEmbed(nn.Module):
         word = self.param("word", init, (self.vocab_size, self.width))
         position = self.param("position", init, (self.length, self.width))
         types = self.param("type", init, (self.types, self.width))
-        x = word[ids]
+        x = word[ids if not self.tasks else jnp.minimum(ids, self.vocab_size - 1)]
+        if self.tasks:
+            own = self.param("task", init, (self.tasks, self.width))
+            task = ids - self.vocab_size
+            x = jnp.where((task >= 0)[..., None], own[jnp.maximum(task, 0)], x)
         x = jnp.where((ids == self.pad_id)[..., None], jax.lax.stop_gradient(x), x)
         x = layer_norm(self.dtype, 1e-12, "norm")(x + position[: ids.shape[1]] + types[0])
         return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vtp_jax.nn.embed import WordEmbed
 from vtp_jax.nn.sizes import Size
 from vtp_jax.nn.transformer import (
+    ACTIVATIONS,
     BERT,
     CLIP,
     AttentionMask,
@@ -20,6 +21,7 @@ from vtp_jax.nn.transformer import (
     Stack,
     Style,
     layer_norm,
+    product,
 )
 from vtp_jax.types import UserError
 
@@ -86,6 +88,7 @@ class Bert(nn.Module):
     parameters an init makes that gives it some.
 
     dropout: BERT's three places: embeddings, branches and attention weights
+    tasks:   words of the method's own, see `nn.embed.WordEmbed`
     The rest as in `nn.transformer.Stack` and `nn.embed.WordEmbed`.
     """
 
@@ -98,12 +101,14 @@ class Bert(nn.Module):
     dtype: Any = jnp.float32
     remat: str | None = None
     unroll: int = 1
+    tasks: int = 0
 
     def setup(self):
         d, dtype = self.size.width, self.dtype
         self.text_embed = WordEmbed(
-            self.vocab_size, d, self.pad_id, self.length, dropout=self.dropout, dtype=dtype
-        )
+            self.vocab_size, d, self.pad_id, self.length,
+            dropout=self.dropout, dtype=dtype, tasks=self.tasks,
+        )  # fmt: skip
         self.encoder = Stack(
             self.size, 0.0, self.style, dtype, self.remat, self.unroll, self.dropout
         )
@@ -133,3 +138,20 @@ class Bert(nn.Module):
         other_mask: CrossMask = None,
     ) -> Float[Array, "b d"]:
         return self.pool(self.encode(ids, mask, other, other_mask))
+
+
+class WordHead(nn.Module):
+    """BERT's prediction of words: a layer, GELU, a norm, and the products with the table of words
+    that the tokens were embedded by, plus a bias."""
+
+    eps: float = BERT.eps
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b l d"], table: Float[Array, "v d"]
+    ) -> Float[Array, "b l v"]:
+        x = ACTIVATIONS["gelu"](Linear(tokens.shape[-1], dtype=self.dtype, name="fc")(tokens))
+        x = layer_norm(self.dtype, self.eps, "norm")(x)
+        bias = self.param("bias", nn.initializers.zeros, (table.shape[0],))
+        return product(x, table.T.astype(self.dtype)) + bias.astype(self.dtype)

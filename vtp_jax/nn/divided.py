@@ -1,0 +1,159 @@
+"""A Vision Transformer for images and clips that attends over time and over space in turn
+(TimeSformer, Bertasius et al., arXiv 2102.05095, "divided" attention). An image passes through the
+spatial half alone, which is a ViT: weights of one fit, name for name.
+
+Shapes: b clips, t frames or tubes of frames, s places in each, d width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vtp_jax.nn import embed
+from vtp_jax.nn.sizes import Size
+from vtp_jax.nn.transformer import VIT, Attention, Linear, Mlp, Style, layer_norm
+from vtp_jax.types import UserError
+
+TABLE_INIT = nn.initializers.normal(0.02)
+Tokens = tuple[Float[Array, "b d"], Float[Array, "b t s d"]]  # the class token, and the others
+
+
+class DividedBlock(nn.Module):
+    """Attention over time among the tokens of a place, attention over space among those of a frame
+    with the class token, mlp. The class token sees every frame by itself, and takes the mean of
+    what it learns. Where there is one frame there is no attention over time.
+
+    Time's branch ends in a layer of zeros, `time_fc`, so that a ViT's weights give a ViT's output
+    on each frame at first. (TimeSformer's code leaves this layer random in the first block.)
+    """
+
+    size: Size
+    style: Style = VIT
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, carry: Tokens, drop: Float[Array, ""]) -> tuple[Tokens, None]:
+        first, x = carry
+        b, t, s, d = x.shape
+        size, style, dtype = self.size, self.style, self.dtype
+
+        def branch(y: Float[Array, "b *n d"]) -> Float[Array, "b *n d"]:
+            if not self.has_rng("dropout"):
+                return y
+            shape = (b, *[1] * (y.ndim - 1))
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop, shape)
+            return jnp.where(kept, y / (1 - drop).astype(y.dtype), 0)
+
+        if t > 1:
+            y = x.swapaxes(1, 2).reshape(b * s, t, d)
+            y = layer_norm(dtype, style.eps, "norm_time")(y)
+            y = Attention(size.heads, style, dtype, name="time_attn")(y, None)
+            y = Linear(d, init=nn.initializers.zeros, dtype=dtype, name="time_fc")(y)
+            x = x + branch(y.reshape(b, s, t, d).swapaxes(1, 2))
+
+        frames = jnp.concatenate([jnp.broadcast_to(first[:, None, None], (b, t, 1, d)), x], axis=2)
+        y = layer_norm(dtype, style.eps, "norm1")(frames.reshape(b * t, 1 + s, d))
+        y = Attention(size.heads, style, dtype, name="attn")(y, None)
+        y = branch(y.reshape(b, t, 1 + s, d))
+        tokens = join(first + y[:, :, 0].mean(axis=1), x + y[:, :, 1:])
+
+        y = layer_norm(dtype, style.eps, "norm2")(tokens)
+        tokens += branch(Mlp(size.mlp, style.act, dtype, name="mlp")(y))
+        return (tokens[:, 0], tokens[:, 1:].reshape(x.shape)), None
+
+
+class DividedStack(nn.Module):
+    """`depth` blocks, parameters stacked along axis 0; the fields as in `nn.transformer.Stack`."""
+
+    size: Size
+    drop_path: float = 0.0
+    style: Style = VIT
+    dtype: Any = jnp.float32
+    remat: str | None = None
+    unroll: int = 1
+
+    @nn.compact
+    def __call__(
+        self, first: Float[Array, "b d"], x: Float[Array, "b t s d"]
+    ) -> Float[Array, "b n d"]:
+        depth, block = self.size.depth, DividedBlock
+        if self.remat is not None:
+            policy = getattr(jax.checkpoint_policies, self.remat)
+            block = nn.remat(DividedBlock, policy=policy, prevent_cse=self.unroll > 1)
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=0,
+            length=depth,
+            unroll=min(self.unroll, depth),
+        )
+        drop = jnp.linspace(0.0, self.drop_path, depth, dtype=jnp.float32)
+        tokens = (first.astype(self.dtype), x.astype(self.dtype))
+        return join(*stack(self.size, self.style, self.dtype, name="blocks")(tokens, drop)[0])
+
+
+class DividedViT(nn.Module):
+    """Images and clips of normalised pixels -> tokens, the class token first.
+
+    An image (a clip of one frame) is cut into patches, a clip into cubes of several frames, each
+    by an embedding of its own; everything else is shared. `encode` gives the last block's output,
+    calling the module its norm.
+
+    places: patches of a picture; frames: the most tubes of frames that a clip may have
+    The rest as in `nn.transformer.Stack`. Tables start as N(0, 0.02).
+    """
+
+    size: Size
+    places: int
+    frames: int
+    cube: embed.Triple = (2, 16, 16)
+    channels: int = 3
+    style: Style = VIT
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+    remat: str | None = None
+    unroll: int = 1
+
+    def setup(self):
+        d, dtype, (_, p, q) = self.size.width, self.dtype, self.cube
+        self.patch_embed = embed.CubeEmbed(d, (1, p, q), self.channels, dtype)
+        self.video_patch_embed = embed.CubeEmbed(d, self.cube, self.channels, dtype)
+        self.class_token = self.param("class_token", TABLE_INIT, (d,))
+        self.position = self.param("position", TABLE_INIT, (1 + self.places, d))
+        self.time_position = self.param("time_position", TABLE_INIT, (self.frames, d))
+        self.encoder = DividedStack(
+            self.size, self.drop_path, self.style, dtype, self.remat, self.unroll
+        )
+        self.norm = layer_norm(dtype, self.style.eps)
+
+    def embed(self, clip: Float[Array, "b f h w c"]) -> Float[Array, "b t s d"]:
+        """Tokens with their positions in space, and of clips in time."""
+        image = clip.shape[1] == 1
+        cube = (1, *self.cube[1:]) if image else self.cube
+        t, h, w = embed.grid_of(clip.shape, cube)
+        if h * w != self.places or t > self.frames:
+            raise UserError(
+                f"{t} x {h} x {w} cubes; the tables have {self.frames} x {self.places} positions"
+            )
+        x = (self.patch_embed if image else self.video_patch_embed)(embed.cut(clip, cube))
+        x = x.reshape(x.shape[0], t, h * w, -1) + self.position[1:].astype(x.dtype)
+        return x if image else x + self.time_position[:t, None].astype(x.dtype)
+
+    def encode(self, clip: Float[Array, "b f h w c"]) -> Float[Array, "b n d"]:
+        x = self.embed(clip)
+        first = (self.class_token + self.position[0]).astype(x.dtype)
+        return self.encoder(jnp.broadcast_to(first, (x.shape[0], x.shape[-1])), x)
+
+    def __call__(self, clip: Float[Array, "b f h w c"]) -> Float[Array, "b n d"]:
+        return self.norm(self.encode(clip))
+
+
+def join(first: Float[Array, "b d"], x: Float[Array, "b t s d"]) -> Float[Array, "b n d"]:
+    """All tokens in a row: the class token, then frame by frame."""
+    return jnp.concatenate([first[:, None], x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)
