@@ -17,7 +17,7 @@ def config_files() -> list[str]:
 def switches(path: str) -> list[str]:
     """The switches a config knows: what it passes to parse_arg."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    found = re.search(r"parse_arg\(arg, ([^)]*)\)", text)
+    found = re.search(r"parse_arg\(\s*arg, ([^)]*)\)", text)
     return re.findall(r'"(\w+)"', found[1]) if found else []
 
 
