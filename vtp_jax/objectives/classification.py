@@ -14,14 +14,18 @@ def cross_entropy(
     target: Int[Array, "b *n"],
     where: Bool[Array, "b *n"],
     groups: int = 1,
+    smoothing: float = 0.0,
 ) -> Mean:
     """-log softmax(logits)[target] over the entries where `where` holds, in fp32 or wider.
 
     groups: 1 is the mean over all entries; g is the mean of the means of g blocks of rows, which
     is what averaging per-device losses amounts to. Blocks without an entry do not count.
+    smoothing: the share of the target that is spread over all classes, see `smooth`.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     picked = jnp.take_along_axis(logits, jnp.where(where, target, 0)[..., None], axis=-1)[..., 0]
+    if smoothing:
+        picked = (1 - smoothing) * picked + smoothing * logits.mean(axis=-1)
     return grouped(jax.nn.logsumexp(logits, axis=-1) - picked, where, groups)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vtp_jax.objectives.classification import cross_entropy
 from vtp_jax.types import Mean, UserError
@@ -53,3 +53,25 @@ def both_ways(
     )
     share = 1.0 if sum_directions else 0.5
     return Mean(share * (there.total + back.total), there.count)
+
+
+def compare(
+    query: Float[Array, "b d"],
+    key: Float[Array, "k d"],
+    seen: Bool[Array, "b k"],
+    *,
+    temperature: float | Float[Array, ""],
+) -> Float[Array, "b k"]:
+    """Logits of contrast against any keys, as queues hold them: cosines / temperature, and the
+    least number there is where a query does not see a key."""
+    logits = normalise(query) @ normalise(key).T / temperature
+    return jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+
+
+def namesakes(
+    name: Int[Array, " b"], names: Int[Array, " k"], seen: Bool[Array, "b k"]
+) -> Float[Array, "b k"]:
+    """Targets of contrast with labels (UniCL, arXiv 2204.03610): spread evenly over the keys that
+    a row sees and that have its name; zeros where there are none."""
+    same = (name[:, None] == names[None]) & seen
+    return same / jnp.maximum(same.sum(axis=1, keepdims=True), 1)

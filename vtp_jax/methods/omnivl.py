@@ -1,0 +1,431 @@
+"""OmniVL: One Foundation Model for Image-Language and Video-Language Tasks (Wang et al., NeurIPS
+2022, arXiv 2209.07526).
+
+Code:      none was released. What it takes from BLIP (salesforce/BLIP @056a169, BSD) is held to
+           BLIP's own code by tests/methods/test_omnivl_golden.py (fp64, 1e-9): on a batch of images
+           whose texts are all different, the three losses are BLIP's.
+Idea:      one visual encoder for images and videos, whose batches alternate. A text encoder is
+           contrasted with it (UniVLC): against a momentum twin and queues of its features, where
+           rows of one class all count as each other's pairs: so classes are texts like others. A
+           decoder that attends to what is seen tells pairs from hard wrong ones (VLM), and a causal
+           one writes the text (LM). L = L_UniVLC + L_VLM + L_LM, all weights 1.
+Command:   python -m vtp_jax.train --config configs/omnivl/pretrain.py:images --workdir DIR
+           python -m vtp_jax.train --config configs/omnivl/pretrain.py --workdir DIR
+Published: fine-tuned text-to-video R@1 / R@5 / R@10: MSR-VTT 47.8 / 74.2 / 83.8, DiDeMo 52.4 / 79.5
+           / 85.4; zero-shot: MSR-VTT 34.6 / 58.4 / 66.6, DiDeMo 33.3 / 58.7 / 68.5. MSRVTT-QA 44.1.
+
+The paper as we could read it leaves open, and these are choices of ours:
+- Blocks: TimeSformer's, attention over time, then over space; images skip the first. Images are cut
+  by a 2-D, clips by a 3-D embedding (2 frames), whose weights may start as the former's, inflated.
+- The three text nets share everything but the causal one's self-attention, and begin with a word
+  of their own in [CLS]'s place: BLIP's.
+- Momentum, queues, temperature, soft targets (alpha), hard negatives and label smoothing: BLIP's.
+- A row with several positives spreads its target evenly over them. In a batch of one class, for
+  whom nobody is wrong, VLM asks nothing.
+- A row without a class is named by its place in the data (`id`), so that a clip that comes again
+  while its features are still in the queues is its own positive.
+
+Deviations from BLIP, each with its reason:
+- The twin works without dropout: a target should not be noise.
+- Queues begin empty. BLIP's begin with random vectors that count as negatives.
+- In-batch keys and wrong pairs come from the whole batch, BLIP's from one GPU's.          groups=N
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vtp_jax import masking, schedules, tree
+from vtp_jax.nn import embed, sizes
+from vtp_jax.nn.divided import DividedViT
+from vtp_jax.nn.text import Bert, WordHead, causal
+from vtp_jax.nn.transformer import Linear
+from vtp_jax.objectives import contrastive, queue
+from vtp_jax.objectives.classification import accuracy, cross_entropy, soft_cross_entropy
+from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError
+
+WEIGHTS = {"contrast": 1.0, "match": 1.0, "words": 1.0}
+OWN = ("attn", "norm1")  # what the causal decoder's blocks do not share
+TWIN = r"visual/.*|text/text_embed/.*|text/encoder/blocks/(attn|norm1|norm2|mlp)/.*|\w+_proj/.*"
+KINDS = ("video", "text")
+
+
+class OmniVL(nn.Module):
+    """The net: parameters, and the verbs that the loss below is written in."""
+
+    size: sizes.Size
+    text_size: sizes.Size
+    features: int
+    picture: int
+    frames: int
+    cube: tuple[int, int, int]
+    dropout: float
+    drop_path: float
+    dtype: Any
+    remat: str | None
+    unroll: int
+    vocab_size: int
+    text_length: int
+    pad_id: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def setup(self):
+        dtype, (t, h, w) = jnp.dtype(self.dtype), self.cube
+        more: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
+        self.visual = DividedViT(
+            self.size, (self.picture // h) * (self.picture // w), self.frames // t,
+            self.cube, len(self.mean), drop_path=self.drop_path, **more,
+        )  # fmt: skip
+        self.text = Bert(
+            self.text_size, self.vocab_size, self.pad_id, self.text_length, self.dropout,
+            tasks=2, **more,
+        )  # fmt: skip
+        self.video_proj, self.text_proj = (Linear(self.features, dtype=dtype) for _ in KINDS)
+        self.match_head = Linear(2, dtype=dtype)
+        self.word_head = WordHead(dtype=dtype)
+
+    def see(self, video: Any) -> Float[Array, "b n d"]:
+        """Tokens of a clip or, of one frame, an image, before the last norm; the class token's
+        first. Pixels uint8, or floats in [0, 1]."""
+        return self.visual.encode(
+            (embed.to_unit(video) - jnp.array(self.mean)) / jnp.array(self.std)
+        )
+
+    def read(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
+        return self.text.encode(ids, mask)
+
+    def fuse(
+        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "b n e"]
+    ) -> Float[Array, "b l d"]:
+        """The text, each block of which attends to what is seen; the first token sums up both."""
+        return self.text.encode(ids.at[:, 0].set(self.vocab_size), mask, seen)
+
+    def write(
+        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "b n e"]
+    ) -> Float[Array, "b l v"]:
+        """Logits of the word after each, over the vocabulary and the two task words. Expects
+        parameters as `writing` makes them."""
+        ids = ids.at[:, 0].set(self.vocab_size + 1)
+        tokens = self.text.encode(ids, causal(ids.shape[1]) & mask[:, None], seen)
+        words = self.variables["params"]["text"]["text_embed"]
+        return self.word_head(tokens, jnp.concatenate([words["word"], words["task"]]))
+
+    def visit(self, image: Any, clip: Any, ids: Int[Array, "b l"]) -> None:
+        """Every verb once: linen creates only the parameters that init touches."""
+        mask = jnp.ones(ids.shape, bool)
+        seen = [self.visual.norm(self.see(x)) for x in (clip, image)][1]
+        fused = self.fuse(ids, mask, seen)
+        self.match_head(fused), self.video_proj(seen), self.text_proj(fused)
+        self.write(ids, mask, seen)
+
+
+class Recipe(NamedTuple):
+    """How it is trained; see `make`."""
+
+    weights: Mapping[str, float]
+    temperature: float
+    queue: int
+    momentum: float
+    alpha: schedules.Schedule
+    smoothing: float
+    groups: int
+
+
+class Embedded(NamedTuple):
+    """What the two encoders say of a batch."""
+
+    seen: Float[Array, "b n d"]  # normed tokens
+    video: Float[Array, "b e"]
+    text: Float[Array, "b e"]
+
+
+def embedded(net: OmniVL, params: Params, batch: Batch, rng: Array | None = None) -> Embedded:
+    bound = bind(net, params, rng)
+    seen = bound.visual.norm(bound.see(batch["video"]))
+    words = bound.read(batch["text"], batch["text_mask"])
+    return Embedded(seen, bound.video_proj(seen[:, 0]), bound.text_proj(words[:, 0]))
+
+
+def contrast(
+    recipe: Recipe,
+    temperature: Float[Array, ""],
+    mine: Embedded,
+    twin: Embedded,
+    past: queue.Queue,
+    batch: Batch,
+    alpha: Float[Array, ""],
+) -> tuple[Mean, dict[str, Float[Array, "b b"]]]:
+    """UniVLC both ways, against the twin's features of this batch and of the past; and how alike a
+    row of one kind and each of the other in this batch are (logits, by the kind that asks)."""
+    valid, name = batch["valid"], names(batch)
+    b = valid.shape[0]
+    seen = together(b, recipe.groups) & valid
+    seen = jnp.concatenate([seen, jnp.broadcast_to(past["real"], (b, len(past["real"])))], axis=1)
+    own = contrastive.namesakes(name, jnp.concatenate([name, past["name"]]), seen)
+    losses, alike = [], {}
+    for kind, other in (KINDS, KINDS[::-1]):
+        keys = jnp.concatenate([getattr(twin, other), past[other]])
+        logits, soft = (
+            contrastive.compare(getattr(by, kind), keys, seen, temperature=temperature)
+            for by in (mine, twin)
+        )
+        target = alpha * jax.lax.stop_gradient(jax.nn.softmax(soft)) + (1 - alpha) * own
+        losses.append(soft_cross_entropy(logits, target, valid))
+        alike[kind] = logits[:, :b]
+    return Mean(sum(x.total for x in losses) / 2, losses[0].count), alike
+
+
+def match(
+    net: OmniVL,
+    params: Params,
+    batch: Batch,
+    seen: Float[Array, "b n d"],
+    wrong: Mapping[str, Int[Array, " b"]],
+    asked: Bool[Array, " b"],
+    rng: Array | None = None,
+) -> dict[str, Mean]:
+    """VLM: each row's pair, its text with a wrong video, and its video with a wrong text."""
+    b, text, mask = len(asked), batch["text"], batch["text_mask"]
+    bound = bind(net, params, rng)
+    ids, mask = (jnp.concatenate([x, x, x[wrong["text"]]]) for x in (text, mask))
+    fused = bound.fuse(ids, mask, jnp.concatenate([seen, seen[wrong["video"]], seen]))
+    logits, label = bound.match_head(fused[:, 0]), (jnp.arange(3 * b) < b).astype(jnp.int32)
+    asked = jnp.tile(asked, 3)
+    return dict(
+        loss_match=cross_entropy(logits, label, asked),
+        match_accuracy=accuracy(logits, label, asked),
+    )
+
+
+def write(
+    net: OmniVL,
+    recipe: Recipe,
+    params: Params,
+    batch: Batch,
+    seen: Float[Array, "b n d"],
+    rng: Array | None = None,
+) -> Mean:
+    """LM: every word of the text from those before it and from what is seen."""
+    text, mask = batch["text"], batch["text_mask"]
+    logits = bind(net, writing(params), rng).write(text, mask, seen)[:, :-1]
+    asked = mask[:, 1:] & batch["valid"][:, None]
+    return cross_entropy(logits, text[:, 1:], asked, smoothing=recipe.smoothing)
+
+
+def loss(
+    net: OmniVL,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array,
+    step: Array,
+) -> tuple[Array, Out]:
+    embed_key, video_key, text_key, match_key, write_key = jax.random.split(rng, 5)
+    valid, name, past = batch["valid"], names(batch), extra["queue"]
+    mine = embedded(net, params, batch, embed_key)
+    twin = embedded(net, extra["twin"], batch)
+    found = {"temperature": Mean.of(params["temperature"][None])}
+
+    alpha = recipe.alpha(step)
+    found["loss_contrast"], alike = contrast(
+        recipe, params["temperature"], mine, twin, past, batch, alpha
+    )
+    past = queue.push(past, dict(video=twin.video, text=twin.text, name=name), valid)
+
+    allowed = (name[:, None] != name) & valid & valid[:, None]
+    allowed &= together(len(valid), recipe.groups)
+    wrong = dict(
+        video=masking.hard_negatives(video_key, alike["text"], allowed),
+        text=masking.hard_negatives(text_key, alike["video"], allowed),
+    )
+    if recipe.weights["match"]:
+        asked = allowed.any(axis=1)
+        found.update(match(net, params, batch, mine.seen, wrong, asked, match_key))
+    if recipe.weights["words"]:
+        found["loss_words"] = write(net, recipe, params, batch, mine.seen, write_key)
+    value = sum(w * found[f"loss_{name}"].value() for name, w in recipe.weights.items() if w)
+    return jnp.asarray(value), Out(found, dict(twin=extra["twin"], queue=past))
+
+
+def names(batch: Batch) -> Int[Array, " b"]:
+    """Rows of one name are each other's pairs: a class, or what is no class's, the row's own id."""
+    own = -1 - batch["id"]
+    return jnp.where(batch["label"] >= 0, batch["label"], own) if "label" in batch else own
+
+
+def together(b: int, groups: int) -> Bool[Array, "b b"]:
+    """Which rows know each other: those of one contiguous block of b / groups."""
+    if b % groups:
+        raise UserError(f"a batch of {b} rows does not divide into groups={groups}")
+    group = jnp.arange(b) // (b // groups)
+    return group[:, None] == group
+
+
+# What is carried from step to step.
+
+
+def init(net: OmniVL, recipe: Recipe, rng: Array, spec: Spec) -> Params:
+    """The causal decoder's own attention starts as the text encoder's, as both start from BERT."""
+    *_, h, w, c = spec["video"].shape
+    image, clip = (jnp.zeros((1, frames, h, w, c)) for frames in (1, net.frames))
+    ids = jnp.zeros((1, spec["text"].shape[-1]), jnp.int32)
+    params = net.init(rng, image, clip, ids, method="visit")["params"]
+    blocks = params["text"]["encoder"]["blocks"]
+    return {
+        **params,
+        "decoder": {"blocks": {name: blocks[name] for name in OWN}},
+        "temperature": jnp.float32(recipe.temperature),
+    }
+
+
+def start(net: OmniVL, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
+    """The twin of what encodes, and empty queues."""
+    feature = jax.ShapeDtypeStruct((net.features,), jnp.float32)
+    name = jax.ShapeDtypeStruct((), jnp.int32)
+    past = queue.init(recipe.queue, video=feature, text=feature, name=name)
+    return dict(twin=queue.twin(encoders(params)), queue=past)
+
+
+def after_update(
+    net: OmniVL, recipe: Recipe, params: Params, extra: Extra, step: Array
+) -> tuple[Params, Extra]:
+    twin = queue.moving_average(extra["twin"], encoders(params), recipe.momentum)
+    temperature = jnp.clip(params["temperature"], 0.001, 0.5)
+    return {**params, "temperature": temperature}, {**extra, "twin": twin}
+
+
+def encoders(params: Params) -> Params:
+    """The parameters that have a twin."""
+    return tree.split(params, lambda name: re.fullmatch(TWIN, name) is not None)[0]
+
+
+def writing(params: Params) -> Params:
+    """The parameters with the causal decoder's self-attention in the text encoder's place."""
+    text = params["text"]
+    blocks = {**text["encoder"]["blocks"], **params["decoder"]["blocks"]}
+    return {**params, "text": {**text, "encoder": {"blocks": blocks}}}
+
+
+# What the trained net is used for.
+
+
+def encode_video(
+    net: OmniVL, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """memory: the normed tokens, which the decoders attend to."""
+    bound = bind(net, params, rng)
+    raw = bound.see(batch["video"])
+    tokens = bound.visual.norm(raw)
+    found = dict(raw=raw, tokens=tokens, mask=jnp.ones(raw.shape[:2], bool), memory=tokens)
+    return with_embedding(bound, "video", found)
+
+
+def encode_text(
+    net: OmniVL, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """memory: the ids, which the decoders read anew. BERT's blocks end in their norm."""
+    bound = bind(net, params, rng)
+    tokens = bound.read(batch["text"], batch["text_mask"])
+    found = dict(raw=tokens, tokens=tokens, mask=batch["text_mask"], memory=batch["text"])
+    return with_embedding(bound, "text", found)
+
+
+def with_embedding(bound: OmniVL, kind: str, found: dict[str, Array]) -> Encoded:
+    """Tasks may drop the projections."""
+    if f"{kind}_proj" not in bound.variables["params"]:
+        return found
+    vector = getattr(bound, f"{kind}_proj")(found["tokens"][:, 0])
+    return {**found, "embedding": vector.astype(jnp.promote_types(vector.dtype, jnp.float32))}
+
+
+def score_pair(
+    net: OmniVL,
+    params: Params,
+    extra: Extra,
+    video: Encoded,
+    text: Encoded,
+    rng: Array | None = None,
+) -> Encoded:
+    """score: VLM's log odds that row i of the one belongs to row i of the other; embedding: the
+    fused token that tells it."""
+    bound = bind(net, params, rng)
+    fused = bound.fuse(text["memory"], text["mask"], video["memory"])[:, 0]
+    fused = fused.astype(jnp.promote_types(fused.dtype, jnp.float32))
+    if "match_head" not in params:
+        return dict(embedding=fused)
+    logits = bound.match_head(fused).astype(jnp.float32)
+    return dict(score=logits[:, 1] - logits[:, 0], embedding=fused)
+
+
+def make(
+    *,
+    size: str | Sequence[int] = "B",
+    text_size: str | Sequence[int] = "B",
+    features: int = 256,
+    picture: int = 224,
+    frames: int = 8,
+    cube: Sequence[int] = (2, 16, 16),
+    weights: Mapping[str, float] | None = None,
+    temperature: float = 0.07,
+    queue: int = 57600,
+    momentum: float = 0.995,
+    alpha: float | Mapping[str, Any] = 0.4,
+    smoothing: float = 0.1,
+    groups: int = 1,
+    dropout: float = 0.1,
+    drop_path: float = 0.0,
+    dtype: str = "bfloat16",
+    remat: str | None = None,
+    unroll: int = 1,
+    vocab_size: int = 30522,
+    text_length: int = 512,
+    pad_id: int = 0,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+) -> Method:
+    """OmniVL as a `Method`. Batches need `video` (of one frame: images), `text`, `text_mask`, `id`,
+    and may have `label` (-1 where a row has no class); classes of all data are numbered as one.
+
+    size, text_size: names in `nn.sizes.ENCODERS`, or (width, depth, heads, mlp). features: width of
+    embeddings. picture: pixels of a side; frames: of a clip, at most. cube: frames, rows and
+    columns of a clip's token; an image's is one frame of it. weights: of contrast, match and words;
+    a loss with weight 0 is not computed. temperature: of step 0, learned from there. queue: rows
+    held. momentum: of the twin. alpha: a schedule, the twin's share in the targets of contrast.
+    smoothing: of words. dropout: BERT's. The rest as in nn.transformer.Stack.
+    """
+    weights = {**WEIGHTS, **(weights or {})}
+    if wrong := sorted(set(weights) - set(WEIGHTS)):
+        raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(WEIGHTS)}")
+    if frames < 2 * cube[0]:
+        raise UserError(f"method.frames={frames}: a clip has 2 cubes of {cube[0]} frames or more")
+    net = OmniVL(
+        sizes.pick(sizes.ENCODERS, size, "method.size"),
+        sizes.pick(sizes.ENCODERS, text_size, "method.text_size"),
+        features, picture, frames, (cube[0], cube[1], cube[2]), dropout, drop_path, dtype, remat,
+        unroll, vocab_size, text_length, pad_id, tuple(mean), tuple(std),
+    )  # fmt: skip
+    alpha = schedules.make(alpha, "method.alpha")
+    recipe = Recipe(weights, temperature, queue, momentum, alpha, smoothing, groups)
+    verbs = dict(video=encode_video, text=encode_text, pair=score_pair)
+    return Method(
+        init=partial(init, net, recipe),
+        loss=partial(loss, net, recipe),
+        encode={name: partial(verb, net) for name, verb in verbs.items()},
+        start=partial(start, net, recipe),
+        after_update=partial(after_update, net, recipe),
+    )
+
+
+def bind(net: OmniVL, params: Params, rng: Array | None) -> OmniVL:
+    """The net with its parameters; dropout and drop path act when there is a key."""
+    return net.bind({"params": params}, rngs={} if rng is None else {"dropout": rng})
