@@ -81,6 +81,20 @@ TEMPLATES = (
     "{background} bands with a {size} {colour} {shape} {doing}",
     "a {size} {shape} is {doing} on {background} and it is {colour}",
 )
+PROMPTS = ("a video of {}", "this is {}", "{} can be seen here")
+QUESTIONS = dict(
+    colour="what colour is the shape",
+    shape="which shape is it",
+    size="how large is the shape",
+    motion="what does the shape do",
+    background="which colours are the bands",
+)
+ANSWERS = [(name, value) for name, values in ATTRIBUTES.items() for value in values]
+CAPTIONS = {
+    "attributes": "",
+    "class": "needs a label",
+    "question": "has labels of its own; drop label",
+}
 HELD_OUT = 200  # combinations that never occur in training
 SPLITS = ("train", "val")
 RATE = 8  # frames per second
@@ -163,21 +177,40 @@ def read(plan: Plan, split: str, index: int) -> UInt8[np.ndarray, "t h w c"]:
     return render(attributes, rng, plan.side, plan.frames)
 
 
-def source(plan: Plan, split: str, label: str | None = None) -> Source:
+def source(plan: Plan, split: str, label: str | None = None, caption: str = "attributes") -> Source:
     """The clips of a split and their captions, as `write` lists them; no file is needed.
 
-    label: the attribute whose values are the classes, numbered as in its table.
+    label: the attribute whose values are the classes, numbered as in its table
+    caption: "attributes", of all of them; "class", a prompt with a word for the class; "question",
+             about one attribute, and then the class is the answer, numbered as in `ANSWERS`
     """
     if label is not None and label not in ATTRIBUTES:
         raise UserError(f"shapes: no attribute '{label}'; known: {', '.join(ATTRIBUTES)}")
+    if caption not in CAPTIONS:
+        raise UserError(f"shapes: caption={caption!r}; known: {', '.join(CAPTIONS)}")
+    if (caption == "class") != (label is not None) and caption != "attributes":
+        raise UserError(f"shapes: caption={caption!r} {CAPTIONS[caption]}")
 
     def clip(index: int) -> Clip:
-        attributes, caption = describe(plan.seed, split, index)
-        values = list(ATTRIBUTES[label]) if label else []
-        number = values.index(getattr(attributes, label)) if label else None
-        return Clip(clip_path(split, index), (caption,), number)
+        attributes, text = describe(plan.seed, split, index)
+        number = None
+        if label:
+            number = list(ATTRIBUTES[label]).index(getattr(attributes, label))
+        rng = generator(plan.seed, split, index, 2)
+        if caption == "class":
+            text = pick(rng, PROMPTS).format(say(rng, attributes, str(label)))
+        elif caption == "question":
+            asked = pick(rng, list(QUESTIONS))
+            text, number = QUESTIONS[asked], ANSWERS.index((asked, getattr(attributes, asked)))
+        return Clip(clip_path(split, index), (text,), number)
 
     return Source(root="", clips=tuple(map(clip, range(clip_count(plan, split)))))
+
+
+def say(rng: np.random.Generator, attributes: Attributes, name: str) -> str:
+    """A word for the value of one attribute; for a motion, what the shape is seen doing."""
+    word = pick(rng, ATTRIBUTES[name][getattr(attributes, name)])
+    return word[1] if name == "motion" else word
 
 
 def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -> bool:

@@ -326,14 +326,18 @@ def score_pair(
     text: Encoded,
     rng: Array | None = None,
 ) -> Encoded:
-    """score: VTM's log odds that row i of the one belongs to row i of the other."""
+    """score: VTM's log odds that row i of the one belongs to row i of the other; embedding: of both
+    together, which VTM's head reads."""
     bound, k = bind(net, params, rng), video["memory"].shape[1]
     tokens = bound.encode(
         jnp.concatenate([video["memory"], text["memory"]], axis=1), beside(k, text["mask"])
     )
     text_mask = jnp.ones_like(text["mask"]) if net.pool_padding else text["mask"]
-    logits = bound.match(pool.mean(tokens, beside(k, text_mask))).astype(jnp.float32)
-    return dict(score=logits[:, 1] - logits[:, 0])
+    found = dict(embedding=pool.mean(tokens, beside(k, text_mask)))
+    if "vtm_head" in params:  # a task may have dropped it
+        logits = bound.match(found["embedding"]).astype(jnp.float32)
+        found["score"] = logits[:, 1] - logits[:, 0]
+    return found
 
 
 def reconstruct(

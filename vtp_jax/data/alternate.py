@@ -1,0 +1,72 @@
+"""Training on sources of different structure, such as images and clips: their batches take turns.
+
+Which source a step reads, and how many batches of it came before, are functions of (seed, step): a
+run that starts at step k sees what an unbroken one sees there.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vtp_jax.types import Batch, Spec
+
+TURN = 4  # what a random generator is for, beside those of the pipeline
+
+
+class Training(NamedTuple):
+    """What one source gives to training. The fields as in `types.Data`; classes: how many occur."""
+
+    spec: Spec
+    batches: Callable[[int], Iterator[Batch]]
+    rows: int
+    classes: int
+    counts: Callable[[], Mapping[str, int]]
+
+
+def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Training:
+    """One out of several: of every sum(turns) steps each has its number, in an order drawn anew.
+    `id` and `label` number on from one source to the next. The spec is the first's."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def batches(first: int) -> Iterator[Batch]:
+        _, done = turn(turns, seed, first)
+        own = [part.batches(start) for part, start in zip(parts, done, strict=True)]
+        for step in itertools.count(first):
+            k, _ = turn(turns, seed, step)
+            yield number_on(next(own[k]), parts[:k])
+
+    def counts() -> dict[str, int]:
+        return dict(sum((collections.Counter(p.counts()) for p in parts), collections.Counter()))
+
+    rows, classes = (sum(getattr(part, name) for part in parts) for name in ("rows", "classes"))
+    return Training(parts[0].spec, batches, rows, classes, counts)
+
+
+def turn(turns: Sequence[int], seed: int, step: int) -> tuple[int, list[int]]:
+    """Whose turn it is at a step, and how many each has had before."""
+    cycle, place = divmod(step, sum(turns))
+    order = orders(tuple(turns), seed, cycle)
+    had = [cycle * n + order[:place].count(k) for k, n in enumerate(turns)]
+    return order[place], had
+
+
+@functools.lru_cache(maxsize=4)
+def orders(turns: tuple[int, ...], seed: int, cycle: int) -> list[int]:
+    rng = np.random.default_rng([TURN, seed, cycle])
+    return rng.permutation(np.repeat(np.arange(len(turns)), turns)).tolist()
+
+
+def number_on(batch: Batch, before: Sequence[Training]) -> Batch:
+    """The batch with `id` and `label` after all of the sources before; -1 stays what it is."""
+    shift = dict(id=sum(p.rows for p in before), label=sum(p.classes for p in before))
+    found = {
+        k: np.where(batch[k] < 0, batch[k], batch[k] + n) for k, n in shift.items() if k in batch
+    }
+    return {**batch, **{k: x.astype(np.int32) for k, x in found.items()}}

@@ -1,0 +1,162 @@
+"""Retrieval both ways with a second look: the k best by cosine are put in order anew by the score
+that the method gives a pair (ALBEF, BLIP and their followers report such numbers).
+
+The rule: who is among a query's k best by cosine is ranked by `encode[pair]`, ties by cosine;
+everyone else keeps the place that cosine gives. t2v counts the place of the caption's own video,
+v2t that of the video's best caption. A score that is not a number is the least. Each video and each
+caption is encoded once; pairs are scored in blocks of one size, rows of a block over the mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
+
+from vtp_jax import sharding
+from vtp_jax.evals import retrieval
+from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
+
+READ = ("embedding", "memory", "mask")  # of what the method says of a row
+
+
+class Gallery(NamedTuple):
+    """Rows that could be read, on the host."""
+
+    id: Int[np.ndarray, "n"]
+    said: Mapping[str, Any]  # arrays, rows first; those of READ that the method gives
+
+
+def make(
+    *,
+    encode: Mapping[str, Callable[..., Mapping[str, Any]]],
+    streams: Mapping[str, Stream],
+    mesh: Mesh,
+    stream: str = "val",
+    video: str = "video",
+    text: str = "text",
+    pair: str = "pair",
+    k: int = 128,
+    ks: Sequence[int] = (1, 5, 10),
+    block: int = 256,
+) -> Evaluator:
+    """Retrieval on `stream` and `<stream>/captions`, as evals.retrieval names them, by
+    `encode[pair]` among the k best of each query. Yields t2v_* and v2t_* as it does, n_videos and
+    n_captions. block: pairs scored at a time. Holds the `memory` of all rows on the host.
+    """
+    for name in (video, text, pair):
+        if name not in encode:
+            raise UserError(
+                f"rerank: the method has no encode '{name}'; it has {', '.join(sorted(encode))}"
+            )
+    captions = retrieval.captions_of(streams, stream)
+    whole = NamedSharding(mesh, PartitionSpec())
+    describe = {kind: jitted(encode[kind], whole) for kind in (video, text)}
+    score = jax.jit(lambda *a: encode[pair](*a)["score"].astype(jnp.float32), out_shardings=whole)
+
+    def run(state: State) -> Iterator[tuple[str, float]]:
+        videos = gather(streams[stream], describe[video], state, mesh)
+        texts = gather(streams[captions], describe[text], state, mesh)
+        owner = retrieval.owners(texts.id, videos.id, stream)
+        known = owner >= 0
+        texts, owner = Gallery(texts.id[known], rows(texts.said, known)), owner[known]
+
+        def look(a: Int[np.ndarray, "p"], b: Int[np.ndarray, "p"]) -> Float[np.ndarray, "p"]:
+            return score_pairs(score, state, mesh, videos.said, texts.said, (a, b), block)
+
+        vectors = [one.said["embedding"] for one in (texts, videos)]
+        best = retrieval.top(*vectors, k)[1]
+        scores = look(best.reshape(-1), np.repeat(np.arange(len(best)), best.shape[1]))
+        own = best == owner[:, None]
+        t2v = place(scores.reshape(best.shape), own)
+        before = retrieval.rank(*vectors, owner)
+        t2v = np.where(own.any(axis=1), t2v, before.t2v)
+
+        best = retrieval.top(*vectors[::-1], k)[1]
+        scores = look(np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1))
+        own = owner[best] == np.arange(len(best))[:, None]
+        asked = np.isin(np.arange(len(best)), owner)
+        v2t = place(scores.reshape(best.shape), own)[asked]
+        v2t = np.where(own.any(axis=1)[asked], v2t, before.v2t)
+
+        yield from retrieval.summarise("t2v", t2v, ks).items()
+        yield from retrieval.summarise("v2t", v2t, ks).items()
+        yield "n_videos", float(len(videos.id))
+        yield "n_captions", float(len(texts.id))
+
+    protocol = (
+        f"retrieval, re-ranked: {streams[stream].rows} videos of '{stream}' and "
+        f"{streams[captions].rows} captions of '{captions}'; the {k} best of each query by cosine "
+        f"(encode '{video}', '{text}') in the order of encode '{pair}', the others after them by "
+        "cosine. rN is a fraction in [0, 1], mdr and mnr count from 1. Unreadable videos and their "
+        "captions are left out."
+    )
+    return Evaluator(run, protocol)
+
+
+def jitted(encode: Callable[..., Mapping[str, Any]], whole: NamedSharding) -> Callable[..., Any]:
+    """(params, extra, batch) -> (id, valid, what is kept of a row), whole on every device."""
+
+    def f(params: Any, extra: Any, batch: Batch) -> Any:
+        if "video" in batch and batch["video"].ndim == 6:
+            raise UserError("rerank: one clip of each video; set config.data.video.views=None")
+        said = encode(params, extra, batch)
+        return batch["id"], batch["valid"], {name: said[name] for name in READ if name in said}
+
+    return jax.jit(f, out_shardings=whole)
+
+
+def gather(stream: Stream, describe: Callable[..., Any], state: State, mesh: Mesh) -> Gallery:
+    """What the method says of every row of a stream that is valid."""
+    kept = []
+    with sharding.activate(mesh):
+        for batch in stream.batches():
+            made = describe(state.params, state.extra, sharding.put(batch, mesh))
+            ids, valid, said = jax.device_get(made)
+            kept.append((ids[valid], rows(said, valid)))
+    ids, said = (
+        jax.tree.map(lambda *x: np.concatenate(x), *part) for part in zip(*kept, strict=True)
+    )
+    if not len(ids):
+        raise UserError("rerank: the stream has no row that could be read; check the data")
+    return Gallery(ids, said)
+
+
+def rows(said: Mapping[str, Any], which: Any) -> Mapping[str, Any]:
+    return jax.tree.map(lambda x: x[which], said)
+
+
+def score_pairs(
+    score: Callable[..., Any],
+    state: State,
+    mesh: Mesh,
+    videos: Mapping[str, Any],
+    texts: Mapping[str, Any],
+    pairs: tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]],
+    block: int,
+) -> Float[np.ndarray, "p"]:
+    """Scores of (video, text) pairs by their positions; the last block is filled up with pairs of
+    the first rows."""
+    count = len(pairs[0])
+    a, b = (np.pad(x, (0, -count % block)).reshape(-1, block) for x in pairs)
+    found = []
+    with sharding.activate(mesh):
+        for i, j in zip(a, b, strict=True):
+            placed = [
+                jax.device_put(rows(said, which), sharding.batch_sharding(mesh))
+                for said, which in ((videos, i), (texts, j))
+            ]
+            found.append(jax.device_get(score(state.params, state.extra, *placed)))
+    return np.concatenate(found)[:count]
+
+
+def place(scores: Float[np.ndarray, "m k"], own: Any) -> Float[np.ndarray, "m"]:
+    """Where the best of a query's own stands, from 0, when its k best are put in the order of their
+    scores; the k come in the order of their cosines, which decides ties."""
+    order = np.argsort(-np.where(np.isnan(scores), -np.inf, scores), axis=1, kind="stable")
+    return np.argmax(np.take_along_axis(own, order, axis=1), axis=1).astype(np.float64)
