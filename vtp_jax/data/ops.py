@@ -6,6 +6,8 @@ those of the notes in docs/data.md, which follow the SimVTP code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
@@ -41,6 +43,19 @@ def centre_frames(length: int, frames: int, stride: int) -> Int[np.ndarray, "t"]
 def walk(length: int, frames: int, stride: int, start: int) -> Int[np.ndarray, "t"]:
     steps = max((length - 2 - start) // stride, 0)
     return start + stride * np.minimum(np.arange(frames), steps)
+
+
+def in_parts(
+    parts: int, choose: Callable[[int], Int[np.ndarray, "t"]]
+) -> Callable[[int], Int[np.ndarray, "n"]]:
+    """`choose`, which gives numbers of frames of a video by its length, asked for each of as many
+    equal parts of a longer video: the numbers in order, part by part."""
+
+    def choose_all(length: int) -> Int[np.ndarray, "n"]:
+        part = length // parts
+        return np.concatenate([i * part + choose(part) for i in range(parts)])
+
+    return choose_all
 
 
 def view_frames(length: int, frames: int, stride: int, segments: int) -> Int[np.ndarray, "s t"]:

@@ -25,7 +25,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int, UInt8
 
-from vtp_jax.data import ops, shapes, sources, video
+from vtp_jax.data import alternate, ops, shapes, sources, video
 from vtp_jax.data import text as tokens
 from vtp_jax.types import Batch, Data, Spec, Stream, UserError
 
@@ -44,10 +44,16 @@ Run = Callable[..., Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]]
 
 
 class Clips(NamedTuple):
-    """A source and how its frames are read; `read` raises video.Unreadable."""
+    """A source and how its frames are read; `read` raises video.Unreadable.
+
+    pieces: of how many equal parts a row shows a clip each, in order, "v t h w c", with the parts'
+    captions "v l", which are all captions of a video; 1 shows one clip of the whole, and one
+    caption.
+    """
 
     source: sources.Source
     read: Callable[[int, video.Choose], UInt8[np.ndarray, "t h w c"]]
+    pieces: int = 1
 
 
 class Words(NamedTuple):
@@ -112,6 +118,7 @@ def make(
     train: Mapping[str, Any],
     video: Mapping[str, Any],
     text: Mapping[str, Any] | None = None,
+    also: Mapping[str, Mapping[str, Any]] | None = None,
     evals: Mapping[str, Mapping[str, Any]] | None = None,
     eval_batch: int | None = None,
     max_failed: float = 0.05,
@@ -123,6 +130,8 @@ def make(
     kind:    `files` (decoded inside tf.data) or `shapes` (without files and TensorFlow)
     batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
     train:   of files: the arguments of `sources.load`; of shapes: those of `open_shapes`
+    also:    {name: the fields of `More`}: sources of another structure, such as images, whose
+             batches alternate with those of `train`
     evals:   {name: as `train`}; each gives two streams, `name` (videos, with their first captions)
              and `name/captions` (every caption, no videos); of shapes, the held-out clips
     video:   the fields of `Look`
@@ -141,41 +150,56 @@ def make(
             raise UserError(f"data.{name}={rows} does not divide over {process[1]} processes")
     open_clips, run = kinds[kind]
     run = functools.partial(run, workers=workers or os.cpu_count() or 1)
-    look = fit("data.video", Look, video)
-    if look.crop not in CROPS:
-        raise UserError(f"data.video.crop={look.crop!r} is not known; known: {', '.join(CROPS)}")
-    clips = fit("data.train", open_clips, train, "train")
+    look = open_look("data.video", video)
+    parts = {"data.train": More(train, {}, batch, 1)}
+    parts |= {f"data.also.{k}": fit(f"data.also.{k}", More, one) for k, one in (also or {}).items()}
+    clips = {where: fit(where, open_clips, one.train, "train") for where, one in parts.items()}
     if text:
-        check_captions(clips.source, "data.train")
-    words = fit("data.text", open_text, text, clips.source) if text else None
-    ledger = Ledger(clips.source, max_failed)
+        for where, one in clips.items():
+            check_captions(one.source, where)
+    everything = sources.Source("", tuple(c for one in clips.values() for c in one.source.clips))
+    words = fit("data.text", open_text, text, everything) if text else None
+
+    def open_training(where: str) -> alternate.Training:
+        look = open_look(f"{where}.video", {**video, **parts[where].video})
+        rows = parts[where].batch or batch
+        if rows % process[1]:
+            raise UserError(f"{where}.batch={rows} does not divide over {process[1]} processes")
+        check_views(clips[where], where, "repeats", look.repeats > 1)
+        source = clips[where].source
+        order = shuffled_order(rows, process, seed, len(source.clips))
+        ledger, labels = Ledger(source, max_failed), labels_of(source)
+        return alternate.Training(
+            spec=make_spec(rows, clips[where], look, words, labels),
+            batches=functools.partial(
+                train_batches, clips[where], look, words, order, seed, run, ledger
+            ),
+            rows=len(source.clips),
+            classes=0 if labels is None else int(labels.max()) + 1,
+            counts=ledger.counts,
+        )
+
+    training = alternate.alternate(
+        [open_training(where) for where in parts], [one.turns for one in parts.values()], seed
+    )
     streams = {}
     for name, given in (evals or {}).items():
         held_out = fit(f"data.evals.{name}", open_clips, given, "val")
+        check_views(held_out, f"data.evals.{name}", "views", look.views is not None)
         order = functools.partial(list_order, eval_batch or batch, process)
         streams[name] = stream_videos(held_out, look, words, order, run)
         if words:
             check_captions(held_out.source, f"data.evals.{name}")
             streams[f"{name}/captions"] = stream_captions(held_out.source, words, order)
-    labels = labels_of(clips.source)
-    facts = dict(mean=MEAN, std=STD, labels=0 if labels is None else int(labels.max()) + 1)
+    facts = dict(mean=MEAN, std=STD, labels=training.classes)
     return Data(
-        spec=make_spec(batch, look, words, labels),
-        batches=functools.partial(
-            train_batches,
-            clips,
-            look,
-            words,
-            shuffled_order(batch, process, seed, len(clips.source.clips)),
-            seed,
-            run,
-            ledger,
-        ),
-        rows=len(clips.source.clips),
+        spec=training.spec,
+        batches=training.batches,
+        rows=training.rows,
         streams=streams,
         facts=dict(words.tokenizer.facts, **facts) if words else facts,
         decode=words.tokenizer.decode if words else lambda ids: [""] * len(ids),
-        counts=ledger.counts,
+        counts=training.counts,
     )
 
 
@@ -192,6 +216,23 @@ def fit(where: str, function: Callable[..., Any], given: Mapping[str, Any], *fir
     return function(*first, **given)
 
 
+class More(NamedTuple):
+    """A further source of training batches. train: as `make`'s; video: what differs from `make`'s;
+    batch: rows, by default as many; turns: how often its batches come for each of `train`'s."""
+
+    train: Mapping[str, Any]
+    video: Mapping[str, Any] = {}
+    batch: int | None = None
+    turns: int = 1
+
+
+def open_look(where: str, video: Mapping[str, Any]) -> Look:
+    look = fit(where, Look, video)
+    if look.crop not in CROPS:
+        raise UserError(f"{where}.crop={look.crop!r} is not known; known: {', '.join(CROPS)}")
+    return look
+
+
 def open_files(
     split: str,
     *,
@@ -201,8 +242,10 @@ def open_files(
     caption_column: str | None = "caption",
     label_column: str | None = None,
     max_absent: float = 0.0,
+    pieces: int = 1,
 ) -> Clips:
-    """The videos that a caption file names: see `sources.load`. `split` changes nothing."""
+    """The videos that a caption file names: see `sources.load`. `split` changes nothing. pieces:
+    more than 1 where the captions of a video, as many, are those of its equal parts, in order."""
     source = sources.load(
         root,
         captions,
@@ -211,7 +254,12 @@ def open_files(
         label_column=label_column,
         max_absent=max_absent,
     )
-    return Clips(source, lambda index, choose: video.read_frames(source.file(index), choose))
+    if pieces > 1 and (odd := [c for c in source.clips if len(c.captions) != pieces]):
+        raise UserError(
+            f"{captions}: '{odd[0].path}' has {len(odd[0].captions)} captions; "
+            f"pieces={pieces} needs one for each of its parts"
+        )
+    return Clips(source, lambda i, choose: video.read_frames(source.file(i), choose), pieces)
 
 
 def open_shapes(
@@ -222,14 +270,26 @@ def open_shapes(
     frames: int = 16,
     seed: int = 0,
     label: str | None = None,
+    caption: str = "attributes",
+    pieces: int = 1,
 ) -> Clips:
-    """The first `clips` of a split of the shapes corpus, drawn when asked for. label: the attribute
-    that is the class, if any."""
-    plan = shapes.Plan(train=clips, val=clips, side=side, frames=frames, seed=seed)
-    return Clips(
-        shapes.source(plan, split, label),
-        lambda index, choose: shapes.read(plan, split, index)[choose(frames)],
-    )
+    """The first `clips` of a split of the shapes corpus, drawn when asked for.
+
+    label: the attribute that is the class, if any; caption: what is said, see `shapes.source`.
+    pieces: longer videos instead, as many, each of so many clips that follow each other.
+    """
+    if pieces > 1 and label is not None:
+        raise UserError("shapes: a video of several pieces has no one label; drop label or pieces")
+    count = clips * pieces
+    plan = shapes.Plan(train=count, val=count, side=side, frames=frames, seed=seed)
+    source = sources.in_a_row(shapes.source(plan, split, label, caption), pieces)
+
+    def read(index: int, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
+        parts = range(index * pieces, (index + 1) * pieces)
+        film = np.concatenate([shapes.read(plan, split, i) for i in parts])
+        return film[choose(len(film))]
+
+    return Clips(source, read, pieces)
 
 
 def open_text(
@@ -255,6 +315,14 @@ def open_text(
 def check_captions(source: sources.Source, where: str) -> None:
     if not all(clip.captions for clip in source.clips):
         raise UserError(f"{where} has no captions to read; name caption_column, or drop data.text")
+
+
+def check_views(clips: Clips, where: str, name: str, asked: bool) -> None:
+    if clips.pieces > 1 and asked:
+        raise UserError(
+            f"{where}.pieces={clips.pieces} and data.video.{name} both ask for several clips of a "
+            "video; drop one of them"
+        )
 
 
 # The order.
@@ -298,15 +366,28 @@ def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int) -> 
     """A training clip "[v] t h w c"; which part of the video it shows depends on all three numbers.
     Of several views each is a crop of its own."""
     rng = np.random.default_rng([LOOK, seed, epoch, index])
-    frames = clips.read(index, lambda n: ops.sample_frames(n, look.frames, look.stride, rng))
+
+    def choose(n: int) -> Ints:
+        return ops.sample_frames(n, look.frames, look.stride, rng)
+
+    frames = clips.read(index, ops.in_parts(clips.pieces, choose))
     crops = [CROPS[look.crop](frames, look.size, rng) for _ in range(look.repeats)]
-    return crops[0] if look.repeats == 1 else np.stack(crops)
+    return in_order(clips, crops[0]) if look.repeats == 1 else np.stack(crops)
 
 
 def show_centre(clips: Clips, look: Look, index: int) -> Pixels:
-    """The clip in the middle, "t h w c"."""
-    frames = clips.read(index, lambda n: ops.centre_frames(n, look.frames, look.stride))
-    return ops.crop_centre(frames, look.size)
+    """The clip in the middle, "[v] t h w c"."""
+
+    def choose(n: int) -> Ints:
+        return ops.centre_frames(n, look.frames, look.stride)
+
+    frames = clips.read(index, ops.in_parts(clips.pieces, choose))
+    return in_order(clips, ops.crop_centre(frames, look.size))
+
+
+def in_order(clips: Clips, frames: Pixels) -> Pixels:
+    """The frames of all pieces as clips of their own, where there are several."""
+    return frames if clips.pieces == 1 else frames.reshape(clips.pieces, -1, *frames.shape[1:])
 
 
 def show_views(clips: Clips, look: Look, index: int) -> Pixels:
@@ -395,11 +476,20 @@ def import_tensorflow() -> Any:
 # The batches.
 
 
-def encode(words: Words | None, captions: Sequence[str]) -> dict[str, Any]:
+def encode(words: Words | None, captions: Sequence[str], pieces: int = 1) -> dict[str, Any]:
+    """The ids "b l" of captions; "b k l" where each row has so many pieces, one after the other."""
     if words is None:
         return {}
     ids, mask, maskable = words.tokenizer.encode(captions, words.length)
-    return dict(text=ids, text_mask=mask, maskable=maskable)
+    found = dict(text=ids, text_mask=mask, maskable=maskable)
+    if pieces == 1:
+        return found
+    return {key: x.reshape(-1, pieces, words.length) for key, x in found.items()}
+
+
+def row_shape(clips: Clips, look: Look) -> tuple[int, ...]:
+    """The shape of a training row's video."""
+    return look.shown if clips.pieces == 1 else (clips.pieces, *look.picture)
 
 
 def labels_of(source: sources.Source) -> Int[np.ndarray, "n"] | None:
@@ -413,14 +503,15 @@ def classify(labels: Int[np.ndarray, "m"] | None, indices: Ints) -> dict[str, An
 
 
 def make_spec(
-    batch: int, look: Look, words: Words | None, labels: Int[np.ndarray, "n"] | None
+    batch: int, clips: Clips, look: Look, words: Words | None, labels: Int[np.ndarray, "n"] | None
 ) -> Spec:
     """Shapes and dtypes of a global training batch."""
+    told = encode(words, [""] * clips.pieces, clips.pieces)
     sample = dict(
-        video=np.zeros(look.shown, np.uint8),
+        video=np.zeros(row_shape(clips, look), np.uint8),
         id=np.int32(0),
         valid=np.bool_(True),
-        **{key: rows[0] for key, rows in encode(words, [""]).items()},
+        **{key: rows[0] for key, rows in told.items()},
         **{key: rows[0] for key, rows in classify(labels, np.zeros(1, int)).items()},
     )
     return {k: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for k, x in sample.items()}
@@ -437,7 +528,7 @@ def train_batches(
     first_step: int,
 ) -> Iterator[Batch]:
     """Endless training batches from a step on; nothing before it is decoded."""
-    shape, labels = look.shown, labels_of(clips.source)
+    shape, labels = row_shape(clips, look), labels_of(clips.source)
     show = functools.partial(show_random, clips, look, seed)
     first = first_step * order.rows
     ledger.clear()
@@ -445,24 +536,29 @@ def train_batches(
     for step, (pixels, causes) in enumerate(pieces, first_step):
         epochs, indices = order.at(np.arange(step * order.rows, (step + 1) * order.rows))
         captions = [
-            choose_caption(clips.source.clips[i].captions, seed, int(e), int(i))
+            caption
             for e, i in zip(epochs, indices, strict=True)
+            for caption in choose_captions(clips, seed, int(e), int(i))
         ]
         ledger.enter(indices, causes)
         yield dict(
             video=pixels,
-            **encode(words, captions),
+            **encode(words, captions, clips.pieces),
             **classify(labels, indices),
             id=indices.astype(np.int32),
             valid=causes == GOOD,
         )
 
 
-def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -> str:
+def choose_captions(clips: Clips, seed: int, epoch: int, index: int) -> Sequence[str]:
+    """One of a video's captions, or those of its pieces, which are all."""
+    captions = clips.source.clips[index].captions
+    if clips.pieces > 1:
+        return captions
     if len(captions) < 2:
-        return captions[0] if captions else ""
+        return captions or [""]
     rng = np.random.default_rng([CAPTION, seed, epoch, index])
-    return captions[int(rng.integers(len(captions)))]
+    return [captions[int(rng.integers(len(captions)))]]
 
 
 class Ledger:
@@ -518,6 +614,8 @@ def stream_videos(
     shape = look.picture
     if look.views is not None:
         shape = (look.views[0] * look.views[1], *shape)
+    elif clips.pieces > 1:
+        shape = (clips.pieces, *shape)
     table, labels = make_table(clips.source), labels_of(clips.source)
     look_at = show_centre if look.views is None else show_views
     ledger = Ledger(clips.source, max_failed=1.0)
@@ -531,10 +629,11 @@ def stream_videos(
         for step, (pixels, causes) in enumerate(made):
             _, indices = order.at(np.arange(step * order.rows, (step + 1) * order.rows))
             ledger.enter(indices, causes)
-            captions = [table["caption"][i] if i >= 0 else "" for i in indices]
+            blank, told = [""] * clips.pieces, table["captions"]
+            captions = [c for i in indices for c in (told[i] if i >= 0 else blank)[: clips.pieces]]
             yield dict(
                 video=pixels,
-                **encode(words, captions),
+                **encode(words, captions, clips.pieces),
                 **classify(labels, indices),
                 id=indices.astype(np.int32),
                 valid=causes == GOOD,

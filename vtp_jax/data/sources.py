@@ -104,6 +104,18 @@ def from_files(
     return Source("", tuple(Clip(f, t) for f, t in zip(files, texts, strict=True)))
 
 
+def in_a_row(source: Source, count: int) -> Source:
+    """Longer videos, of `count` clips that follow each other in a source: each under its first
+    clip's path, with the first captions of all its clips, in order. 1 changes nothing."""
+    if count == 1:
+        return source
+    rows = [source.clips[i : i + count] for i in range(0, len(source.clips), count)]
+    return Source(
+        source.root,
+        tuple(Clip(row[0].path, tuple(c.captions[0] for c in row)) for row in rows),
+    )
+
+
 def find_videos(folder: Path) -> Iterator[Path]:
     """Every file below `folder` whose name ends like a video's."""
     for parent, _, names in os.walk(folder):

@@ -1,11 +1,13 @@
-"""Captions to token ids and back. Two kinds of tokenizer behind one set of functions.
+"""Captions to token ids and back. Three kinds of tokenizer behind one set of functions.
 
-`sentencepiece` is trained on the corpus (`train`); `wordpiece` is BERT's, from its vocab.txt. Ids
-are [CLS] pieces [SEP] and then [PAD]; what is too long loses its last pieces, never [SEP].
+`sentencepiece` is trained on the corpus (`train`); `wordpiece` is BERT's, from its vocab.txt;
+`clip` is CLIP's, from its bpe_simple_vocab_16e6.txt.gz. Ids are [CLS] pieces [SEP] and then [PAD];
+what is too long loses its last pieces, never [SEP].
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
@@ -17,14 +19,19 @@ import numpy as np
 import sentencepiece
 from absl import logging
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer as BertTokenizer
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Pieces
 
 from vtp_jax.types import UserError
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
-UNSEEN = (PAD, CLS, SEP)  # left out of what `decode` writes
+NAMED = {piece[1:-1].lower(): piece for piece in SPECIAL}
+UNSEEN = ("pad", "cls", "sep")  # left out of what `decode` writes
+# CLIP's: bytes are all it needs to know, and padding is the first of them, id 0.
+CLIP_SPECIAL = dict(pad="!", cls="<|startoftext|>", sep="<|endoftext|>")
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+CLIP_MERGES = 48_894  # of the file's lines, after the first; the rest was not used
 
 Encoding = tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]
 
@@ -34,7 +41,7 @@ class Tokenizer(NamedTuple):
             special id, so word masking may hide it), each "b l"
     decode: ids "b l" -> a line of words for each row; [MASK] and [UNK] stay visible
     pieces: ids "l" -> the piece behind each id
-    facts:  vocab_size, pad_id, unk_id, cls_id, sep_id, mask_id
+    facts:  vocab_size, pad_id, cls_id, sep_id; unk_id and mask_id, which CLIP's has not
     """
 
     encode: Callable[[Sequence[str], int], Encoding]
@@ -44,8 +51,8 @@ class Tokenizer(NamedTuple):
 
 
 def make(*, kind: str, path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a SentencePiece model file or of a BERT vocab.txt."""
-    kinds = dict(sentencepiece=load_sentencepiece, wordpiece=load_wordpiece)
+    """The tokenizer of a SentencePiece model file, of a BERT vocab.txt, or of CLIP's merges."""
+    kinds = dict(sentencepiece=load_sentencepiece, wordpiece=load_wordpiece, clip=load_clip)
     if kind not in kinds:
         raise UserError(f"text.kind={kind!r} is not a tokenizer; known: {', '.join(kinds)}")
     return kinds[kind](path)
@@ -83,9 +90,7 @@ def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"no vocabulary '{path}'; text.path must be BERT's vocab.txt")
     vocabulary = path.read_text(encoding="utf-8").splitlines()
-    bert = BertTokenizer(
-        models.WordPiece({piece: i for i, piece in enumerate(vocabulary)}, unk_token=UNK)
-    )
+    bert = Pieces(models.WordPiece({piece: i for i, piece in enumerate(vocabulary)}, unk_token=UNK))
     bert.normalizer = normalizers.BertNormalizer(lowercase=True)
     bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return assemble(
@@ -96,28 +101,69 @@ def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
     )
 
 
+def load_clip(path: str | os.PathLike[str]) -> Tokenizer:
+    """CLIP's tokenizer (arXiv 2103.00020): lower-case BPE of bytes, from the file of its merges.
+
+    The code also mends broken text with ftfy and resolves HTML's entities; this does not.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file '{path}'; text.path must be CLIP's bpe_simple_vocab_16e6.txt.gz")
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines = file.read().splitlines()[1 : 1 + CLIP_MERGES]
+        merges = [(a, b) for a, b in (line.split() for line in lines)]
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is not CLIP's file of merges: {error}") from None
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [letter + "</w>" for letter in letters]
+    joined = [a + b for a, b in merges]
+    vocabulary = [*letters, *ends, *joined, CLIP_SPECIAL["cls"], CLIP_SPECIAL["sep"]]
+    ids = {piece: i for i, piece in enumerate(vocabulary)}
+    clip = Pieces(models.BPE(ids, merges, end_of_word_suffix="</w>"))
+    clip.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    clip.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bytes_of = decoders.ByteLevel()
+    return assemble(
+        vocabulary,
+        lambda texts: [e.ids for e in clip.encode_batch(list(texts))],
+        lambda pieces: bytes_of.decode(list(pieces)).replace("</w>", " "),
+        str(path),
+        CLIP_SPECIAL,
+    )
+
+
 def assemble(
     vocabulary: Sequence[str],
     split: Callable[[Sequence[str]], list[list[int]]],
     join: Callable[[Sequence[str]], str],
     where: str,
+    special: Mapping[str, str] = NAMED,
 ) -> Tokenizer:
-    """A tokenizer of a vocabulary, of split: captions -> ids, and of join: pieces -> words."""
+    """A tokenizer of a vocabulary, of split: captions -> ids, and of join: pieces -> words.
+    special: the pieces that stand for something else."""
     ids = {piece: i for i, piece in enumerate(vocabulary)}
-    if missing := [piece for piece in SPECIAL if piece not in ids]:
-        raise UserError(f"{where} has no piece {missing[0]}; it needs {' '.join(SPECIAL)}")
-    special = np.asarray([ids[piece] for piece in SPECIAL])
-    facts = dict(vocab_size=len(vocabulary))
-    facts |= {f"{piece[1:-1].lower()}_id": ids[piece] for piece in SPECIAL}
+    if missing := [piece for piece in special.values() if piece not in ids]:
+        raise UserError(f"{where} has no piece {missing[0]}; it needs {' '.join(special.values())}")
+    facts = {f"{name}_id": ids[piece] for name, piece in special.items()}
+    reserved = np.asarray(list(facts.values()))
+    pad, cls, sep = (facts[f"{name}_id"] for name in UNSEEN)
+    unseen = {special[name] for name in UNSEEN}
+    marks = set(special.values()) - unseen
 
     def encode(captions: Sequence[str], length: int) -> Encoding:
-        rows = np.full((len(captions), length), ids[PAD], np.int32)
+        rows = np.full((len(captions), length), pad, np.int32)
         mask = np.zeros(rows.shape, bool)
         for row, real, pieces in zip(rows, mask, split(captions), strict=True):
-            line = [ids[CLS], *pieces[: length - 2], ids[SEP]]
+            line = [cls, *pieces[: length - 2], sep]
             row[: len(line)] = line
             real[: len(line)] = True
-        return rows, mask, mask & ~np.isin(rows, special)
+        return rows, mask, mask & ~np.isin(rows, reserved)
 
     def pieces(row: Int[np.ndarray, "l"]) -> list[str]:
         return [vocabulary[int(i)] for i in row]
@@ -127,10 +173,10 @@ def assemble(
 
     def write(line: Sequence[str]) -> str:
         # Spaces around the pieces that stand for something else; one space anywhere.
-        shown = [f" {p} " if p in SPECIAL else p for p in line if p not in UNSEEN]
+        shown = [f" {p} " if p in marks else p for p in line if p not in unseen]
         return " ".join(join(shown).split())
 
-    return Tokenizer(encode, decode, pieces, facts)
+    return Tokenizer(encode, decode, pieces, dict(facts, vocab_size=len(vocabulary)))
 
 
 def train(
