@@ -29,12 +29,19 @@ class Setting:
 
     lr: factor on the rate; a list has one per layer of stacked blocks (axis 0)
     wd: factor on the weight decay
-    frozen: never changes, and costs no gradient, moment or norm
+    frozen: never changes, and costs no gradient, moment or norm. A list has one per layer of
+        stacked blocks; those of its layers that are frozen are in no norm either, but their
+        gradients are computed, in the loop over all layers, and their moments are kept, as zeros
     """
 
     lr: float | Sequence[float] = 1.0
     wd: float = 1.0
-    frozen: bool = False
+    frozen: bool | Sequence[bool] = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is frozen."""
+        return bool(np.all(self.frozen))
 
 
 class Updated(NamedTuple):
@@ -58,7 +65,7 @@ class Optim(NamedTuple):
 
 def settings(rules: Rules, shapes: Any) -> Any:
     """The tree of the `Setting` that the rules `(regex, dict(lr=, wd=, frozen=))` give each
-    parameter. Raises UserError on unknown keys, on a list of rates that does not fit axis 0, and as
+    parameter. Raises UserError on unknown keys, on a list that does not fit axis 0, and as
     tree.match does on uncovered parameters and idle rules."""
     known = [f.name for f in dataclasses.fields(Setting)]
     for regex, values in rules:
@@ -69,11 +76,12 @@ def settings(rules: Rules, shapes: Any) -> Any:
     chosen = tree.match([(r, Setting(**v)) for r, v in rules], shapes, "optim rules")
     for name, setting in tree.flatten(chosen).items():
         shape = tree.flatten(shapes)[name].shape
-        if np.ndim(setting.lr) and shape[:1] != np.shape(setting.lr):
-            raise UserError(
-                f"optim rules: {len(setting.lr)} rates for '{name}' {shape}; "
-                f"a list of rates needs one per layer along axis 0"
-            )
+        for what, values in (("rates", setting.lr), ("frozen", setting.frozen)):
+            if np.ndim(values) and shape[:1] != np.shape(values):
+                raise UserError(
+                    f"optim rules: {len(values)} {what} for '{name}' {shape}; "
+                    f"a list of {what} needs one per layer along axis 0"
+                )
     return chosen
 
 
@@ -94,18 +102,26 @@ def make(
     torch.nn.utils.clip_grad_norm_ does. Moments have the parameters' dtype, at least fp32.
     """
     flat = tree.flatten(settings(rules, shapes))
-    if all(s.frozen for s in flat.values()):
+    if all(s.whole for s in flat.values()):
         raise UserError("optim rules: every parameter is frozen, there is nothing to train")
     adam = optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps)
 
     def split(params: Params) -> tuple[Params, Params]:
-        return tree.split(params, lambda name: not flat[name].frozen)
+        return tree.split(params, lambda name: not flat[name].whole)
+
+    def live(name: str, p: Array) -> Any:
+        """1 for layers that are trained, 0 for those that are frozen."""
+        return 1.0 - _per_layer(flat[name].frozen, p)
+
+    def thaw(name: str, x: Array) -> Array:
+        """x without its frozen layers, that is with zeros there."""
+        return jnp.where(live(name, x) > 0, x, 0) if np.any(flat[name].frozen) else x
 
     def init(params: Params) -> PyTree:
         return adam.init(_wide(params))
 
     def update(grads: Params, opt: PyTree, params: Params, step: Int[Array, ""]) -> Updated:
-        grads, rate = _wide(grads), lr(step)
+        grads, rate = tree.map_named(thaw, _wide(grads)), lr(step)
         grad_norm = norm(grads)
         if clip is not None:
             scale = jnp.minimum(1.0, clip / (grad_norm + 1e-6))
@@ -114,15 +130,15 @@ def make(
 
         def change(name: str, p: Array, d: Array) -> Array:
             setting = flat[name]
-            factor = np.asarray(setting.lr, np.float64)
-            factor = jnp.asarray(
-                factor.reshape(factor.shape + (1,) * (p.ndim - factor.ndim)), d.dtype
-            )
+            factor = jnp.asarray(_per_layer(setting.lr, p) * live(name, p), d.dtype)
             return -rate * factor * (d + weight_decay * setting.wd * p)
 
         changes = tree.map_named(change, _wide(params), directions)
         info = dict(
-            lr=rate, grad_norm=grad_norm, update_norm=norm(changes), param_norm=norm(params)
+            lr=rate,
+            grad_norm=grad_norm,
+            update_norm=norm(changes),
+            param_norm=norm(tree.map_named(thaw, params)),
         )
         new = jax.tree.map(lambda p, c: (p + c).astype(p.dtype), params, changes)
         return Updated(new, opt, {k: jnp.asarray(v, jnp.float32) for k, v in info.items()})
@@ -143,6 +159,12 @@ def finite(*numbers: Float[Array, ""]) -> Bool[Array, ""]:
 def keep(good: Bool[Array, ""], new: T, old: T) -> T:
     """`new` where the step was good, else `old`, leaf by leaf."""
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+
+def _per_layer(values: float | Sequence[float], p: Array) -> np.ndarray:
+    """A number, or one for each layer, against the axes of a parameter."""
+    array = np.asarray(values, np.float64)
+    return array.reshape(array.shape + (1,) * (p.ndim - array.ndim))
 
 
 def _wide(values: Any) -> Any:

@@ -7,7 +7,7 @@ frames, resolution) is a stage of its own, not a schedule.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -58,7 +58,19 @@ def warmup_cosine(*, peak: float, end: float, warmup: int, steps: int) -> Schedu
     return f
 
 
-KINDS = dict(constant=constant, linear=linear, cosine=cosine, warmup_cosine=warmup_cosine)
+def stairs(*, value: float, factor: float, at: Sequence[int]) -> Schedule:
+    """`value`, multiplied by `factor` once at each of the steps `at`."""
+
+    def f(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        passed = sum(jnp.asarray(step) >= s for s in at)
+        return jnp.float32(value) * jnp.float32(factor) ** passed
+
+    return f
+
+
+KINDS = dict(
+    constant=constant, linear=linear, cosine=cosine, warmup_cosine=warmup_cosine, stairs=stairs
+)
 
 
 def make(spec: float | Mapping[str, Any], where: str = "schedule") -> Schedule:

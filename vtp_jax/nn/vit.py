@@ -63,12 +63,14 @@ class ViT(nn.Module):
         self.position = self.param("position", TABLE_INIT, (self.has_class + self.places, d))
         if self.first_norm:
             self.norm_pre = layer_norm(self.dtype, eps)
-        self.encoder = Stack(
-            self.size, self.drop_path, self.style, self.dtype, self.remat, self.unroll
-        )
+        self.encoder = self.make_blocks()
         self.norm = layer_norm(self.dtype, eps)
         if self.features is not None:
             self.proj = Linear(self.features, use_bias=False, dtype=self.dtype)
+
+    def make_blocks(self) -> nn.Module:
+        """For setup; nets with blocks of another kind make theirs."""
+        return Stack(self.size, self.drop_path, self.style, self.dtype, self.remat, self.unroll)
 
     def embed(
         self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"] | None = None

@@ -1,0 +1,330 @@
+"""TVTSv2: Learning Out-of-the-box Spatiotemporal Visual Representations at Scale (Zeng et al.,
+arXiv 2305.14173).
+
+Code:      TencentARC/TVTS @290a63e, folder v2; not copied: held to it by
+           tests/methods/test_tvtsv2.py (fp64, 1e-9: outputs, losses and every gradient).
+Idea:      CLIP learns videos without forgetting: each block of its image tower gets attention over
+           time, of each place in all frames; half of the tubes are dropped. Two losses: contrast
+           of the clip with the mean of its K texts (VTC), and transcript sorting: given the clip's
+           tokens, a small Transformer must say of each of K pieces of the transcript, which it
+           gets in no order, whose turn it is. Speech recognisers write badly, and a text tower
+           that is trained on that unlearns CLIP's: its first three quarters are frozen.
+           L = L_vtc + 2 L_sort.
+Command:   python -m vtp_jax.train --config configs/tvtsv2/pretrain_yt_webvid.py --workdir DIR
+Published: zero-shot MSR-VTT text-to-video R@1 B/32 34.5, B/16 35.9, H/14 38.2 (CLIP B/16: 31.8);
+           DiDeMo 31.2, 33.4, 34.6; K400 top-1 B/16 54.3, H/14 59.6 (CLIP B/16: 48.0).
+
+The batch: `video` "b t h w c", or "b v t h w c" where the clips of a longer video stand in order,
+which are looked at as one; `text` "b k l", a text for each part of the video in order, or "b l",
+one for all of it (WebVid), and then there is nothing to sort. The two kinds may take turns.
+
+Deviations, each with its reason and with the switch that brings the reference back:
+- Attention over time starts with a last matrix of 0. In the code the first is 0 and the last all
+  ones, which is a saddle: nothing but rounding moves it.               time_init="reference"
+- The code's gather of embeddings hands each GPU the gradient of its own rows alone, which is then
+  divided by the number of GPUs: beside sorting, contrast weighs 1 / GPUs. Here it weighs as the
+  paper's sum says.                                                      weights.vtc=1/GPUs
+- With a ratio of 0.7 the code keeps int(256 * 0.3) = 76 places of H/14; here int(ratio * places)
+  are dropped.                                                           ratio=180/256
+- Frames of "b v t h w c" are t of every clip. The code draws all frames from as many equal parts
+  of the whole, so that clips may have one more or less: that is a batch of "b t h w c".
+- The sorter's matrices start as those of our other nets (Xavier's), not as PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from vtp_jax import masking
+from vtp_jax.nn import embed, sizes
+from vtp_jax.nn.spacetime import TIME_INITS, SpaceTimeViT
+from vtp_jax.nn.text import CausalText
+from vtp_jax.nn.transformer import ACTIVATIONS, CLIP, VIT, Linear, Stack, layer_norm
+from vtp_jax.objectives import contrastive
+from vtp_jax.objectives.classification import accuracy, cross_entropy
+from vtp_jax.types import (
+    Batch,
+    Encoded,
+    Extra,
+    Mean,
+    Method,
+    Out,
+    Params,
+    Spec,
+    TokenMask,
+    UserError,
+)
+
+WEIGHTS = {"vtc": 1.0, "sort": 2.0}
+SORTED_BY = ("tokens", "patches")
+
+
+class Sorter(nn.Module):
+    """Which of K turns is each text's? Has no positions: texts are told apart by what they say."""
+
+    size: sizes.Size
+    turns: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, video: Float[Array, "b n e"], texts: Float[Array, "b k e"]
+    ) -> Float[Array, "b k turns"]:
+        kind = self.param("type", nn.initializers.zeros, (2, self.size.width)).astype(self.dtype)
+        x = jnp.concatenate([video + kind[0], texts + kind[1]], axis=1)
+        x = Stack(self.size, 0.0, VIT, self.dtype, name="encoder")(x)[:, video.shape[1] :]
+        x = layer_norm(self.dtype, VIT.eps, "norm")(x)
+        return Linear(self.turns, dtype=self.dtype, name="head")(x)
+
+
+class TVTSv2(nn.Module):
+    """The net and its recipe: parameters, and the verbs that the loss below is written in."""
+
+    size: sizes.Size
+    text_size: sizes.Size
+    features: int
+    grid: int  # patches along a side of the picture
+    patch: int
+    frames: int
+    turns: int
+    ratio: float
+    weights: Mapping[str, float]
+    temperature: float
+    sorted_by: str
+    act: str
+    time_init: str
+    dtype: Any
+    remat: str | None
+    unroll: int
+    vocab_size: int
+    text_length: int
+    sep_id: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def setup(self):
+        rest: Any = dict(
+            style=CLIP._replace(act=self.act), dtype=jnp.dtype(self.dtype), remat=self.remat,
+            unroll=self.unroll,
+        )  # fmt: skip
+        self.visual = SpaceTimeViT(
+            self.size, self.grid**2, (1, self.patch, self.patch), len(self.mean), first_norm=True,
+            features=self.features, frames=self.frames, time_init=self.time_init, **rest,
+        )  # fmt: skip
+        self.text = CausalText(
+            self.text_size, self.features, self.vocab_size, self.text_length, self.sep_id, **rest
+        )
+        # As wide as the embeddings, with heads of 64, as in the code.
+        e = self.features
+        sorter = sizes.Size(e, 2, max(e // 64, 1), 4 * e)
+        self.sorter = Sorter(sorter, self.turns, rest["dtype"])
+
+    def encode_video(
+        self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"], frames: int
+    ) -> Float[Array, "b n d"]:
+        """The tower's output for cubes (pixels in [0, 1]), the clip's token first."""
+        return self.visual.encode_video(
+            embed.standardise(cubes, self.mean, self.std), index, frames
+        )
+
+    def project(self, raw: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
+        """Where video and text meet: all tokens. H/14's code projects patches without a norm."""
+        if self.sorted_by == "tokens":
+            return self.visual.project(raw)
+        first, rest = self.visual.project(raw[:, :1]), self.visual.proj(raw[:, 1:])
+        return jnp.concatenate([first, rest], axis=1)
+
+    def encode_texts(self, ids: Int[Array, "b k l"]) -> Float[Array, "b k e"]:
+        return self.text(ids.reshape(-1, ids.shape[-1])).reshape(*ids.shape[:2], -1)
+
+    def sort(
+        self, tokens: Float[Array, "b n e"], texts: Float[Array, "b k e"]
+    ) -> Float[Array, "b k turns"]:
+        """Logits over turns for each text, with the clip's projected tokens to go by."""
+        return self.sorter(tokens if self.sorted_by == "tokens" else tokens[:, 1:], texts)
+
+    def visit(
+        self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"], ids: Int[Array, "b k l"]
+    ) -> None:
+        """Every verb once: linen creates only the parameters that init touches."""
+        self.sort(self.project(self.encode_video(cubes, index, 1)), self.encode_texts(ids))
+
+
+class Outputs(NamedTuple):
+    """What the net says, before any loss."""
+
+    video: Float[Array, "b n e"]  # all tokens, projected, the clip's first
+    texts: Float[Array, "b k e"]
+    turns: Float[Array, "b k turns"] | None  # None of one text a row: there is no order
+
+
+def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outputs:
+    """Sorting teaches the video tower and the sorter: it is given the texts as they are."""
+    bound, video = bind(net, params), join_clips(batch["video"])
+    # Cut in uint8: only cubes that are looked at become floats and tokens.
+    cubes = embed.to_unit(masking.take(embed.cut(video, cube_of(net)), mask.keep))
+    tokens = bound.project(bound.encode_video(cubes, mask.keep, video.shape[1]))
+    texts = bound.encode_texts(texts_of(batch))
+    several = texts.shape[1] > 1
+    turns = bound.sort(tokens, jax.lax.stop_gradient(texts)) if several else None
+    return Outputs(tokens, texts, turns)
+
+
+def terms(net: TVTSv2, out: Outputs, valid: Bool[Array, " b"]) -> dict[str, Mean]:
+    """L_vtc, the sum of both directions; L_sort over all texts, and how many found their turn."""
+    sort = right = Mean(jnp.zeros(()), jnp.zeros(()))
+    if out.turns is not None:
+        turn = jnp.broadcast_to(jnp.arange(out.turns.shape[1]), out.turns.shape[:2])
+        asked = jnp.broadcast_to(valid[:, None], turn.shape)
+        sort, right = cross_entropy(out.turns, turn, asked), accuracy(out.turns, turn, asked)
+    vtc = contrastive.both_ways(
+        out.video[:, 0], out.texts.mean(axis=1), valid,
+        temperature=net.temperature, sum_directions=True,
+    )  # fmt: skip
+    return dict(loss_vtc=vtc, loss_sort=sort, sort_accuracy=right)
+
+
+def loss(
+    net: TVTSv2, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
+) -> tuple[Array, Out]:
+    """L = L_vtc + 2 L_sort; rng decides which tubes are dropped."""
+    grid = grid_of(net, join_clips(batch["video"]).shape)
+    mask = masking.tubes(rng, len(batch["video"]), grid, net.ratio)
+    found = terms(net, forward(net, params, batch, mask), batch["valid"])
+    total = sum((net.weights[n] * found[f"loss_{n}"].value() for n in WEIGHTS), jnp.zeros(()))
+    return total, Out(found, extra)
+
+
+def init(net: TVTSv2, rng: Array, spec: Spec) -> Params:
+    shape, k = spec["video"].shape, spec["text"].shape[1] if spec["text"].ndim == 3 else 1
+    if k > net.turns:
+        raise UserError(f"{k} texts of a video to sort; method.turns={net.turns}")
+    t, h, w = grid_of(net, shape)
+    if (t := t * math.prod(shape[1:-4])) > net.frames:
+        raise UserError(f"videos of {t} frames; method.frames={net.frames}")
+    index = jnp.arange(h * w, dtype=jnp.int32)[None]
+    cubes = jnp.zeros((1, h * w, net.patch**2 * shape[-1]))
+    ids = jnp.zeros((1, 1, spec["text"].shape[-1]), jnp.int32)
+    return net.init(rng, cubes, index, ids, method="visit")["params"]
+
+
+# What the trained net is used for.
+
+
+def encode_video(
+    net: TVTSv2, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """All cubes, none dropped. embedding: the clip's token; tokens: all of them, projected."""
+    bound, video = bind(net, params), join_clips(batch["video"])
+    t, h, w = grid_of(net, video.shape)
+    cubes = embed.to_unit(embed.cut(video, cube_of(net)))
+    index = jnp.broadcast_to(jnp.arange(t * h * w, dtype=jnp.int32), cubes.shape[:2])
+    raw = bound.encode_video(cubes, index, t)
+    tokens = bound.project(raw)
+    embedding = tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
+    return dict(embedding=embedding, tokens=tokens, raw=raw, mask=jnp.ones(raw.shape[:2], bool))
+
+
+def encode_text(
+    net: TVTSv2, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """embedding: the mean over a video's texts, as in the loss."""
+    texts = bind(net, params).encode_texts(texts_of(batch))
+    wide = jnp.promote_types(texts.dtype, jnp.float32)
+    return dict(embedding=texts.mean(axis=1, dtype=wide))
+
+
+def make(
+    *,
+    size: str | Sequence[int] = "B",
+    text_size: str | Sequence[int] | None = None,
+    features: int = 512,
+    side: int = 224,
+    patch: int = 16,
+    frames: int = 12,
+    turns: int = 4,
+    ratio: float = 0.5,
+    weights: Mapping[str, float] = WEIGHTS,
+    temperature: float = 0.05,
+    sorted_by: str = "tokens",
+    act: str = "quick_gelu",
+    time_init: str = "zero",
+    dtype: str = "bfloat16",
+    remat: str | None = None,
+    unroll: int = 1,
+    text_length: int = 77,
+    vocab_size: int = 49408,
+    sep_id: int | None = None,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+) -> Method:
+    """TVTSv2 as a `Method`.
+
+    size, text_size: CLIP's towers, names in `nn.sizes` or (width, depth, heads, mlp); the text's is
+    `size` unless given. features: of the embeddings. side: pixels of the square picture, a patch
+    being `patch` wide. frames: rows of the time table. turns: the most texts of one video. ratio:
+    of tubes dropped in training. weights: of the losses. sorted_by: "tokens" (B/16, B/32), or
+    "patches" as in H/14's code, which sorts without the clip's token by patches without their last
+    norm. act: "gelu" for OpenCLIP's. time_init: see nn.spacetime.SpaceTimeBlock. dtype: of
+    activations and matrix products; remat, unroll: see nn.transformer.Stack. text_length: rows of
+    the position table. sep_id: the id that ends a text; without one it is the largest, as CLIP's.
+    """
+    for name, value, known in (
+        ("sorted_by", sorted_by, SORTED_BY),
+        ("time_init", time_init, TIME_INITS),
+        ("act", act, ACTIVATIONS),
+    ):
+        if value not in known:
+            raise UserError(f"method.{name}={value!r}; known: {', '.join(known)}")
+    if wrong := sorted(set(weights) - set(WEIGHTS)):
+        raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(WEIGHTS)}")
+    if side % patch:
+        raise UserError(f"method.side={side} does not divide into patches of {patch}")
+    net = TVTSv2(
+        sizes.pick(sizes.ENCODERS, size, "method.size"),
+        sizes.pick(sizes.TEXTS, text_size or size, "method.text_size"),
+        features, side // patch, patch, frames, turns, ratio, {**WEIGHTS, **weights}, temperature,
+        sorted_by, act, time_init, dtype, remat, unroll, vocab_size, text_length, sep_id,
+        tuple(mean), tuple(std),
+    )  # fmt: skip
+    return Method(
+        init=partial(init, net),
+        loss=partial(loss, net),
+        encode=dict(video=partial(encode_video, net), text=partial(encode_text, net)),
+    )
+
+
+def bind(net: TVTSv2, params: Params) -> TVTSv2:
+    return net.bind({"params": params})
+
+
+def cube_of(net: TVTSv2) -> embed.Triple:
+    return (1, net.patch, net.patch)
+
+
+def grid_of(net: TVTSv2, shape: tuple[int, ...]) -> embed.Triple:
+    """Frames, rows and columns of a video's patches, as many as the position table has."""
+    t, h, w = embed.grid_of(shape, cube_of(net))
+    if (h, w) != (net.grid, net.grid):
+        side = net.grid * net.patch
+        raise UserError(f"frames of {shape[-3]} x {shape[-2]} pixels; method.side={side}")
+    return t, h, w
+
+
+def join_clips(video: Num[Array, "..."]) -> Num[Array, "b t h w c"]:
+    """The clips of a row one after the other: "b v t h w c" -> "b (v t) h w c"."""
+    return video.reshape(len(video), -1, *video.shape[-3:])
+
+
+def texts_of(batch: Batch) -> Int[Array, "b k l"]:
+    """The texts of a row, one or several."""
+    ids = batch["text"]
+    return ids if ids.ndim == 3 else ids[:, None]

@@ -1,0 +1,164 @@
+"""Divided space-time attention: CLIP's image tower made to read videos.
+
+The blocks are Frozen in Time's (Bain et al., arXiv 2104.00650), with one class token for the whole
+clip, as TVTSv2 (2305.14173) has them. CLIP's weights are taken over by name; what is new is
+`time_position`, `time_attn` and `norm_time`. TimeSformer's blocks are `nn.divided`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vtp_jax.nn.sizes import Size
+from vtp_jax.nn.transformer import CLIP, Attention, Mlp, Style, attend, layer_norm
+from vtp_jax.nn.vit import ViT
+from vtp_jax.types import UserError
+
+ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
+# Both start as attention over time that adds nothing. See `SpaceTimeBlock`.
+TIME_INITS: dict[str, dict[str, Any]] = dict(
+    zero=dict(proj_init=ZEROS), reference=dict(qkv_init=ZEROS, proj_init=ONES)
+)
+
+
+def attend_divided(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b n h k"],
+    v: Float[Array, "b n h k"],
+    mask: None = None,
+    drop: Callable[[Array], Array] = lambda weights: weights,
+    *,
+    frames: int,
+    along: str,
+) -> Float[Array, "b n h k"]:
+    """`attend` among n = 1 + frames * p tokens, frame by frame behind a class token.
+
+    The class token attends to all. The others attend to it and, along "space", to their own frame;
+    along "time", to their own place in all frames.
+    """
+    b, n, h, d = q.shape
+    places = (n - 1) // frames
+    groups = frames if along == "space" else places
+
+    def fold(x: Float[Array, "b n h k"]) -> Float[Array, "g m h k"]:
+        x = x[:, 1:].reshape(b, frames, places, h, d)
+        return (x if along == "space" else x.swapaxes(1, 2)).reshape(b * groups, -1, h, d)
+
+    def unfold(x: Float[Array, "g m h k"]) -> Float[Array, "b m h k"]:
+        x = x.reshape(b, groups, -1, h, d)
+        return (x if along == "space" else x.swapaxes(1, 2)).reshape(b, n - 1, h, d)
+
+    def beside(x: Float[Array, "b n h k"]) -> Float[Array, "g m h k"]:
+        return jnp.concatenate([jnp.repeat(x[:, :1], groups, axis=0), fold(x)], axis=1)
+
+    first = attend(q[:, :1], k, v, None, drop)
+    rest = attend(fold(q), beside(k), beside(v), None, drop)
+    return jnp.concatenate([first, unfold(rest)], axis=1)
+
+
+class SpaceTimeBlock(nn.Module):
+    """t = x + time_attn(norm x); s = x + attn(norm t), from x and not from t; s + mlp(norm s).
+
+    time_init: "zero": the last matrix of the attention over time is 0, so that it adds nothing at
+    first, and learns. "reference": the first is 0 and the last all ones, as in the code of Frozen
+    in Time and TVTS: it adds nothing too, but this is a saddle. All its channels are one number,
+    which the norm takes away again; but for rounding, only the last bias has a gradient.
+    """
+
+    size: Size
+    frames: int
+    time_init: str = "zero"
+    style: Style = CLIP
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], _: None) -> tuple[Float[Array, "b n d"], None]:
+        size, style, dtype = self.size, self.style, self.dtype
+
+        def attention(along: str, name: str, **init: Any) -> Attention:
+            how = partial(attend_divided, frames=self.frames, along=along)
+            return Attention(size.heads, style, dtype, how=how, name=name, **init)
+
+        def norm(x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
+            return layer_norm(dtype, style.eps, name)(x)
+
+        x = nn.with_logical_constraint(x, ("act_batch", "act_len", "act_emb"))
+        time = attention("time", "time_attn", **TIME_INITS[self.time_init])
+        t = x + time(norm(x, "norm_time"), None)
+        s = x + attention("space", "attn")(norm(t, "norm1"), None)
+        return s + Mlp(size.mlp, style.act, dtype, name="mlp")(norm(s, "norm2")), None
+
+
+class SpaceTimeStack(nn.Module):
+    """`nn.transformer.Stack` of such blocks; the number of frames is the caller's."""
+
+    size: Size
+    time_init: str = "zero"
+    style: Style = CLIP
+    dtype: Any = jnp.float32
+    remat: str | None = None
+    unroll: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], frames: int) -> Float[Array, "b n d"]:
+        block = SpaceTimeBlock
+        if self.remat is not None:
+            policy = getattr(jax.checkpoint_policies, self.remat)
+            block = nn.remat(block, policy=policy, prevent_cse=self.unroll > 1)
+        depth = self.size.depth
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=depth,
+            unroll=min(self.unroll, depth),
+        )
+        made = stack(self.size, frames, self.time_init, self.style, self.dtype, name="blocks")
+        return made(x.astype(self.dtype), None)[0]
+
+
+class SpaceTimeViT(ViT):
+    """A ViT whose input is the cubes of several frames, and its class token that of the clip.
+
+    In place of `encode` it has `encode_video`; all else is `ViT`'s.
+
+    frames:    rows of the time table, of which a shorter clip takes the first
+    time_init: see `SpaceTimeBlock`
+    """
+
+    frames: int = 12
+    time_init: str = "zero"
+
+    def setup(self):
+        super().setup()
+        shape = (self.frames, self.size.width)
+        self.time_position = self.param(
+            "time_position", nn.initializers.normal(shape[1] ** -0.5), shape
+        )
+
+    def make_blocks(self) -> nn.Module:
+        return SpaceTimeStack(
+            self.size, self.time_init, self.style, self.dtype, self.remat, self.unroll
+        )
+
+    def encode_video(
+        self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"], frames: int
+    ) -> Float[Array, "b n d"]:
+        """The last block's output, the class token first, n = 1 + k.
+
+        index: the cubes' places among frames * places, frame by frame, as many in each frame.
+        """
+        if frames > self.frames:
+            raise UserError(f"a clip of {frames} frames; the time table has {self.frames}")
+        if cubes.shape[1] % frames:
+            raise UserError(f"{cubes.shape[1]} cubes; each of {frames} frames must have as many")
+        frame, place = jnp.divmod(index, self.places)
+        x = self.embed(cubes, place)
+        return self.encoder(self.begin(x + self.time_position[frame].astype(x.dtype)), frames)
