@@ -6,7 +6,7 @@ from __future__ import annotations
 # whole, and the run's parameter table shows it.
 SPLIT_BLOCKS = [
     (r".*/attn/qkv", (None, "fsdp", "tensor", None, None)),  # layer, d, head, 3, k
-    (r".*/attn/[qv]_bias", (None, "tensor", None)),
+    (r".*/attn/(q|v|qkv)_bias", (None, "tensor")),
     (r".*/attn/proj/kernel", (None, "tensor", "fsdp")),
     (r".*/mlp/fc1/kernel", (None, "fsdp", "tensor")),
     (r".*/mlp/fc1/bias", (None, "tensor")),

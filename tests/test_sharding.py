@@ -147,8 +147,19 @@ def test_moments_and_twins_follow_their_parameters():
         "opt/0/nu/net/kernel": P("fsdp", "tensor"),
         "opt/0/nu/kernel": P("fsdp"),
     }
-    own = sharding.state_shardings(state, mesh, RULES, extra_rules=[(".*", "fsdp")])
-    assert own.extra["queue"].spec == P("fsdp") and own.params == placed.params
+
+
+def test_extra_has_rules_of_its_own():
+    mesh, state = sharding.make_mesh(fsdp=2, tensor=2), jax.eval_shape(make_state)
+    followed = sharding.state_shardings(state, mesh, RULES)
+    placed = sharding.state_shardings(state, mesh, [("extra/queue", "fsdp"), *RULES])
+    assert placed.extra["queue"].spec == P("fsdp") != followed.extra["queue"].spec
+    placed.extra["queue"] = followed.extra["queue"]
+    assert placed == followed
+    everything = sharding.state_shardings(state, mesh, [("extra/.*", ()), *RULES])
+    assert {s.spec for s in jax.tree.leaves(everything.extra)} == {P()}
+    with pytest.raises(UserError, match="'extra/heap' matches nothing of extra"):
+        sharding.state_shardings(state, mesh, [("extra/heap", ()), *RULES])
 
 
 def test_a_state_is_born_where_it_should_be():

@@ -1,12 +1,14 @@
 """Changes to a batch of clips on the device: pure functions of a key.
 
-Views, flips, erased boxes, and clips mixed with one another. Pixels are in [0, 1]; what is drawn
-for row i depends on the key and on i. A row that is not valid is mixed into no other one.
+Views, flips, changed colours, erased boxes, and clips mixed with one another. Pixels are in [0, 1];
+what is drawn for row i depends on the key and on i. A row that is not valid is mixed into no other
+one.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,3 +126,96 @@ def boxes(low: Array, high: Array, h: int, w: int) -> Bool[Array, "b h w"]:
     y, x = jnp.arange(h)[None, :, None], jnp.arange(w)[None, None, :]
     low, high = low[:, None, None], high[:, None, None]
     return (y >= low[..., 0]) & (y < high[..., 0]) & (x >= low[..., 1]) & (x < high[..., 1])
+
+
+class View(NamedTuple):
+    """How a view of an RGB clip is drawn after the crop (BYOL, arXiv 2006.07733; MoCo v3,
+    2104.02057). All but the strengths are probabilities.
+
+    jitter: strengths for brightness, contrast, saturation and hue; jittered: how often
+    """
+
+    jitter: tuple[float, ...] = (0.4, 0.4, 0.2, 0.1)
+    jittered: float = 0.8
+    grey: float = 0.2
+    blur: float = 1.0
+    solarise: float = 0.0
+    flip: float = 0.5
+
+
+def view(rng: Array, video: Float[Array, "b t h w 3"], how: View) -> Float[Array, "b t h w 3"]:
+    """Clips jittered, greyed, blurred, solarised and flipped, in this order; whatever is drawn for
+    a clip holds for all of its frames."""
+    jitter_key, grey_key, blur_key, solarise_key, flip_key = jax.random.split(rng, 5)
+
+    def sometimes(key: Array, prob: float, changed: Array, video: Array) -> Array:
+        return jnp.where(jax.random.bernoulli(key, prob, (len(video), 1, 1, 1, 1)), changed, video)
+
+    asked, strengths = jax.random.split(jitter_key)
+    video = sometimes(asked, how.jittered, jitter(strengths, video, how.jitter), video)
+    video = sometimes(grey_key, how.grey, grey(video), video)
+    asked, width = jax.random.split(blur_key)
+    sigma = jax.random.uniform(width, video.shape[:1], minval=0.1, maxval=2.0)
+    video = sometimes(asked, how.blur, blur(video, sigma), video)
+    video = sometimes(solarise_key, how.solarise, solarise(video), video)
+    return flip(flip_key, video, how.flip)
+
+
+def jitter(
+    rng: Array, video: Float[Array, "b t h w 3"], strength: tuple[float, ...]
+) -> Float[Array, "b t h w 3"]:
+    """torchvision's ColorJitter of every clip, but always in the order of `strength`: brightness,
+    contrast, saturation (factors 1 +- strength) and hue (turns, +- strength)."""
+    low, high = jnp.array([[max(0.0, 1 - s), 1 + s] for s in strength[:3]]).T
+    keys, each = jax.random.split(rng), (len(video), 1, 1, 1, 1)
+    factor = jax.random.uniform(keys[0], (*each, 3), minval=low, maxval=high)
+    turn = jax.random.uniform(keys[1], each[:-1], minval=-strength[3], maxval=strength[3])
+
+    def blend(x: Array, other: Array | float, i: int) -> Array:
+        share = factor[..., i]
+        return jnp.clip(share * x + (1 - share) * other, 0, 1)
+
+    video = blend(video, 0.0, 0)
+    video = blend(video, grey(video).mean(axis=(1, 2, 3, 4), keepdims=True), 1)
+    video = blend(video, grey(video), 2)
+    return turn_hue(video, turn)
+
+
+def grey(video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+    """Luma (ITU-R 601) in all three channels."""
+    luma = (video * jnp.array([0.299, 0.587, 0.114], video.dtype)).sum(axis=-1, keepdims=True)
+    return jnp.broadcast_to(luma, video.shape)
+
+
+def turn_hue(
+    video: Float[Array, "b t h w 3"], turn: Float[Array, "b 1 1 1"]
+) -> Float[Array, "b t h w 3"]:
+    """The hue of HSV turned, 1 being all the way round; value and saturation stay."""
+    r, g, b = jnp.moveaxis(video, -1, 0)
+    value = video.max(axis=-1)
+    spread = value - video.min(axis=-1)
+    some = jnp.where(spread > 0, spread, 1)
+    sixths = jnp.where(
+        value == r, (g - b) / some, jnp.where(value == g, 2 + (b - r) / some, 4 + (r - g) / some)
+    )
+    k = ((sixths + 6 * turn)[..., None] + jnp.array([5.0, 3.0, 1.0], video.dtype)) % 6
+    return value[..., None] - spread[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+
+def blur(video: Float[Array, "b t h w c"], sigma: Float[Array, " b"]) -> Float[Array, "b t h w c"]:
+    """A Gaussian of deviation sigma (pixels) over rows and columns; at the borders its weights are
+    scaled up for what is missing. As two matrix products, whatever the width."""
+
+    def weights(n: int) -> Float[Array, "b n n"]:
+        apart = jnp.arange(n)[:, None] - jnp.arange(n)
+        return jax.nn.softmax(-(apart**2) / (2 * sigma[:, None, None] ** 2))
+
+    _, _, h, w, _ = video.shape
+    exact = jax.lax.Precision.HIGHEST
+    video = jnp.einsum("bij,btjwc->btiwc", weights(h), video, precision=exact)
+    return jnp.einsum("bij,bthjc->bthic", weights(w), video, precision=exact)
+
+
+def solarise(video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """The upper half of the values turned over: 128 of 255 and above."""
+    return jnp.where(video >= 128 / 255, 1 - video, video)

@@ -33,6 +33,7 @@ Rules = Sequence[Sequence[Any]]  # [(regex, Spec)], lists where JSON made them
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
+EXTRA = "extra/"  # how rules begin that are for a state's `extra`
 
 # Logical axes of activations, for nn.with_logical_constraint: what a network may say without
 # knowing a mesh. Residual activations stay whole over `tensor`, heads and hidden units are split.
@@ -128,35 +129,39 @@ def _spec(
 
 
 def state_shardings(
-    state: State,
-    mesh: Mesh,
-    rules: Rules,
-    extra_rules: Rules = (),
-    note: Callable[[str], None] = logging.warning,
+    state: State, mesh: Mesh, rules: Rules, note: Callable[[str], None] = logging.warning
 ) -> State:
     """The NamedSharding of every leaf of a state (of arrays or shapes).
 
-    Parameters go by `rules`; the optimizer's leaves follow the parameter whose name ends theirs and
-    whose shape they have, and so does `extra` where it has no rules of its own; the rest is
+    Parameters go by `rules`. Rules that begin with "extra/" are those of `extra`, such as
+    ("extra/queue/feature", (("data", "fsdp"),)). What no such rule covers, and the optimizer's
+    leaves, follow the parameter whose name ends theirs and whose shape they have; the rest is
     replicated.
     """
-    params = specs(rules, state.params, mesh, note)
+    of_extra = [rule for rule in rules if rule[0].startswith(EXTRA)]
+    own = [(r.removeprefix(EXTRA), functools.partial(_spec, s)) for r, s in of_extra]
+    params = specs([rule for rule in rules if rule not in of_extra], state.params, mesh, note)
     by_name, shape_of = tree.flatten(params), tree.flatten(state.params)
 
-    def follow(name: str, leaf: Any) -> P:
+    def follow(name: str, shape: tuple[int, ...], *_: Any) -> P:
         parts = name.split("/")
         for i in range(len(parts)):
             suffix = "/".join(parts[i:])
-            if suffix in by_name and shape_of[suffix].shape == leaf.shape:
+            if suffix in by_name and shape_of[suffix].shape == shape:
                 return by_name[suffix]
         return P()
 
-    if extra_rules:
-        extra = specs(extra_rules, state.extra, mesh, note)
-    else:
-        extra = tree.map_named(follow, state.extra)
+    makers = tree.match([*own, (".*", follow)], state.extra, "sharding of extra", idle_ok=True)
+    used = jax.tree.leaves(makers)
+    if idle := [regex for regex, make in own if make not in used]:
+        raise UserError(f"sharding: the rule '{EXTRA}{idle[0]}' matches nothing of extra")
     chosen = state._replace(
-        step=P(), params=params, opt=tree.map_named(follow, state.opt), extra=extra
+        step=P(),
+        params=params,
+        opt=tree.map_named(lambda name, x: follow(name, x.shape), state.opt),
+        extra=tree.map_named(
+            lambda name, x, make: make(name, x.shape, mesh, note), state.extra, makers
+        ),
     )
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), chosen)
 

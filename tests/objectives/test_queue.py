@@ -65,6 +65,22 @@ def test_types_stay_and_gradients_stop():
     assert not gradient.any()
 
 
+def test_groups_are_queues_one_behind_the_other():
+    valid = jnp.array([True, True, False, True, True, True])
+    both, parts = queue.init(10, **COLUMNS), [queue.init(5, **COLUMNS)] * 2
+    for start in (1, 7, 13):  # wraps around
+        new = rows(start, 6)
+        both = queue.push(both, new, valid, groups=2)
+        for i, rank in enumerate((slice(0, 3), slice(3, 6))):
+            mine = {name: x[rank] for name, x in new.items()}
+            parts[i] = queue.push(parts[i], mine, valid[rank])
+    for name in ("feature", "label", "real"):
+        np.testing.assert_array_equal(both[name], jnp.concatenate([q[name] for q in parts]))
+    assert both["next"] == parts[0]["next"] == parts[1]["next"] == 4
+    with pytest.raises(UserError, match="do not divide into groups=4"):
+        queue.push(both, rows(0, 6), valid, groups=4)
+
+
 def test_a_batch_larger_than_the_queue_is_an_error():
     with pytest.raises(UserError, match="3 places cannot take a batch of 4"):
         queue.push(queue.init(3, **COLUMNS), rows(0, 4), jnp.ones(4, bool))

@@ -73,6 +73,20 @@ def positions(n: int, d: int, dtype: Any) -> Float[Array, "n d"]:
     return jnp.asarray(sinusoid(n, d).astype(np.float32), dtype)
 
 
+def plane(grid: Triple, d: int) -> Float[np.ndarray, "n d"]:
+    """Fixed positions of cubes on a grid, fp64: the sine and cosine of the row, then of the column,
+    at d / 4 frequencies 10000^(-4 j / d) each (MoCo v3, arXiv 2104.02057). To those of frame t is
+    added what `sinusoid` has at t beyond what it has at 0: the first frame's are a picture's."""
+    if d % 4:
+        raise UserError(f"positions on a plane need a width that 4 divides, not {d}")
+    t, h, w = grid
+    omega = 10000.0 ** -(np.arange(d // 4) / (d // 4))
+    row, column = (axis.reshape(-1, 1) * omega for axis in np.mgrid[:h, :w])
+    place = np.concatenate([np.sin(row), np.cos(row), np.sin(column), np.cos(column)], axis=1)
+    time = sinusoid(t, d) - sinusoid(1, d)
+    return (time[:, None] + place).reshape(t * h * w, d)
+
+
 def torch_conv_init(fan_in: int) -> Callable[..., Array]:
     """PyTorch's default for convolutions, weight and bias alike: U(+-1 / sqrt(fan in))."""
     bound = 1 / math.sqrt(fan_in)

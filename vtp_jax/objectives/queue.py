@@ -5,8 +5,8 @@ A queue is a plain dict of arrays, so that checkpoints and rules of sharding see
 
     {<column>: "n ..." for each column, "real": bool "n", "next": i32 ""}
 
-`real` tells which places hold a row; `next` is the place that is written next, which is that of the
-oldest row once the queue is full. All of it may be split over devices along n.
+`real` tells which places hold a row; `next` is the place that is written next, which is the oldest
+row's once the queue is full. All of it may be split over devices along n.
 """
 
 from __future__ import annotations
@@ -32,18 +32,26 @@ def init(size: int, **columns: jax.ShapeDtypeStruct) -> Queue:
 
 
 def push(
-    queue: Queue, rows: Mapping[str, Shaped[Array, "b *d"]], valid: Bool[Array, " b"]
+    queue: Queue,
+    rows: Mapping[str, Shaped[Array, "b *d"]],
+    valid: Bool[Array, " b"],
+    groups: int = 1,
 ) -> Queue:
     """The queue with b rows in the places of the b oldest; `rows` has all of its columns.
 
     Rows that are not valid take a place too, for counts are static; they stand there as zeros, and
-    not as real. No gradient flows into a queue. Raises UserError if b rows are more than it has
-    places.
+    not as real. No gradient flows into a queue. groups: g queues of n / g places, one behind the
+    other, each of which takes b / g rows: those of its block of the batch (the references' "per
+    GPU"). Raises UserError if there are more rows than places, or if g divides not both.
     """
-    size, b = queue["real"].shape[0], valid.shape[0]
-    if b > size:
-        raise UserError(f"a queue of {size} places cannot take a batch of {b} rows; make it larger")
-    place = (queue["next"] + jnp.arange(b, dtype=jnp.int32)) % size
+    n, b = queue["real"].shape[0], valid.shape[0]
+    if n % groups or b % groups:
+        raise UserError(f"a queue of {n} places and {b} rows do not divide into groups={groups}")
+    if b > n:
+        raise UserError(f"a queue of {n} places cannot take a batch of {b} rows; make it larger")
+    size = n // groups
+    place = (queue["next"] + jnp.arange(b // groups, dtype=jnp.int32)) % size
+    place = (size * jnp.arange(groups, dtype=jnp.int32)[:, None] + place).reshape(b)
 
     def write(old: Shaped[Array, "n *d"], new: Shaped[Array, "b *d"]) -> Shaped[Array, "n *d"]:
         # A scatter, for dynamic_update_slice gathers a queue that is split over devices.
@@ -52,7 +60,7 @@ def push(
 
     columns = {name: write(queue[name], rows[name]) for name in queue if name not in STATE}
     real = queue["real"].at[place].set(valid, unique_indices=True)
-    return {**columns, "real": real, "next": (queue["next"] + b) % size}
+    return {**columns, "real": real, "next": (queue["next"] + b // groups) % size}
 
 
 def twin(params: Any) -> Any:

@@ -1,0 +1,245 @@
+"""What SNCLR's loss may rely on, what must change nothing, and what it carries from step to step.
+Numbers against the official code are in test_snclr_golden.py."""
+
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.configs import ROOT
+from vtp_jax import build, cli, sharding, train, tree
+from vtp_jax.methods import snclr
+from vtp_jax.objectives import contrastive
+from vtp_jax.types import State, UserError
+
+KEY, STEP = jax.random.key(0), jnp.zeros((), jnp.int32)
+B, PLACES, K = 6, 16, 3
+SMALL = dict(
+    size=(32, 1, 2, 32), cube=(2, 8, 8), hidden=24, features=12, neighbours=K, queue=PLACES,
+    momentum=0.75, dtype="float32",
+)  # fmt: skip
+TINY = "configs/snclr/pretrain_imagenet.py:tiny"
+
+
+def example(seed=0, views=(2,)):
+    shape = (B, *views, 2, 16, 16, 3)
+    video = np.random.default_rng(seed).integers(0, 256, shape)
+    return dict(video=jnp.asarray(video, jnp.uint8), valid=jnp.ones(B, bool))
+
+
+def make(**changes):
+    return snclr.make(**{**SMALL, **changes})
+
+
+METHOD = make()
+PARAMS = METHOD.init(KEY, example())
+EXTRA = METHOD.start(KEY, example(), PARAMS)
+
+
+def gradients(method):
+    return jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+
+
+STEP_OF = gradients(METHOD)
+
+
+def run(batch, extra=EXTRA, seed=1):
+    (value, out), grads = STEP_OF(PARAMS, extra, batch, jax.random.key(seed), STEP)
+    return float(value), out, grads
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def close(a, b, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def test_parameters_of_the_published_model():
+    spec = dict(video=jax.ShapeDtypeStruct((2, 1, 224, 224, 3), np.uint8))
+    flat = tree.flatten(jax.eval_shape(lambda key: snclr.make().init(key, spec), KEY))
+    heads = {"projector": 19_415_040, "predictor": 2_105_344}
+    for name, size in heads.items():
+        assert tree.size({k: v for k, v in flat.items() if k.startswith(name)}) == size
+    # timm's ViT-S/16 without a classifier has 21,665,664; 197 x 384 of them are fixed positions.
+    assert tree.size(flat) == 21_665_664 - 197 * 384 + sum(heads.values())
+
+
+def test_without_neighbours_it_is_moco_v3():
+    method, rng = make(neighbours=0), jax.random.key(1)
+    batch, net = example(), method.loss.args[0]
+    value, out = method.loss(PARAMS, EXTRA, batch, rng, STEP)
+    views = snclr.draw_views(method.loss.args[1], rng, batch["video"])
+    query, key = [], []
+    for video in views:
+        z = net.apply({"params": PARAMS}, video, batch["valid"], method="project")
+        query.append(net.apply({"params": PARAMS}, z, batch["valid"], method="predict"))
+        key.append(net.apply({"params": EXTRA["twin"]}, video, batch["valid"], method="project"))
+    pairs = (query[0], key[1]), (query[1], key[0])
+    told = [contrastive.info_nce(q, k, batch["valid"], temperature=0.2).value() for q, k in pairs]
+    np.testing.assert_allclose(value, 2 * 0.2 * sum(told), rtol=1e-5)
+    assert out.metrics["loss_contrast"].value() == value
+    close(out.extra["queue"]["key"][:B], contrastive.normalise(key[1]))
+
+
+def test_the_second_views_keys_enter_the_queue_and_are_not_asked_before():
+    _, out, _ = run(example())
+    past, new = EXTRA["queue"], out.extra["queue"]
+    assert new["next"] == B and new["real"].all()
+    equal(new["key"][B:], past["key"][B:])
+    assert not np.allclose(new["key"][:B], past["key"][:B])
+    np.testing.assert_allclose(np.linalg.norm(new["key"], axis=1), 1, rtol=1e-5)
+    # The places that are written are read before: emptied, they support nobody.
+    empty = {**past, "real": past["real"].at[:B].set(False)}
+    moved = {**empty, "key": past["key"].at[:B].set(new["key"][:B])}
+    close(
+        run(example(), {**EXTRA, "queue": moved})[0], run(example(), {**EXTRA, "queue": empty})[0]
+    )
+    assert run(example())[0] != run(example(), {**EXTRA, "queue": empty})[0]
+
+
+def test_the_average_starts_as_a_copy_moves_exactly_and_has_no_gradient():
+    other = jax.tree.map(lambda p: p + 1, PARAMS)
+    extra = METHOD.start(KEY, example(), other)  # as after a warm start
+    assert extra["twin"].keys() == PARAMS.keys() - {"predictor"}
+    equal(extra["twin"], {k: other[k] for k in extra["twin"]})
+    params, moved = METHOD.after_update(PARAMS, extra, STEP)
+    equal(params, PARAMS)
+    equal(moved["queue"], extra["queue"])
+    close(moved["twin"], {k: jax.tree.map(lambda p: p + 0.75, PARAMS[k]) for k in extra["twin"]})
+
+    def of_twin(twin):
+        return METHOD.loss(PARAMS, {**EXTRA, "twin": twin}, example(), KEY, STEP)[0]
+
+    assert all(not g.any() for g in jax.tree.leaves(jax.grad(of_twin)(EXTRA["twin"])))
+
+
+def test_momentum_is_that_of_the_step_it_is_used_in():
+    method = make(momentum=dict(kind="linear", start=0.0, end=1.0, steps=2))
+    extra = {**EXTRA, "twin": jax.tree.map(jnp.zeros_like, EXTRA["twin"])}
+    _, moved = method.after_update(PARAMS, extra, jnp.int32(0))
+    close(moved["twin"], {k: jax.tree.map(lambda p: p / 2, PARAMS[k]) for k in extra["twin"]})
+
+
+@pytest.mark.parametrize("views", [(2,), ()])
+def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(views):
+    good, other = example(views=views), example(7, views)
+    valid = jnp.array([True, True, False, True, False, True])
+    row = valid.reshape(-1, *[1] * (good["video"].ndim - 1))
+    (value, out, grads), found = run({**good, "valid": valid}), []
+    for filler in (other["video"], jnp.zeros_like(good["video"])):
+        video = jnp.where(row, good["video"], filler)
+        found = run(dict(video=video, valid=valid))
+        close((value, out.metrics, out.extra), (found[0], found[1].metrics, found[1].extra))
+        close(grads, found[2], rtol=1e-3, atol=1e-5)
+    equal(out.extra["queue"]["real"][:B], valid)
+    assert value != run(good)[0]
+
+
+def test_what_is_random_depends_on_the_key():
+    assert run(example(), seed=1)[0] == run(example(), seed=1)[0] != run(example(), seed=2)[0]
+
+
+def test_where_weights_stand_and_whether_they_have_a_gradient():
+    outside, _, with_weights = run(example())
+    assert float(
+        make(weighted="inside").loss(PARAMS, EXTRA, example(), jax.random.key(1), STEP)[0]
+    ) != (outside)
+    detached = gradients(make(detach_weights=True))
+    (value, _), grads = detached(PARAMS, EXTRA, example(), jax.random.key(1), STEP)
+    np.testing.assert_allclose(value, outside, rtol=1e-6)
+    a, b = (g["projector"]["fc3"]["kernel"] for g in (with_weights, grads))
+    assert np.abs(a - b).max() > 1e-6
+
+
+def test_groups_have_queues_of_their_own():
+    method = make(groups=2)
+    extra = method.start(KEY, example(), PARAMS)
+    past = extra["queue"]
+    assert past["key"].shape == (2 * PLACES, 12)
+    _, out = method.loss(PARAMS, extra, example(), KEY, STEP)
+    written = np.flatnonzero((out.extra["queue"]["key"] != past["key"]).any(axis=1))
+    assert written.tolist() == [0, 1, 2, PLACES, PLACES + 1, PLACES + 2]
+
+
+def test_the_embedding_is_the_class_token_of_each_row_alone():
+    encode = jax.jit(METHOD.encode["video"])
+    batch = example(views=())
+    found = encode(PARAMS, EXTRA, batch)
+    assert found["embedding"].dtype == jnp.float32 and found["tokens"].shape == (B, 1 + 4, 32)
+    equal(found["embedding"], found["tokens"][:, 0])
+    other = {**batch, "video": batch["video"].at[1:].set(0)}
+    close(encode(PARAMS, EXTRA, other)["embedding"][0], found["embedding"][0])
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(neighbours=17), "neighbours=17 are more than the queue's 16 places"),
+        (dict(weighted="both"), "weighted='both'; known: outside, inside"),
+        (dict(second=dict(blurr=1.0)), "method.second: unknown key 'blurr'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(changes, told):
+    with pytest.raises(UserError, match=told):
+        make(**changes)
+
+
+def test_three_views_are_an_error():
+    with pytest.raises(UserError, match="sees two views of a clip, not 3"):
+        METHOD.loss(PARAMS, EXTRA, example(views=(3,)), KEY, STEP)
+
+
+# The whole step, on the tiny config.
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_step_on_eight_devices_never_holds_the_queue_whole(compile_quickly):
+    cfg = cli.plain(cli.load_config(TINY))
+    cfg["method"].update(queue=8192, dtype="float32", size=(32, 1, 2, 32), hidden=32)
+    data = build.data(cfg["data"], batch=16, seed=0)
+    method = build.method(cfg["method"], data.facts)
+    start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
+    mesh, shapes = sharding.make_mesh(data=8), jax.eval_shape(start)
+    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])
+    assert placed.extra["queue"]["key"].spec[0] == ("data", "fsdp")
+    rows = sharding.batch_sharding(mesh)
+    batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for k, s in data.spec.items()}
+    with sharding.activate(mesh):
+        step = jax.jit(train.make_step(method, optimizer, 0), out_shardings=(placed, None))
+        hlo = step.lower(sharding.with_shardings(shapes, placed), batch).compile().as_text()
+    assert moved(hlo) < 8192 * 32 / 8
+
+
+def moved(hlo):
+    """The most numbers that a collective of a compiled program gives back."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    lines = [line for line in hlo.splitlines() if re.search(rf" (?:{kinds})(?:-start)?\(", line)]
+    results = [re.split(rf" (?:{kinds})", line.split(" = ", 1)[1])[0] for line in lines]
+    shapes = [s for result in results for s in re.findall(r"\w+\[([\d,]*)\]", result)]
+    return max(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes)
+
+
+def test_it_goes_on_as_if_it_had_not_stopped(compile_quickly, tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    short = ["--config.steps=4", "--config.checkpoint.every=2", "--config.checkpoint.keep=3"]
+    short += ["--config.evals={}"]
+
+    def main(folder):
+        train.main(["--config", TINY, "--workdir", str(folder), *short])
+        run = build.restore(folder)
+        return State(run.state.step, run.state.params, {}, run.state.extra)
+
+    first = main(whole)
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "checkpoints" / "4")
+    equal(main(again), first)
+    assert int(first.extra["queue"]["next"]) == 0 and int(first.step) == 4

@@ -1,0 +1,130 @@
+"""Soft neighbours against plain numpy, and the law of what is not real."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vtp_jax.objectives import contrastive, neighbours
+from vtp_jax.types import UserError
+
+B, N, D, K = 6, 20, 8, 3
+QUERY, SUPPORT, KEY = jax.random.normal(jax.random.key(0), (3, B, D))
+ROWS = contrastive.normalise(jax.random.normal(jax.random.key(1), (N, D)))
+REAL, ALL = jnp.ones(N, bool), jnp.ones(B, bool)
+
+
+def candidates(near, real, support=SUPPORT, where=ALL):
+    weight = neighbours.positiveness(support, near, real)
+    key = contrastive.normalise(KEY)[:, None]
+    return (
+        jnp.concatenate([key, near], axis=1),
+        jnp.pad(real, ((0, 0), (1, 0)), constant_values=True) & where[:, None],
+        jnp.pad(weight, ((0, 0), (1, 0)), constant_values=1.0),
+    )
+
+
+def loss(*args, where=ALL, **more):
+    return neighbours.soft_info_nce(QUERY, *args, where, temperature=0.2, **more).value()
+
+
+NEAR = neighbours.nearest(KEY, ROWS, REAL, K)
+
+
+def test_the_nearest_are_those_of_the_largest_cosine():
+    near, real = NEAR
+    cosine = np.asarray(KEY) @ np.asarray(ROWS).T
+    np.testing.assert_array_equal(near, np.asarray(ROWS)[np.argsort(-cosine, axis=1)[:, :K]])
+    assert real.all()
+    np.testing.assert_array_equal(neighbours.nearest(9 * KEY, ROWS, REAL, K)[0], near)
+
+
+def test_what_is_not_real_is_nobodys_neighbour():
+    few = jnp.zeros(N, bool).at[jnp.array([4, 7])].set(True)
+    near, real = neighbours.nearest(KEY, ROWS, few, K)
+    np.testing.assert_array_equal(real, [[True, True, False]] * B)
+    assert {tuple(x) for x in np.asarray(near[:, :2]).reshape(-1, D)} == {
+        tuple(np.asarray(ROWS[i])) for i in (4, 7)
+    }
+    other = ROWS.at[11].set(-ROWS[11])
+    np.testing.assert_allclose(
+        loss(*candidates(near, real)), loss(*candidates(*neighbours.nearest(KEY, other, few, K)))
+    )
+
+
+def test_groups_search_their_own_rows():
+    near, _ = neighbours.nearest(KEY, ROWS, REAL, K, groups=2)
+    for i in range(2):
+        q, r = slice(3 * i, 3 * i + 3), slice(10 * i, 10 * i + 10)
+        own, _ = neighbours.nearest(KEY[q], ROWS[r], REAL[r], K)
+        np.testing.assert_array_equal(near[q], own)
+    with pytest.raises(UserError, match="11 neighbours of 6 rows among 20 do not fit groups=2"):
+        neighbours.nearest(KEY, ROWS, REAL, 11, groups=2)
+
+
+def test_weights_are_a_distribution_over_the_real_ones():
+    weight = neighbours.positiveness(SUPPORT, *NEAR)
+    np.testing.assert_allclose(weight.sum(axis=1), 1, rtol=1e-6)
+    cosine = jnp.einsum("bd,bkd->bk", contrastive.normalise(SUPPORT), NEAR[0])
+    np.testing.assert_allclose(weight, jax.nn.softmax(cosine), rtol=1e-6)
+    # Unit vectors and no temperature: with 30 neighbours between e^-1 / (29 e + e^-1) and the like.
+    low, high = np.exp(-1) / (29 * np.e + np.exp(-1)), np.e / (29 * np.exp(-1) + np.e)
+    assert (round(low, 4), round(high, 3)) == (0.0046, 0.203)
+    some = NEAR[1].at[:, 0].set(False).at[0].set(False)
+    weight = neighbours.positiveness(SUPPORT, NEAR[0], some)
+    np.testing.assert_allclose(weight.sum(axis=1), [0, 1, 1, 1, 1, 1], rtol=1e-6)
+    cut = neighbours.positiveness(SUPPORT, *NEAR, threshold=1 / K)
+    whole = neighbours.positiveness(SUPPORT, *NEAR)
+    np.testing.assert_array_equal(cut, np.where(whole > 1 / K, whole, 0))
+
+
+@pytest.mark.parametrize("weighted", ["outside", "inside"])
+def test_the_loss_against_numpy(weighted):
+    candidate, real, weight = (np.asarray(x, np.float64) for x in candidates(*NEAR))
+    query = np.asarray(QUERY, np.float64)
+    query /= np.linalg.norm(query, axis=1, keepdims=True)
+    e = np.exp(np.einsum("id,jcd->ijc", query, candidate) / 0.2)
+    p = e / e.sum(axis=(1, 2), keepdims=True)
+    own = p[np.arange(B), np.arange(B)]
+    told = dict(
+        outside=-(weight * np.log(own)).sum(axis=1).mean(),
+        inside=-np.log((weight * own).sum(axis=1)).mean(),
+    )
+    found = loss(*candidates(*NEAR), weighted=weighted)
+    np.testing.assert_allclose(found, told[weighted], rtol=1e-5)
+    assert abs(told["outside"] - told["inside"]) > 0.1
+
+
+@pytest.mark.parametrize("weighted", ["outside", "inside"])
+def test_with_the_key_alone_it_is_info_nce(weighted):
+    none = neighbours.nearest(KEY, ROWS, REAL, 0)
+    told = contrastive.info_nce(QUERY, KEY, ALL, temperature=0.2).value()
+    np.testing.assert_allclose(loss(*candidates(*none), weighted=weighted), told, rtol=1e-6)
+
+
+def test_equal_logits_give_the_logarithm_of_their_number():
+    same = jnp.broadcast_to(contrastive.normalise(KEY)[:1, None], (B, 1 + K, D))
+    _, real, weight = candidates(*NEAR)
+    np.testing.assert_allclose(loss(same, real, weight), 2 * np.log(B * (1 + K)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weighted", ["outside", "inside"])
+def test_rows_that_are_not_valid_bring_no_candidates(weighted):
+    where = jnp.array([True, False, True, True, False, True])
+    kept = np.flatnonzero(where)
+
+    def f(query, candidate):
+        _, real, weight = candidates(*NEAR, where=where)
+        real = real & where[:, None]
+        more = dict(temperature=0.2, weighted=weighted)
+        return neighbours.soft_info_nce(query, candidate, real, weight, where, **more).value()
+
+    candidate, real, weight = candidates(*NEAR)
+    alone = neighbours.soft_info_nce(
+        QUERY[kept], candidate[kept], real[kept], weight[kept], ALL[kept], temperature=0.2,
+        weighted=weighted,
+    )  # fmt: skip
+    value, grads = jax.value_and_grad(f, argnums=(0, 1))(QUERY, candidate)
+    np.testing.assert_allclose(value, alone.value(), rtol=1e-6)
+    for g in grads:
+        assert np.isfinite(g).all() and not g[1].any() and not g[4].any() and g[0].any()

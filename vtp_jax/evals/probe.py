@@ -1,0 +1,136 @@
+"""How much embeddings know of classes, without training: the class by the nearest neighbours.
+
+The rule (Wu et al., arXiv 1805.01978; as DINO tests, 2104.14294): the k rows of the gallery with
+the largest cosine vote for their classes, each with the weight exp(cosine / 0.07); a tie goes to
+the lower class. Asked of the gallery itself, every row is left out for its own question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from vtp_jax import sharding
+from vtp_jax.evals import retrieval
+from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
+
+TEMPERATURE = 0.07
+
+
+def make(
+    *,
+    encode: Mapping[str, Callable[..., Mapping[str, Any]]],
+    streams: Mapping[str, Stream],
+    mesh: Mesh,
+    stream: str = "val",
+    gallery: str | None = None,
+    video: str = "video",
+    ks: Sequence[int] = (1, 20),
+    block: int = retrieval.BLOCK,
+) -> Evaluator:
+    """The classes of the videos of `stream` from those of `gallery`, or from the others of `stream`
+    if there is none, by `encode[video]`, which gives `embedding` f32 "b d".
+
+    Yields knn<k> (fractions in [0, 1]), chance (the share of the gallery's largest class in
+    `stream`), n_videos, n_gallery and n_left_out. Rows that could not be read or have no class are
+    left out and counted.
+    """
+    gallery = gallery or stream
+    for name in (stream, gallery):
+        if name not in streams:
+            known = ", ".join(sorted(streams)) or "none"
+            raise UserError(f"probe: no stream '{name}'; the data has {known}")
+    if video not in encode:
+        raise UserError(
+            f"probe: the method has no encode '{video}'; it has {', '.join(sorted(encode))}"
+        )
+    embed = jitted(encode[video], mesh)
+
+    def run(state: State) -> Iterator[tuple[str, float]]:
+        label, query = collect(streams[stream], embed, state, mesh, stream)
+        if gallery == stream:
+            classes, rows = label, query
+        else:
+            classes, rows = collect(streams[gallery], embed, state, mesh, gallery)
+        found, score = neighbours(query, rows, max(ks), gallery == stream, block)
+        for k in ks:
+            chosen = vote(classes[found[:, :k]], score[:, :k])
+            yield f"knn{k}", float(np.mean(chosen == label))
+        common = np.bincount(classes).argmax()
+        yield "chance", float(np.mean(label == common))
+        yield "n_videos", float(len(label))
+        yield "n_gallery", float(len(classes))
+        yield "n_left_out", float(streams[stream].rows - len(label))
+
+    others = "the others of it" if gallery == stream else f"'{gallery}'"
+    protocol = (
+        f"classes of the {streams[stream].rows} videos of '{stream}' by their nearest neighbours "
+        f"among {others} (encode '{video}', views averaged before normalising): cosine of fp32 "
+        f"embeddings, votes weigh exp(cosine / {TEMPERATURE}), ties to the lower class. knnK and "
+        "chance are fractions in [0, 1]; unreadable videos are left out and counted."
+    )
+    return Evaluator(run, protocol)
+
+
+def jitted(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
+    """(params, extra, batch) -> (label, whether it counts, embedding), whole on every device."""
+
+    def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
+        vector = retrieval.embed_video(encode, params, extra, batch).astype(jnp.float32)
+        return batch["label"], batch["valid"] & (batch["label"] >= 0), vector
+
+    return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def collect(
+    stream: Stream, embed: Callable[..., Any], state: State, mesh: Mesh, name: str
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n d"]]:
+    """Classes and embeddings of the rows that count. One that is not finite is like no other."""
+    kept = []
+    with sharding.activate(mesh):
+        for batch in stream.batches():
+            if "label" not in batch:
+                raise UserError(f"probe: stream '{name}' has no labels; see docs/data.md")
+            placed = sharding.put(batch, mesh)
+            label, known, vector = jax.device_get(embed(state.params, state.extra, placed))
+            kept.append((label[known], vector[known]))
+    label, vector = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    vector = np.where(np.isfinite(vector).all(axis=1, keepdims=True), vector, 0)
+    if len(label) < 2:
+        raise UserError(f"probe: stream '{name}' has fewer than 2 readable rows with a class")
+    return label, vector
+
+
+def neighbours(
+    query: Float[np.ndarray, "m d"],
+    rows: Float[np.ndarray, "n d"],
+    k: int,
+    itself: bool,
+    block: int = retrieval.BLOCK,
+) -> tuple[Int[np.ndarray, "m k"], Float[np.ndarray, "m k"]]:
+    """Positions and cosines of the k nearest rows, falling. itself: query i is row i, and is left
+    out. k is cut to what there is."""
+    if not itself:
+        score, found = retrieval.top(query, rows, k, block)
+        return found, score
+    score, found = retrieval.top(query, rows, k + 1, block)
+    # Where rows are equal a row may not be first of its own list, or not be in it: the last goes.
+    own = found == np.arange(len(found))[:, None]
+    own[~own.any(axis=1), -1] = True
+    shape = (len(found), found.shape[1] - 1)
+    return found[~own].reshape(shape), score[~own].reshape(shape)
+
+
+def vote(classes: Int[np.ndarray, "m k"], score: Float[np.ndarray, "m k"]) -> Int[np.ndarray, "m"]:
+    """The class with most weight among the neighbours of each row."""
+    ballot = np.zeros((len(classes), int(classes.max()) + 1))
+    # Weights by the difference to the best: the same winner, and none is too large for a float.
+    weight = np.exp((score.astype(np.float64) - score[:, :1]) / TEMPERATURE)
+    np.add.at(ballot, (np.arange(len(classes))[:, None], classes), weight)
+    return ballot.argmax(axis=1)

@@ -1,0 +1,33 @@
+"""Norms beyond the Transformer's."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def batch_norm(
+    x: Float[Array, "b d"], where: Bool[Array, " b"], eps: float = 1e-5
+) -> Float[Array, "b d"]:
+    """Every column with mean 0 and deviation 1 over the rows where `where` holds, on all devices
+    together (PyTorch's SyncBatchNorm in training); in fp32 or wider, in two passes.
+
+    Rows where it does not hold are moved and scaled as the others, and count for nothing.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    counts, rows = where[:, None], jnp.maximum(where.sum(dtype=x.dtype), 1)
+    x = x - jnp.where(counts, x, 0).sum(axis=0) / rows
+    variance = jnp.where(counts, x * x, 0).sum(axis=0) / rows
+    return x / jnp.sqrt(variance + eps)
+
+
+class BatchNorm(nn.Module):
+    """`batch_norm`, then a learned scale and bias. It has no running statistics: it is for heads
+    that only training reads."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b d"], where: Bool[Array, " b"]) -> Float[Array, "b d"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[1],))
+        return batch_norm(x, where) * scale + bias

@@ -1,0 +1,84 @@
+"""Contrast in which a row has several positives, each as much as it deserves: its key, and the
+key's nearest neighbours among rows seen before (SNCLR, arXiv 2303.17142; NNCLR, 2104.14548).
+
+All vectors but `query` have length one. b rows, c candidates of each, k neighbours, d width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vtp_jax.objectives.contrastive import normalise
+from vtp_jax.types import Mean, UserError
+
+
+def nearest(
+    query: Float[Array, "b d"],
+    rows: Float[Array, "n d"],
+    real: Bool[Array, " n"],
+    k: int,
+    groups: int = 1,
+) -> tuple[Float[Array, "b k d"], Bool[Array, "b k"]]:
+    """The k real rows of the largest cosine to each query, falling, and which of them there are:
+    False where fewer than k rows are real. No gradient flows through them.
+
+    groups: the queries of a block of b / g see the block's own n / g rows, see `queue.push`.
+    """
+    (b, d), n = query.shape, rows.shape[0]
+    if n % groups or b % groups or k > n // groups:
+        raise UserError(f"{k} neighbours of {b} rows among {n} do not fit groups={groups}")
+    query = jax.lax.stop_gradient(query).reshape(groups, b // groups, d)
+    rows = jax.lax.stop_gradient(rows).reshape(groups, n // groups, d)
+    cosine = jnp.einsum("gqd,gnd->gqn", query, rows.astype(query.dtype))
+    cosine = jnp.where(real.reshape(groups, 1, -1), cosine, -jnp.inf)
+    best, place = jax.lax.top_k(cosine, k)
+    found = jax.vmap(lambda rows, place: rows[place])(rows, place)
+    return found.reshape(b, k, d), (best > -jnp.inf).reshape(b, k)
+
+
+def positiveness(
+    query: Float[Array, "b d"],
+    near: Float[Array, "b k d"],
+    real: Bool[Array, "b k"],
+    threshold: float = 0.0,
+) -> Float[Array, "b k"]:
+    """How much a query supports each neighbour: a softmax of their cosines over the real ones, of
+    which weights of `threshold` and less become 0. With no real one all are 0."""
+    # Cosines are at most 1: no maximum has to be taken away, and k may be 0.
+    raw = jnp.where(real, jnp.exp(jnp.einsum("bd,bkd->bk", normalise(query), near)), 0)
+    weight = raw / jnp.maximum(raw.sum(axis=1, keepdims=True), 1e-8)
+    return jnp.where(weight > threshold, weight, 0)
+
+
+def soft_info_nce(
+    query: Float[Array, "b d"],
+    candidate: Float[Array, "b c d"],
+    real: Bool[Array, "b c"],
+    weight: Float[Array, "b c"],
+    where: Bool[Array, " b"],
+    *,
+    temperature: float,
+    weighted: str = "outside",
+) -> Mean:
+    """With p the softmax of cos(query_i, candidate) / temperature over all real candidates of all
+    rows, and j over row i's own, the mean over rows of
+
+        "outside":  - sum_j weight_ij log p_ij
+        "inside":   - log sum_j weight_ij p_ij
+
+    in fp32 or wider. Rows where `where` is False ask nothing. A row has a real candidate whose
+    weight is not 0; with one of weight 1 for each row both are `contrastive.info_nce`.
+    """
+    query = normalise(query)
+    everyone = jnp.einsum("id,jcd->ijc", query, candidate) / temperature
+    everyone = jnp.where(real, everyone, jnp.finfo(everyone.dtype).min)
+    total = jax.nn.logsumexp(everyone, axis=(1, 2))
+    own = jnp.einsum("id,icd->ic", query, candidate) / temperature
+    weight = jnp.where(real, weight, 0)
+    if weighted == "outside":
+        loss = weight.sum(axis=1) * total - (weight * own).sum(axis=1)
+    else:
+        loss = total - jax.nn.logsumexp(own, axis=1, b=weight)
+    return Mean.of(loss, where)
