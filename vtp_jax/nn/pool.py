@@ -1,9 +1,14 @@
-"""From tokens to one vector."""
+"""From many tokens to one vector, or to a few tokens."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from vtp_jax.nn.transformer import VIT, CrossAttention, Style, layer_norm
 
 
 def mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b d"]:
@@ -13,3 +18,27 @@ def mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Fl
         return x.mean(axis=1)
     w = mask[..., None].astype(x.dtype)
     return (x * w).sum(axis=1) / jnp.maximum(w.sum(axis=1), 1)
+
+
+class AttentionPool(nn.Module):
+    """n learned queries that attend to tokens of any number and width: the attentional pooler of
+    CoCa (arXiv 2205.01917), one layer of attention and nothing more. Queries and tokens are
+    normalised first, as in OpenCLIP, whose queries start as N(0, 1) too.
+    """
+
+    queries: int
+    width: int
+    heads: int
+    style: Style = VIT
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b m e"], mask: Bool[Array, "b m"] | None = None
+    ) -> Float[Array, "b n d"]:
+        query = self.param("query", nn.initializers.normal(1.0), (self.queries, self.width))
+        query = layer_norm(self.dtype, self.style.eps, "norm_query")(query)
+        query = jnp.broadcast_to(query, (len(x), *query.shape))
+        x = layer_norm(self.dtype, self.style.eps, "norm")(x)
+        attention = CrossAttention(self.heads, self.style, self.dtype, name="cross")
+        return attention(query, x, mask)

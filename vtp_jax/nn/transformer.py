@@ -52,9 +52,11 @@ class Style(NamedTuple):
     norm: str = "pre"
 
 
-# Keys that may be attended to: by every query, or by each query its own.
-AttentionMask = Bool[Array, "b n"] | Bool[Array, "#b n n"] | None
+# Keys that may be attended to: by every query, or by each query its own. "b 1 m": by one token a
+# row, of all m places of a cache.
+AttentionMask = Bool[Array, "b n"] | Bool[Array, "#b n n"] | Bool[Array, "b 1 m"] | None
 CrossMask = Bool[Array, "b m"] | Bool[Array, "#b n m"] | None
+OtherMask = Bool[Array, "c m"] | Bool[Array, "#b n m"] | None
 
 BEIT = Style()  # BEiT, VideoMAE, SimVTP
 VIT = Style("qkv")  # ViT, MAE, timm
@@ -108,6 +110,29 @@ def attend(
     return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
 
 
+def remember(
+    module: nn.Module,
+    k: Float[Array, "b n h k"],
+    v: Float[Array, "b n h k"],
+    mask: AttentionMask,
+) -> tuple[Float[Array, "b m h k"], Float[Array, "b m h k"]]:
+    """The keys and values to attend to when words are decoded one by one (see `Stack`): those of
+    the cache, with this token's at its place, the last one that `mask` "b 1 m" lets it see."""
+    if module.is_initializing() or not module.is_mutable_collection("cache"):
+        return k, v
+    if not module.has_variable("cache", "k"):
+        module.put_variable("cache", "k", k)
+        module.put_variable("cache", "v", v)
+        return k, v
+    assert mask is not None and mask.ndim == 3  # one token a row
+    seen = mask[:, 0]
+    own = (seen & ~jnp.pad(seen[:, 1:], ((0, 0), (0, 1))))[..., None, None]
+    for name, new in (("k", k), ("v", v)):
+        old = module.get_variable("cache", name)
+        module.put_variable("cache", name, jnp.where(own, new, old))
+    return module.get_variable("cache", "k"), module.get_variable("cache", "v")
+
+
 class Dropout(nn.Module):
     """Acts when a `dropout` rng is given."""
 
@@ -119,19 +144,23 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention. dropout: of the attention weights."""
+    """Self-attention. dropout: of the attention weights. how: `attend`, or a function of its
+    arguments in which not every token attends to all. qkv_init, proj_init: of the two kernels."""
 
     heads: int
     style: Style = BEIT
     dtype: Any = jnp.float32
     dropout: float = 0.0
+    how: Callable[..., Array] = attend
+    qkv_init: Callable[..., Any] = QKV_INIT
+    proj_init: Callable[..., Any] = XAVIER
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], mask: AttentionMask) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         h, k = self.heads, d // self.heads
         # Heads come before q, k, v so that a tensor axis splits one array dimension.
-        kernel = self.param("qkv", QKV_INIT, (d, h, 3, k)).astype(self.dtype)
+        kernel = self.param("qkv", self.qkv_init, (d, h, 3, k)).astype(self.dtype)
         if self.style.bias == "qv":
             q_bias = self.param("q_bias", nn.initializers.zeros, (h, k))
             v_bias = self.param("v_bias", nn.initializers.zeros, (h, k))
@@ -141,13 +170,18 @@ class Attention(nn.Module):
         qkv = product(x, kernel.reshape(d, h * 3 * k)).reshape(b, n, h, 3, k)
         qkv = qkv + bias.astype(self.dtype)
         qkv = nn.with_logical_constraint(qkv, ("act_batch", "act_len", "act_heads", None, None))
-        drop = Dropout(self.dropout)
-        out = attend(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :], mask, drop)
-        return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
+        keys, values = remember(self, qkv[..., 1, :], qkv[..., 2, :], mask)
+        out = self.how(qkv[..., 0, :], keys, values, mask, Dropout(self.dropout))
+        proj = Linear(d, init=self.proj_init, dtype=self.dtype, name="proj")
+        return proj(out.reshape(b, n, d))
 
 
 class CrossAttention(nn.Module):
-    """Attention of tokens to others, whose width e may be another. dropout: of the weights."""
+    """Attention of tokens to others, whose width e may be another. dropout: of the weights.
+
+    `other` may have fewer rows: each is then attended to by b / c rows of x, one after the other
+    (what a decoder tries for one video).
+    """
 
     heads: int
     style: Style = BEIT
@@ -156,9 +190,9 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], other: Float[Array, "b m e"], mask: CrossMask = None
+        self, x: Float[Array, "b n d"], other: Float[Array, "c m e"], mask: OtherMask = None
     ) -> Float[Array, "b n d"]:
-        (b, n, d), (_, m, e) = x.shape, other.shape
+        (b, n, d), (c, m, e) = x.shape, other.shape
         h, k, zeros = self.heads, d // self.heads, nn.initializers.zeros
         q_kernel = self.param("q", Q_INIT, (d, h, k)).astype(self.dtype)
         kv_kernel = self.param("kv", KV_INIT, (e, h, 2, k)).astype(self.dtype)
@@ -168,10 +202,15 @@ class CrossAttention(nn.Module):
             kv_bias = jnp.stack([jnp.zeros_like(v_bias), v_bias], axis=1)
         else:
             kv_bias = self.param("kv_bias", zeros, (h, 2, k))
-        q = product(x, q_kernel.reshape(d, h * k)).reshape(b, n, h, k)
+        q = product(x, q_kernel.reshape(d, h * k)).reshape(c, b // c * n, h, k)
         q = q + q_bias.astype(self.dtype)
-        kv = product(other.astype(self.dtype), kv_kernel.reshape(e, h * 2 * k))
-        kv = kv.reshape(b, m, h, 2, k) + kv_bias.astype(self.dtype)
+        if self.has_variable("context", "kv"):  # words are decoded one by one, see `Stack`
+            kv = self.get_variable("context", "kv")
+        else:
+            kv = product(other.astype(self.dtype), kv_kernel.reshape(e, h * 2 * k))
+            kv = kv.reshape(c, m, h, 2, k) + kv_bias.astype(self.dtype)
+            if self.is_mutable_collection("context") and not self.is_initializing():
+                self.put_variable("context", "kv", kv)
         q = nn.with_logical_constraint(q, ("act_batch", "act_len", "act_heads", None))
         kv = nn.with_logical_constraint(kv, ("act_batch", "act_len", "act_heads", None, None))
         out = attend(q, kv[..., 0, :], kv[..., 1, :], mask, Dropout(self.dropout))
@@ -210,8 +249,8 @@ class Block(nn.Module):
         x: Float[Array, "b n d"],
         drop: Float[Array, ""],
         mask: AttentionMask,
-        other: Float[Array, "b m e"] | None = None,
-        other_mask: CrossMask = None,
+        other: Float[Array, "c m e"] | None = None,
+        other_mask: OtherMask = None,
     ) -> tuple[Float[Array, "b n d"], None]:
         size, style = self.size, self.style
         x = nn.with_logical_constraint(x, ("act_batch", "act_len", "act_emb"))
@@ -244,6 +283,11 @@ class Stack(nn.Module):
     CoCa); called without, the same blocks leave that out. Only an init that has seen others makes
     parameters for them.
 
+    Words are decoded one by one (nn.generate) with two collections beside the parameters. A pass
+    in which "cache" and "context" are mutable leaves in them the keys and values of its own n
+    tokens and of the others. With these, and "cache" mutable, a pass takes one token a row, and
+    its mask "b 1 n" says which of the n places it sees; the last of them is its own.
+
     drop_path: stochastic depth, rising linearly from 0 at the first block to this at the last.
     remat:     None, or the name of a policy of `jax.checkpoint_policies`: what is kept for the
                backward pass ("nothing_saveable" keeps the inputs of the blocks alone).
@@ -264,8 +308,8 @@ class Stack(nn.Module):
         self,
         x: Float[Array, "b n d"],
         mask: AttentionMask = None,
-        other: Float[Array, "b m e"] | None = None,
-        other_mask: CrossMask = None,
+        other: Float[Array, "c m e"] | None = None,
+        other_mask: OtherMask = None,
     ) -> Float[Array, "b n d"]:
         depth = self.size.depth
         block = Block
@@ -274,7 +318,7 @@ class Stack(nn.Module):
             block = nn.remat(Block, policy=policy, prevent_cse=self.unroll > 1)
         stack = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "cache": 0, "context": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=depth,

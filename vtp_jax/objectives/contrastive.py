@@ -20,7 +20,7 @@ def info_nce(
     key: Float[Array, "b d"],
     where: Bool[Array, " b"],
     *,
-    temperature: float,
+    temperature: float | Float[Array, ""],
     groups: int = 1,
 ) -> Mean:
     """-log softmax over keys of cos(query_i, key_j) / temperature at j = i: one direction.
@@ -43,7 +43,7 @@ def both_ways(
     b: Float[Array, "b d"],
     where: Bool[Array, " b"],
     *,
-    temperature: float,
+    temperature: float | Float[Array, ""],
     groups: int = 1,
     sum_directions: bool = False,
 ) -> Mean:

@@ -1,0 +1,413 @@
+"""CoCa: Contrastive Captioners are Image-Text Foundation Models (Yu et al., TMLR 2022, arXiv
+2205.01917).
+
+Code:      none was released. Where OpenCLIP's CoCa (mlfoundations/open_clip @89fb801, MIT) does
+           what the paper says, tests/methods/test_coca_golden.py holds us to its numbers (fp64).
+Idea:      a decoder cut in two. Its lower half reads the words alone: a class token at their end
+           gives the text's embedding. Its upper half attends to what is seen, too, and tells each
+           next word. So one pass gives contrast and captioning: L = L_con + 2 L_cap. What is seen
+           is pooled by attention: 256 learned queries for the captions, one more for contrast.
+Command:   python -m vtp_jax.train --config configs/coca/pretrain.py --workdir DIR
+Published: ImageNet zero-shot 86.3 (B 82.6, L 84.8), frozen 90.6; K400 / 600 / 700 frozen 88.0 /
+           88.5 / 81.1; MSR-VTT full zero-shot R@1 / 5 / 10: text-to-video 30.0 / 52.4 / 61.6,
+           video-to-text 49.9 / 73.4 / 81.4; COCO captions CIDEr 143.6.
+
+An image is a clip of one frame. The encoder sees every frame by itself, without any sign of time,
+and the poolers attend to the tokens of all frames: VideoCoCa (Yan et al., arXiv 2212.04979). So a
+still shown for any number of frames gives what the image gives, and a batch may mix both.
+
+Deviations, each with its reason and with the switch that brings the paper back:
+- L_cap is the mean over the words of a batch, as all public code has it; the paper's formula sums
+  over those of a caption, which weighs captioning about 20 times more.          sum_words=True
+- Zero-shot retrieval pools the tokens of all frames; the paper means embeddings.  frames="mean"
+- AdamW stands for Adafactor, here and in the config.
+
+The paper leaves open, and these are choices of ours: blocks, poolers with a norm for queries and
+one for what they attend to, and projections are OpenCLIP's; one norm of the pooled tokens serves
+all decoder layers (OpenCLIP has one for each). The class token has a position of its own, so that
+padding moves nothing. The scale 1 / sigma is kept below 100, CLIP's bound. Captions begin with
+[CLS] and end with [SEP].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vtp_jax.nn import embed, generate, sizes
+from vtp_jax.nn.pool import AttentionPool
+from vtp_jax.nn.text import causal
+from vtp_jax.nn.transformer import Linear, Stack, Style, layer_norm
+from vtp_jax.nn.vit import ViT
+from vtp_jax.objectives import contrastive
+from vtp_jax.objectives.classification import accuracy, cross_entropy
+from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError
+
+STYLE = Style("qkv", "gelu", 1e-5)
+WEIGHTS = {"contrast": 1.0, "caption": 2.0}
+MAX_SCALE = 100.0
+# The decoder's lower half for the encoders of the same names (table 1); the upper is as deep.
+TEXTS = {
+    "tiny": sizes.Size(128, 1, 2, 256),
+    "B": sizes.Size(768, 12, 12, 3072),
+    "L": sizes.Size(1024, 12, 16, 4096),
+    "g": sizes.Size(1408, 18, 16, 5632),
+}
+CHOICES = dict(poolers=("cascade", "parallel"), frames=("joint", "mean"))
+
+
+class Text(nn.Module):
+    """The decoder: `read` is its lower half, `tell` the upper one."""
+
+    size: sizes.Size  # of the lower half
+    layers: int  # of the upper half
+    vocab_size: int
+    length: int
+    dtype: Any
+    remat: str | None
+    unroll: int
+
+    def setup(self):
+        d, normal = self.size.width, nn.initializers.normal
+        self.word = self.param("word", normal(0.02), (self.vocab_size, d))
+        self.position = self.param("position", normal(0.01), (self.length, d))
+        self.class_token = self.param("class_token", normal(0.01), (d,))
+        more = (0.0, STYLE, self.dtype, self.remat, self.unroll)
+        self.lower = Stack(self.size, *more)
+        self.class_norm = layer_norm(self.dtype, STYLE.eps)
+        self.proj = Linear(d, use_bias=False, dtype=self.dtype)
+        self.memory_norm = layer_norm(self.dtype, STYLE.eps)
+        self.upper = Stack(self.size._replace(depth=self.layers), *more)
+        self.norm = layer_norm(self.dtype, STYLE.eps)
+        self.head = Linear(self.vocab_size, use_bias=False, dtype=self.dtype)
+
+    def embed(self, ids: Int[Array, "b l"], place: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        return (self.word[ids] + self.position[place]).astype(self.dtype)
+
+    def embed_all(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        length = ids.shape[1]
+        if length > self.length:
+            raise UserError(f"texts of {length} tokens; method.length is {self.length}")
+        return self.embed(ids, jnp.broadcast_to(jnp.arange(length), ids.shape))
+
+    def read(
+        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b d"]]:
+        """(the words' tokens, the text's embedding)."""
+        words = self.embed_all(ids)
+        last = jnp.broadcast_to(
+            self.class_token.astype(words.dtype), (len(ids), 1, self.size.width)
+        )
+        keys = jnp.pad(mask, ((0, 0), (0, 1)), constant_values=True)
+        seen = causal(keys.shape[1]) & keys[:, None]
+        x = self.lower(jnp.concatenate([words, last], axis=1), seen)
+        return x[:, :-1], self.proj(self.class_norm(x[:, -1]))
+
+    def tell(
+        self,
+        words: Float[Array, "b l d"],
+        memory: Float[Array, "c q d"],
+        mask: Bool[Array, "#b l m"],
+    ) -> Float[Array, "b l v"]:
+        """Logits of the word after each, from the lower half's tokens and what is seen."""
+        return self.head(self.norm(self.upper(words, mask, self.memory_norm(memory))))
+
+    def begin(self, ids: Int[Array, "b l"], memory: Float[Array, "b q d"]) -> Float[Array, "b l v"]:
+        """Logits of the word after each of a whole row of words; fills a cache (nn.transformer)."""
+        mask = causal(ids.shape[1])
+        return self.tell(self.lower(self.embed_all(ids), mask), memory, mask)
+
+    def go_on(
+        self, token: Int[Array, " r"], place: Int[Array, " r"], memory: Float[Array, "c q d"]
+    ) -> Float[Array, "r v"]:
+        """Logits of the word after one more of each row, with a cache of `length` places."""
+        mask = (jnp.arange(self.length) <= place[:, None])[:, None]
+        words = self.lower(self.embed(token[:, None], place[:, None]), mask)
+        return self.tell(words, memory, mask)[:, 0]
+
+
+class CoCa(nn.Module):
+    """The net: parameters, and the verbs that the loss below is written in."""
+
+    size: sizes.Size
+    text_size: sizes.Size
+    layers: int
+    side: int
+    patch: int
+    queries: int
+    poolers: str
+    frames: str
+    dtype: Any
+    remat: str | None
+    unroll: int
+    vocab_size: int
+    length: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def setup(self):
+        d, dtype = self.text_size.width, jnp.dtype(self.dtype)
+        more: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
+        self.visual = ViT(
+            self.size, (self.side // self.patch) ** 2, (1, self.patch, self.patch),
+            len(self.mean), STYLE, has_class=False, pooling="mean", **more,
+        )  # fmt: skip
+        pooler = partial(
+            AttentionPool, width=d, heads=self.text_size.heads, style=STYLE, dtype=dtype
+        )
+        self.caption_pool, self.contrast_pool = pooler(self.queries), pooler(1)
+        self.video_proj = Linear(d, use_bias=False, dtype=dtype)
+        self.text = Text(self.text_size, self.layers, self.vocab_size, self.length, **more)
+        if self.is_initializing():  # else read where it is used: a task may have dropped it
+            self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
+
+    def see(self, video: Any) -> Float[Array, "b t n d"]:
+        """The encoder's last block on every frame. Pixels uint8, or floats in [0, 1]."""
+        b, t = video.shape[:2]
+        cubes = embed.to_unit(embed.cut(video, (1, self.patch, self.patch)))
+        cubes = embed.standardise(cubes, self.mean, self.std)
+        raw = self.visual.encode(cubes.reshape(b * t, -1, cubes.shape[-1]))
+        return raw.reshape(b, t, *raw.shape[1:])
+
+    def pool(
+        self, tokens: Float[Array, "b t n d"]
+    ) -> tuple[Float[Array, "b q e"], Float[Array, "b e"]]:
+        """(the pooled tokens that captions are told from, the video's embedding)."""
+        b, t, n, d = tokens.shape
+        x = tokens.reshape(b, t * n, d) if self.frames == "joint" else tokens.reshape(b * t, n, d)
+        memory = self.caption_pool(x)
+        one = self.contrast_pool(memory if self.poolers == "cascade" else x)[:, 0]
+        memory, embedding = (
+            y.reshape(b, -1, *y.shape[1:]).mean(axis=1) for y in (memory, self.video_proj(one))
+        )
+        return memory, embedding
+
+    def visit(self, video: Any, ids: Int[Array, "b l"]) -> None:
+        """Every verb once: linen creates only the parameters that init touches."""
+        memory, _ = self.pool(self.visual.norm(self.see(video)))
+        self.text.read(ids, jnp.ones(ids.shape, bool))
+        self.text.begin(ids, memory)
+
+
+class Recipe(NamedTuple):
+    """How it is trained, and how it writes; see `make`."""
+
+    weights: Mapping[str, float]
+    sum_words: bool
+    start_id: int
+    end_id: int
+    pad_id: int
+    beams: int
+    penalty: float
+
+
+class Outputs(NamedTuple):
+    """What the net says of a batch."""
+
+    video: Float[Array, "b d"]
+    text: Float[Array, "b d"]
+    logits: Float[Array, "b m v"]  # of words 1, 2, ...; m = l - 1
+    scale: Float[Array, ""]  # 1 / sigma
+
+
+def forward(net: CoCa, params: Params, batch: Batch) -> Outputs:
+    """One pass of each half. The word behind the last one is nobody's target."""
+    bound = bind(net, params)
+    memory, video = bound.pool(bound.visual.norm(bound.see(batch["video"])))
+    words, text = bound.text.read(batch["text"], batch["text_mask"])
+    before = words[:, :-1]
+    logits = bound.text.tell(before, memory, causal(before.shape[1]))
+    return Outputs(video, text, logits, jnp.exp(params["logit_scale"]))
+
+
+def terms(recipe: Recipe, out: Outputs, batch: Batch) -> dict[str, Mean]:
+    """L_con and L_cap (section 3.2), and how often the next word was right."""
+    valid, found = batch["valid"], {}
+    if recipe.weights["contrast"]:
+        found["loss_contrast"] = contrastive.both_ways(
+            out.video, out.text, valid, temperature=1 / out.scale, sum_directions=True
+        )
+        found["scale"] = Mean.of(out.scale[None])
+    if recipe.weights["caption"]:
+        target, asked = batch["text"][:, 1:], batch["text_mask"][:, 1:] & valid[:, None]
+        words = cross_entropy(out.logits, target, asked)
+        found["word_accuracy"] = accuracy(out.logits, target, asked)
+        rows = valid.sum(dtype=words.count.dtype)
+        found["loss_caption"] = words._replace(count=rows) if recipe.sum_words else words
+    return found
+
+
+def loss(
+    net: CoCa,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array,
+    step: Array,
+) -> tuple[Array, Out]:
+    """L = L_con + 2 L_cap; nothing is drawn."""
+    found = terms(recipe, forward(net, params, batch), batch)
+    asked = [name for name, weight in recipe.weights.items() if weight]
+    total = sum((recipe.weights[n] * found[f"loss_{n}"].value() for n in asked), jnp.zeros(()))
+    return total, Out(found, extra)
+
+
+def bound_scale(params: Params, extra: Extra, step: Array) -> tuple[Params, Extra]:
+    scale = jnp.minimum(params["logit_scale"], math.log(MAX_SCALE))
+    return {**params, "logit_scale": scale}, extra
+
+
+def init(net: CoCa, rng: Array, spec: Spec) -> Params:
+    frame = jnp.zeros((1, 1, *spec["video"].shape[-3:]))
+    ids = jnp.zeros((1, spec["text"].shape[-1]), jnp.int32)
+    return net.init(rng, frame, ids, method="visit")["params"]
+
+
+# What the trained net is used for.
+
+
+def encode_video(
+    net: CoCa, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """Tokens of all frames, in order. memory: the pooled tokens that captions are told from. Tasks
+    that go on from `raw` may drop the rest."""
+    bound = bind(net, params)
+    raw = bound.see(batch["video"])
+    found = dict(raw=in_a_row(raw))
+    if "caption_pool" in params:
+        tokens = bound.visual.norm(raw)
+        memory, embedding = bound.pool(tokens)
+        found.update(embedding=wide(embedding), tokens=in_a_row(tokens), memory=memory)
+    return dict(found, mask=jnp.ones(found["raw"].shape[:2], bool))
+
+
+def encode_text(
+    net: CoCa, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+) -> Encoded:
+    """The words' tokens are the lower half's, which has no norm behind it."""
+    words, embedding = bind(net, params).text.read(batch["text"], batch["text_mask"])
+    return dict(embedding=wide(embedding), tokens=words, raw=words, mask=batch["text_mask"])
+
+
+def write(
+    net: CoCa,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
+) -> Encoded:
+    """Captions of the videos: ids i32 "b l" from [CLS] to [SEP], then padding, l the method's
+    length; score f32 "b", their log probability (by beams: over a power of their length)."""
+    memory = encode_video(net, params, extra, batch)["memory"]
+    b = len(memory)
+    ids = jnp.full((b, net.length), recipe.pad_id, jnp.int32).at[:, 0].set(recipe.start_id)
+    _, kept = net.apply(
+        {"params": params}, ids, memory,
+        method=lambda m, *x: m.text.begin(*x), mutable=["cache", "context"],
+    )  # fmt: skip
+    fixed = {"params": params, "context": kept["context"]}
+
+    def step(
+        cache: Any, token: Int[Array, " r"], place: Int[Array, " r"]
+    ) -> tuple[Float[Array, "r v"], Any]:
+        logits, new = net.apply(
+            {**fixed, "cache": cache}, token, place, memory,
+            method=lambda m, *x: m.text.go_on(*x), mutable=["cache"],
+        )  # fmt: skip
+        return logits, new["cache"]
+
+    start, stop = jnp.ones(b, jnp.int32), dict(end_id=recipe.end_id, pad_id=recipe.pad_id)
+    if recipe.beams == 1:
+        said = generate.greedy(step, kept["cache"], ids, start, **stop)
+    else:
+        more: Any = dict(beams=recipe.beams, penalty=recipe.penalty, axis=1)  # after the layers
+        said = generate.beam(step, kept["cache"], ids, start, **stop, **more)
+    return dict(ids=said.ids, score=said.score)
+
+
+def make(
+    *,
+    size: str | Sequence[int] = "B",
+    text_size: str | Sequence[int] | None = None,
+    layers: int | None = None,
+    side: int = 288,
+    patch: int = 18,
+    queries: int = 256,
+    poolers: str = "cascade",
+    frames: str = "joint",
+    weights: Mapping[str, float] | None = None,
+    sum_words: bool = False,
+    beams: int = 1,
+    penalty: float = 1.0,
+    length: int = 64,
+    dtype: str = "bfloat16",
+    remat: str | None = None,
+    unroll: int = 1,
+    vocab_size: int = 64000,
+    cls_id: int = 101,
+    sep_id: int = 102,
+    pad_id: int = 0,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+) -> Method:
+    """CoCa as a `Method`.
+
+    size: the encoder's, a name in `nn.sizes.ENCODERS`, or (width, depth, heads, mlp). text_size:
+    of the decoder's lower half, a name in `TEXTS` (`size` unless given) or four numbers; layers: of
+    the upper half, as many as the lower has unless given. side, patch: pixels. queries: pooled
+    tokens. poolers: `cascade`, contrast pools the pooled tokens, or `parallel`, it pools all.
+    frames: `joint`, poolers attend to all frames, or `mean`, to each, and what they give is
+    averaged. weights: of `contrast` and `caption`; a loss with weight 0 is not computed. sum_words:
+    see above. beams: 1 writes greedily; penalty: see `nn.generate.beam`. length: rows of the
+    position table, and of captions that are written. dtype: of activations and matrix products;
+    remat, unroll: see nn.transformer.Stack.
+    """
+    for name, value in dict(poolers=poolers, frames=frames).items():
+        if value not in CHOICES[name]:
+            raise UserError(f"method.{name}={value!r}; known: {', '.join(CHOICES[name])}")
+    weights = {**WEIGHTS, **(weights or {})}
+    if wrong := sorted(set(weights) - set(WEIGHTS)):
+        raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(WEIGHTS)}")
+    if side % patch:
+        raise UserError(f"method.side={side} does not divide into patches of {patch} pixels")
+    if beams < 1 or penalty < 0:
+        raise UserError(f"method.beams={beams}, penalty={penalty}: at least 1, and at least 0")
+    chosen = sizes.pick(TEXTS, text_size or size, "method.text_size")
+    net = CoCa(
+        sizes.pick(sizes.ENCODERS, size, "method.size"), chosen, layers or chosen.depth, side,
+        patch, queries, poolers, frames, dtype, remat, unroll, vocab_size, length, tuple(mean),
+        tuple(std),
+    )  # fmt: skip
+    recipe = Recipe(weights, sum_words, cls_id, sep_id, pad_id, beams, penalty)
+    return Method(
+        init=partial(init, net),
+        loss=partial(loss, net, recipe),
+        encode=dict(
+            video=partial(encode_video, net),
+            text=partial(encode_text, net),
+            generate=partial(write, net, recipe),
+        ),
+        after_update=bound_scale,
+    )
+
+
+def bind(net: CoCa, params: Params) -> CoCa:
+    return net.bind({"params": params})
+
+
+def in_a_row(x: Float[Array, "b t n d"]) -> Float[Array, "b m d"]:
+    """The tokens of all frames, frame by frame."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def wide(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """In fp32 or wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
