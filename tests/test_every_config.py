@@ -56,7 +56,7 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
 def expected(data, batch):
     """The batch's shapes as the config tells them."""
     look, text = pipeline.Look(**data["video"]), data.get("text")
-    rows = {"video": (look.shown, "uint8"), "valid": ((), "bool")}
+    rows = {"video": (look.shown, "uint8"), "valid": ((), "bool"), "id": ((), "int32")}
     if data["train"].get("label_column"):
         rows["label"] = ((), "int32")
     if text:

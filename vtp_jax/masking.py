@@ -88,6 +88,15 @@ def negatives(rng: Array, valid: Bool[Array, " b"], groups: int = 1) -> Int[Arra
     return (start + chosen).reshape(b).astype(jnp.int32)
 
 
+def together(valid: Bool[Array, " b"], groups: int = 1) -> Bool[Array, "b b"]:
+    """Which valid rows a row knows: those of its group (see `negatives`)."""
+    (b,) = valid.shape
+    if b % groups:
+        raise UserError(f"a batch of {b} rows does not divide into groups={groups}")
+    group = jnp.arange(b) // (b // groups)
+    return (group[:, None] == group) & valid & valid[:, None]
+
+
 def hard_negatives(
     rng: Array,
     scores: Float[Array, "b k"],

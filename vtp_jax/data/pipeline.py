@@ -119,6 +119,7 @@ def make(
     video: Mapping[str, Any],
     text: Mapping[str, Any] | None = None,
     also: Mapping[str, Mapping[str, Any]] | None = None,
+    turns: int = 1,
     evals: Mapping[str, Mapping[str, Any]] | None = None,
     eval_batch: int | None = None,
     max_failed: float = 0.05,
@@ -131,7 +132,8 @@ def make(
     batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
     train:   of files: the arguments of `sources.load`; of shapes: those of `open_shapes`
     also:    {name: the fields of `More`}: sources of another structure, such as images, whose
-             batches alternate with those of `train`
+             batches alternate with those of `train`, which has `turns` turns in a round; the order
+             is drawn anew for each round
     evals:   {name: as `train`}; each gives two streams, `name` (videos, with their first captions)
              and `name/captions` (every caption, no videos); of shapes, the held-out clips
     video:   the fields of `Look`
@@ -151,7 +153,7 @@ def make(
     open_clips, run = kinds[kind]
     run = functools.partial(run, workers=workers or os.cpu_count() or 1)
     look = open_look("data.video", video)
-    parts = {"data.train": More(train, {}, batch, 1)}
+    parts = {"data.train": More(train, turns=turns)}
     parts |= {f"data.also.{k}": fit(f"data.also.{k}", More, one) for k, one in (also or {}).items()}
     clips = {where: fit(where, open_clips, one.train, "train") for where, one in parts.items()}
     if text:
@@ -218,7 +220,7 @@ def fit(where: str, function: Callable[..., Any], given: Mapping[str, Any], *fir
 
 class More(NamedTuple):
     """A further source of training batches. train: as `make`'s; video: what differs from `make`'s;
-    batch: rows, by default as many; turns: how often its batches come for each of `train`'s."""
+    batch: rows, by default as many; turns: how many of its batches come in a round."""
 
     train: Mapping[str, Any]
     video: Mapping[str, Any] = {}

@@ -45,11 +45,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vtp_jax import masking, schedules, tree
 from vtp_jax.nn import embed, sizes
+from vtp_jax.nn import generate as generation
 from vtp_jax.nn.divided import DividedViT
 from vtp_jax.nn.text import Bert, WordHead, causal
 from vtp_jax.nn.transformer import Linear
 from vtp_jax.objectives import contrastive, queue
-from vtp_jax.objectives.classification import accuracy, cross_entropy, soft_cross_entropy
+from vtp_jax.objectives.classification import accuracy, cross_entropy
 from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError
 
 WEIGHTS = {"contrast": 1.0, "match": 1.0, "words": 1.0}
@@ -155,35 +156,6 @@ def embedded(net: OmniVL, params: Params, batch: Batch, rng: Array | None = None
     return Embedded(seen, bound.video_proj(seen[:, 0]), bound.text_proj(words[:, 0]))
 
 
-def contrast(
-    recipe: Recipe,
-    temperature: Float[Array, ""],
-    mine: Embedded,
-    twin: Embedded,
-    past: queue.Queue,
-    batch: Batch,
-    alpha: Float[Array, ""],
-) -> tuple[Mean, dict[str, Float[Array, "b b"]]]:
-    """UniVLC both ways, against the twin's features of this batch and of the past; and how alike a
-    row of one kind and each of the other in this batch are (logits, by the kind that asks)."""
-    valid, name = batch["valid"], names(batch)
-    b = valid.shape[0]
-    seen = together(b, recipe.groups) & valid
-    seen = jnp.concatenate([seen, jnp.broadcast_to(past["real"], (b, len(past["real"])))], axis=1)
-    own = contrastive.namesakes(name, jnp.concatenate([name, past["name"]]), seen)
-    losses, alike = [], {}
-    for kind, other in (KINDS, KINDS[::-1]):
-        keys = jnp.concatenate([getattr(twin, other), past[other]])
-        logits, soft = (
-            contrastive.compare(getattr(by, kind), keys, seen, temperature=temperature)
-            for by in (mine, twin)
-        )
-        target = alpha * jax.lax.stop_gradient(jax.nn.softmax(soft)) + (1 - alpha) * own
-        losses.append(soft_cross_entropy(logits, target, valid))
-        alike[kind] = logits[:, :b]
-    return Mean(sum(x.total for x in losses) / 2, losses[0].count), alike
-
-
 def match(
     net: OmniVL,
     params: Params,
@@ -236,17 +208,22 @@ def loss(
     twin = embedded(net, extra["twin"], batch)
     found = {"temperature": Mean.of(params["temperature"][None])}
 
-    alpha = recipe.alpha(step)
-    found["loss_contrast"], alike = contrast(
-        recipe, params["temperature"], mine, twin, past, batch, alpha
+    near = masking.together(valid, recipe.groups)
+    found["loss_contrast"], alike = contrastive.with_twin(
+        (mine.video, mine.text),
+        (twin.video, twin.text),
+        (past["video"], past["text"], past["name"], past["real"]),
+        name,
+        near,
+        temperature=params["temperature"],
+        alpha=recipe.alpha(step),
     )
     past = queue.push(past, dict(video=twin.video, text=twin.text, name=name), valid)
 
-    allowed = (name[:, None] != name) & valid & valid[:, None]
-    allowed &= together(len(valid), recipe.groups)
+    allowed = near & (name[:, None] != name)
     wrong = dict(
-        video=masking.hard_negatives(video_key, alike["text"], allowed),
-        text=masking.hard_negatives(text_key, alike["video"], allowed),
+        video=masking.hard_negatives(video_key, alike[1], allowed),
+        text=masking.hard_negatives(text_key, alike[0], allowed),
     )
     if recipe.weights["match"]:
         asked = allowed.any(axis=1)
@@ -261,14 +238,6 @@ def names(batch: Batch) -> Int[Array, " b"]:
     """Rows of one name are each other's pairs: a class, or what is no class's, the row's own id."""
     own = -1 - batch["id"]
     return jnp.where(batch["label"] >= 0, batch["label"], own) if "label" in batch else own
-
-
-def together(b: int, groups: int) -> Bool[Array, "b b"]:
-    """Which rows know each other: those of one contiguous block of b / groups."""
-    if b % groups:
-        raise UserError(f"a batch of {b} rows does not divide into groups={groups}")
-    group = jnp.arange(b) // (b // groups)
-    return group[:, None] == group
 
 
 # What is carried from step to step.
@@ -367,6 +336,32 @@ def score_pair(
     return dict(score=logits[:, 1] - logits[:, 0], embedding=fused)
 
 
+def generate(
+    net: OmniVL,
+    beams: int,
+    end_id: int,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
+) -> Encoded:
+    """ids i32 "b l": a text for each clip, as long at most as the batch's own, of which only the
+    first token is read; score f32 "b": the mean log probability of its words. Every step reads the
+    text so far anew, for texts are short."""
+    bound = bind(net, writing(params), rng)
+    seen, ids = bound.visual.norm(bound.see(batch["video"])), batch["text"]
+
+    def read(ids: Int[Array, "r l"], mask: Bool[Array, "r l"]) -> Float[Array, "r l v"]:
+        lines = jnp.repeat(seen, len(ids) // len(seen), axis=0)
+        return bound.write(ids, mask, lines)[..., : net.vocab_size]
+
+    said = generation.beam(
+        generation.rereading(read), ids, ids, jnp.ones(len(ids), jnp.int32),
+        beams=beams, end_id=end_id, pad_id=net.pad_id,
+    )  # fmt: skip
+    return dict(ids=said.ids, score=said.score)
+
+
 def make(
     *,
     size: str | Sequence[int] = "B",
@@ -382,6 +377,7 @@ def make(
     alpha: float | Mapping[str, Any] = 0.4,
     smoothing: float = 0.1,
     groups: int = 1,
+    beams: int = 3,
     dropout: float = 0.1,
     drop_path: float = 0.0,
     dtype: str = "bfloat16",
@@ -390,6 +386,7 @@ def make(
     vocab_size: int = 30522,
     text_length: int = 512,
     pad_id: int = 0,
+    sep_id: int = 102,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
 ) -> Method:
@@ -401,7 +398,8 @@ def make(
     columns of a clip's token; an image's is one frame of it. weights: of contrast, match and words;
     a loss with weight 0 is not computed. temperature: of step 0, learned from there. queue: rows
     held. momentum: of the twin. alpha: a schedule, the twin's share in the targets of contrast.
-    smoothing: of words. dropout: BERT's. The rest as in nn.transformer.Stack.
+    smoothing: of words. beams: of texts that are generated; sep_id ends them. dropout: BERT's. The
+    rest as in nn.transformer.Stack.
     """
     weights = {**WEIGHTS, **(weights or {})}
     if wrong := sorted(set(weights) - set(WEIGHTS)):
@@ -420,7 +418,10 @@ def make(
     return Method(
         init=partial(init, net, recipe),
         loss=partial(loss, net, recipe),
-        encode={name: partial(verb, net) for name, verb in verbs.items()},
+        encode={
+            **{name: partial(verb, net) for name, verb in verbs.items()},
+            "generate": partial(generate, net, beams, sep_id),
+        },
         start=partial(start, net, recipe),
         after_update=partial(after_update, net, recipe),
     )

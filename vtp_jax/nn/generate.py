@@ -23,6 +23,21 @@ Cache = PyTree  # whatever a step remembers of the tokens that it was given
 Step = Callable[[Cache, Int[Array, " r"], Int[Array, " r"]], tuple[Float[Array, "r v"], Cache]]
 
 
+def rereading(
+    read: Callable[[Int[Array, "r l"], Bool[Array, "r l"]], Float[Array, "r l v"]],
+) -> Step:
+    """The step of a net that remembers nothing: `read` gives the logits after each token of whole
+    lines, where a mask is True. The cache is the lines, as `ids` is at first."""
+
+    def step(
+        ids: Int[Array, "r l"], token: Int[Array, " r"], place: Int[Array, " r"]
+    ) -> tuple[Float[Array, "r v"], Int[Array, "r l"]]:
+        ids = put(ids, place, token)
+        return at(read(ids, jnp.arange(ids.shape[1]) <= place[:, None]), place), ids
+
+    return step
+
+
 class Said(NamedTuple):
     """ids: each row its prompt, what follows it and `end_id`, then padding; a row that is full has
     no end. score: the log probability of what follows, divided where a search says so."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vtp_jax.objectives.classification import cross_entropy
+from vtp_jax.objectives.classification import cross_entropy, soft_cross_entropy
 from vtp_jax.types import Mean, UserError
 
 
@@ -75,3 +76,34 @@ def namesakes(
     a row sees and that have its name; zeros where there are none."""
     same = (name[:, None] == names[None]) & seen
     return same / jnp.maximum(same.sum(axis=1, keepdims=True), 1)
+
+
+def with_twin(
+    mine: tuple[Float[Array, "b d"], Float[Array, "b d"]],
+    twin: tuple[Float[Array, "b d"], Float[Array, "b d"]],
+    past: tuple[Float[Array, "k d"], Float[Array, "k d"], Int[Array, " k"], Bool[Array, " k"]],
+    name: Int[Array, " b"],
+    near: Bool[Array, "b b"],
+    *,
+    temperature: float | Float[Array, ""],
+    alpha: float | Float[Array, ""],
+) -> tuple[Mean, tuple[Float[Array, "b b"], Float[Array, "b b"]]]:
+    """Contrast of two kinds of features with a momentum twin's, of this batch and of the past
+    (ALBEF, arXiv 2107.07651; BLIP), where rows of one name are each other's positives (UniCL).
+
+    mine, twin: features of the two kinds; past: the twin's, with their names and whether they are
+    real; near: which rows of the batch a row sees, itself if it counts. alpha: the share of the
+    targets that the twin's own softmax has. Returns the mean of both directions, and for each the
+    logits of this batch.
+    """
+    held, real = past[:2], jnp.broadcast_to(past[3], (len(name), len(past[3])))
+    seen = jnp.concatenate([near, real], axis=1)
+    own = namesakes(name, jnp.concatenate([name, past[2]]), seen)
+    where, found = jnp.diagonal(near), []
+    for i, j in ((0, 1), (1, 0)):
+        keys = jnp.concatenate([twin[j], held[j].astype(twin[j].dtype)])
+        logits, soft = (compare(by[i], keys, seen, temperature=temperature) for by in (mine, twin))
+        target = alpha * jax.lax.stop_gradient(jax.nn.softmax(soft)) + (1 - alpha) * own
+        found.append((soft_cross_entropy(logits, target, where), logits[:, : len(name)]))
+    (there, a), (back, b) = found
+    return Mean((there.total + back.total) / 2, there.count), (a, b)
