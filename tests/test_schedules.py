@@ -50,6 +50,24 @@ def test_the_official_run_step_by_step():
     np.testing.assert_allclose(f(2 * steps), 4e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("warmup, steps", [(0, 7), (1, 7), (3, 7), (7, 7), (1, 1)])
+def test_warmup_linear_rises_as_warmup_cosine_and_falls_straight(warmup, steps):
+    arguments = dict(peak=6e-4, end=4e-5, warmup=warmup, steps=steps)
+    f, like = (schedules.make(dict(kind=f"warmup_{k}", **arguments)) for k in ("linear", "cosine"))
+    at = jnp.arange(steps)
+    falling = 6e-4 + (4e-5 - 6e-4) * (np.arange(steps) - warmup) / max(steps - warmup, 1)
+    table = np.where(np.arange(steps) < warmup, jax.vmap(like)(at), falling)
+    np.testing.assert_allclose(jax.vmap(f)(at), table, rtol=2e-6)
+    np.testing.assert_allclose([f(steps), f(2 * steps)], 4e-5, rtol=1e-6)
+
+
+def test_stairs_go_down_at_their_steps_and_stay():
+    f = schedules.make(dict(kind="stairs", value=2.0, factor=0.1, at=[3, 5]))
+    got = jax.jit(jax.vmap(f))(jnp.arange(8))
+    np.testing.assert_allclose(got, [2, 2, 2, 0.2, 0.2, 0.02, 0.02, 0.02], rtol=1e-6)
+    assert got.dtype == jnp.float32 and f(4) == got[4]
+
+
 @given(st.floats(-2, 2), st.floats(-2, 2), st.integers(0, 30), st.integers(0, 60))
 def test_linear_and_cosine_go_from_start_to_end(start, end, steps, step):
     done = min(step / max(steps, 1), 1)

@@ -58,6 +58,21 @@ def warmup_cosine(*, peak: float, end: float, warmup: int, steps: int) -> Schedu
     return f
 
 
+def warmup_linear(*, peak: float, end: float, warmup: int, steps: int) -> Schedule:
+    """`warmup_cosine` with a straight line down: step s >= W has
+    peak + (end - peak) * (s - W) / (T - W)."""
+    if warmup > steps:
+        raise UserError(f"warmup_linear: warmup={warmup} is longer than the run, steps={steps}")
+    falling = linear(start=peak, end=end, steps=steps - warmup)
+
+    def f(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step = jnp.asarray(step)
+        rising = peak * step / jnp.float32(max(warmup - 1, 1))
+        return jnp.where(step < warmup, rising, falling(step - warmup)).astype(jnp.float32)
+
+    return f
+
+
 def stairs(*, value: float, factor: float, at: Sequence[int]) -> Schedule:
     """`value`, multiplied by `factor` once at each of the steps `at`."""
 
@@ -69,8 +84,9 @@ def stairs(*, value: float, factor: float, at: Sequence[int]) -> Schedule:
 
 
 KINDS = dict(
-    constant=constant, linear=linear, cosine=cosine, warmup_cosine=warmup_cosine, stairs=stairs
-)
+    constant=constant, linear=linear, cosine=cosine, warmup_cosine=warmup_cosine,
+    warmup_linear=warmup_linear, stairs=stairs,
+)  # fmt: skip
 
 
 def make(spec: float | Mapping[str, Any], where: str = "schedule") -> Schedule:

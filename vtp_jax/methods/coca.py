@@ -38,12 +38,13 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vtp_jax.nn import embed, generate, sizes
+from vtp_jax.nn.captioner import Captioner
 from vtp_jax.nn.pool import AttentionPool
 from vtp_jax.nn.text import causal
-from vtp_jax.nn.transformer import Linear, Stack, Style, layer_norm
+from vtp_jax.nn.transformer import Linear, Style
 from vtp_jax.nn.vit import ViT
 from vtp_jax.objectives import contrastive
 from vtp_jax.objectives.classification import accuracy, cross_entropy
@@ -60,76 +61,6 @@ TEXTS = {
     "g": sizes.Size(1408, 18, 16, 5632),
 }
 CHOICES = dict(poolers=("cascade", "parallel"), frames=("joint", "mean"))
-
-
-class Text(nn.Module):
-    """The decoder: `read` is its lower half, `tell` the upper one."""
-
-    size: sizes.Size  # of the lower half
-    layers: int  # of the upper half
-    vocab_size: int
-    length: int
-    dtype: Any
-    remat: str | None
-    unroll: int
-
-    def setup(self):
-        d, normal = self.size.width, nn.initializers.normal
-        self.word = self.param("word", normal(0.02), (self.vocab_size, d))
-        self.position = self.param("position", normal(0.01), (self.length, d))
-        self.class_token = self.param("class_token", normal(0.01), (d,))
-        more = (0.0, STYLE, self.dtype, self.remat, self.unroll)
-        self.lower = Stack(self.size, *more)
-        self.class_norm = layer_norm(self.dtype, STYLE.eps)
-        self.proj = Linear(d, use_bias=False, dtype=self.dtype)
-        self.memory_norm = layer_norm(self.dtype, STYLE.eps)
-        self.upper = Stack(self.size._replace(depth=self.layers), *more)
-        self.norm = layer_norm(self.dtype, STYLE.eps)
-        self.head = Linear(self.vocab_size, use_bias=False, dtype=self.dtype)
-
-    def embed(self, ids: Int[Array, "b l"], place: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        return (self.word[ids] + self.position[place]).astype(self.dtype)
-
-    def embed_all(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        length = ids.shape[1]
-        if length > self.length:
-            raise UserError(f"texts of {length} tokens; method.length is {self.length}")
-        return self.embed(ids, jnp.broadcast_to(jnp.arange(length), ids.shape))
-
-    def read(
-        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
-    ) -> tuple[Float[Array, "b l d"], Float[Array, "b d"]]:
-        """(the words' tokens, the text's embedding)."""
-        words = self.embed_all(ids)
-        last = jnp.broadcast_to(
-            self.class_token.astype(words.dtype), (len(ids), 1, self.size.width)
-        )
-        keys = jnp.pad(mask, ((0, 0), (0, 1)), constant_values=True)
-        seen = causal(keys.shape[1]) & keys[:, None]
-        x = self.lower(jnp.concatenate([words, last], axis=1), seen)
-        return x[:, :-1], self.proj(self.class_norm(x[:, -1]))
-
-    def tell(
-        self,
-        words: Float[Array, "b l d"],
-        memory: Float[Array, "c q d"],
-        mask: Bool[Array, "#b l m"],
-    ) -> Float[Array, "b l v"]:
-        """Logits of the word after each, from the lower half's tokens and what is seen."""
-        return self.head(self.norm(self.upper(words, mask, self.memory_norm(memory))))
-
-    def begin(self, ids: Int[Array, "b l"], memory: Float[Array, "b q d"]) -> Float[Array, "b l v"]:
-        """Logits of the word after each of a whole row of words; fills a cache (nn.transformer)."""
-        mask = causal(ids.shape[1])
-        return self.tell(self.lower(self.embed_all(ids), mask), memory, mask)
-
-    def go_on(
-        self, token: Int[Array, " r"], place: Int[Array, " r"], memory: Float[Array, "c q d"]
-    ) -> Float[Array, "r v"]:
-        """Logits of the word after one more of each row, with a cache of `length` places."""
-        mask = (jnp.arange(self.length) <= place[:, None])[:, None]
-        words = self.lower(self.embed(token[:, None], place[:, None]), mask)
-        return self.tell(words, memory, mask)[:, 0]
 
 
 class CoCa(nn.Module):
@@ -163,7 +94,9 @@ class CoCa(nn.Module):
         )
         self.caption_pool, self.contrast_pool = pooler(self.queries), pooler(1)
         self.video_proj = Linear(d, use_bias=False, dtype=dtype)
-        self.text = Text(self.text_size, self.layers, self.vocab_size, self.length, **more)
+        self.text = Captioner(
+            self.text_size, self.layers, self.vocab_size, self.length, STYLE, **more
+        )
         if self.is_initializing():  # else read where it is used: a task may have dropped it
             self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
 

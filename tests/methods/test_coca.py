@@ -1,0 +1,291 @@
+"""What CoCa's loss may rely on, and what must change nothing. Numbers against OpenCLIP's are in
+test_coca_golden.py."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vtp_jax import tree
+from vtp_jax.methods import coca
+from vtp_jax.nn import pool
+from vtp_jax.nn.text import causal
+from vtp_jax.types import UserError
+
+KEY, STEP = jax.random.key(0), jnp.zeros((), jnp.int32)
+CLS, SEP, PAD = 2, 3, 0
+SMALL = dict(
+    size=(32, 1, 2, 48), text_size=(32, 1, 2, 48), side=16, patch=8, queries=5, length=9,
+    vocab_size=30, cls_id=CLS, sep_id=SEP, pad_id=PAD, dtype="float32",
+)  # fmt: skip
+
+
+def example(b=4, frames=2, length=8, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = np.array([length, length - 2, 5, 4])[np.arange(b) % 4, None]
+    place = np.arange(length)
+    text = np.where(place == lengths - 1, SEP, rng.integers(4, 30, (b, length)))
+    text = np.where(place < lengths, np.where(place == 0, CLS, text), PAD)
+    return dict(
+        video=jnp.asarray(rng.integers(0, 256, (b, frames, 16, 16, 3)), jnp.uint8),
+        text=jnp.asarray(text, jnp.int32),
+        text_mask=jnp.asarray(place < lengths),
+        valid=jnp.ones(b, bool),
+    )
+
+
+def spec_of(batch):
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+
+
+def build(**changes):
+    method = coca.make(**{**SMALL, **changes})
+    params = jax.jit(lambda key: method.init(key, spec_of(example())))(KEY)
+    # Class token, positions and word tables start small: at this size they must matter.
+    params["text"] = {
+        **params["text"],
+        **{k: 20 * params["text"][k] for k in ("word", "position", "class_token")},
+    }
+    return method, params
+
+
+METHOD, PARAMS = build()
+
+
+@jax.jit
+def look(params, batch):
+    return coca.forward(METHOD.loss.args[0], params, batch)
+
+
+def grade(method):
+    """(params, batch) -> ((loss, metrics), gradients)."""
+
+    @jax.jit
+    def f(params, batch):
+        def loss(p):
+            value, out = method.loss(p, {}, batch, KEY, STEP)
+            return value, {k: v.value() for k, v in out.metrics.items()}
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    return f
+
+
+GRADE = grade(METHOD)
+
+
+def parameters(size):
+    spec = dict(
+        video=jax.ShapeDtypeStruct((2, 1, 288, 288, 3), np.uint8),
+        text=jax.ShapeDtypeStruct((2, 64), np.int32),
+    )
+    return jax.eval_shape(lambda key: coca.make(size=size).init(key, spec), KEY)
+
+
+@pytest.mark.parametrize("size, text, image", [("B", 297, 86), ("L", 484, 303), ("g", 1180, 1011)])
+def test_parameters_of_the_published_models(size, text, image):
+    """Table 1, in millions; ours has some more for a norm or a projection (below 1 %)."""
+    params = parameters(size)
+    assert tree.size(params["text"]) / 1e6 == pytest.approx(text, rel=0.01)
+    assert tree.size(params["visual"]) / 1e6 == pytest.approx(image, rel=0.01)
+
+
+def test_the_loss_is_contrast_both_ways_and_twice_the_captions():
+    batch = example()
+    (value, found), _ = GRADE(PARAMS, batch)
+    np.testing.assert_allclose(value, found["loss_contrast"] + 2 * found["loss_caption"], rtol=1e-6)
+    out = look(PARAMS, batch)
+    video, text = (np.asarray(x, np.float64) for x in (out.video, out.text))
+    video, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (video, text))
+    logits = video @ text.T / 0.07
+    both = [np.diag(x) - np.log(np.exp(x).sum(axis=1)) for x in (logits, logits.T)]
+    np.testing.assert_allclose(found["loss_contrast"], -np.sum(both) / 4, rtol=1e-4)
+    log_p = np.asarray(jax.nn.log_softmax(out.logits), np.float64)
+    ids, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
+    told = [log_p[i, j - 1, ids[i, j]] for i, j in zip(*np.nonzero(mask), strict=True) if j]
+    np.testing.assert_allclose(found["loss_caption"], -np.mean(told), rtol=1e-5)
+
+    (_, summed), _ = grade(build(sum_words=True)[0])(PARAMS, batch)
+    np.testing.assert_allclose(summed["loss_caption"], -np.sum(told) / 4, rtol=1e-5)
+
+
+def test_a_word_changes_what_is_told_after_it_and_the_texts_embedding():
+    batch = example()
+    a = look(PARAMS, batch)
+    for place in (1, 4):
+        other = batch["text"].at[0, place].set(29)
+        b = look(PARAMS, {**batch, "text": other})
+        same = (a.logits == b.logits).all(axis=-1)
+        assert same[0, :place].all() and not same[0, place:7].any() and same[1:].all()
+        assert not (a.text[0] == b.text[0]).any() and (a.text[1:] == b.text[1:]).all()
+        assert (a.video == b.video).all()
+
+
+def test_what_is_seen_changes_what_is_told_and_no_text():
+    a, b = look(PARAMS, example()), look(PARAMS, {**example(), "video": example(seed=3)["video"]})
+    assert (a.text == b.text).all()
+    assert not (a.logits == b.logits).any() and not (a.video == b.video).any()
+
+
+def test_longer_padding_changes_no_loss_and_no_embedding():
+    batch = example(length=7)
+    longer = {k: jnp.pad(v, ((0, 0), (0, 2))) if k[:4] == "text" else v for k, v in batch.items()}
+    a, b = (GRADE(PARAMS, x) for x in (batch, longer))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
+    texts = [METHOD.encode["text"](PARAMS, {}, x)["embedding"] for x in (batch, longer)]
+    np.testing.assert_allclose(*texts, rtol=1e-5, atol=1e-6)
+
+
+def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
+    valid = jnp.array([True, True, False, True, True, False, True, True])
+    good, other = example(8), example(8, seed=7)
+    row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
+    mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
+    empty = {k: jnp.where(row[k], good[k], jnp.zeros_like(good[k])) for k in good}
+    found = GRADE(PARAMS, {**good, "valid": valid})
+    for batch in (mixed, empty):
+        again = GRADE(PARAMS, {**batch, "valid": valid})
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), found, again
+        )
+    (_, alone), _ = GRADE(PARAMS, {**good, "valid": jnp.arange(8) == 1})
+    assert alone["loss_contrast"] == 0 and alone["loss_caption"] > 0
+
+
+def test_a_loss_without_weight_leaves_no_gradient():
+    _, without_caption = grade(build(weights=dict(caption=0.0))[0])(PARAMS, example())
+    _, without_contrast = grade(build(weights=dict(contrast=0.0))[0])(PARAMS, example())
+
+    def touched(grads):
+        return {k for k, g in tree.flatten(grads).items() if jnp.any(g != 0)}
+
+    _, both = GRADE(PARAMS, example())
+    told = r"text/(upper|norm|memory_norm|head)/"
+    asked = r"contrast_pool/|video_proj/|text/(class_|proj)|logit_scale"
+    captions, contrast = ({k for k in touched(both) if re.match(x, k)} for x in (told, asked))
+    assert len(captions) > 20 and len(contrast) > 10
+    assert touched(without_caption) == touched(both) - captions
+    assert touched(without_contrast) == touched(both) - contrast
+
+
+def test_contrast_pools_what_captions_pool_unless_they_are_parallel():
+    batch = example()
+    for poolers, blind in (("cascade", True), ("parallel", False)):
+        method, params = build(poolers=poolers)
+        proj = params["caption_pool"]["cross"]["proj"]
+        params["caption_pool"]["cross"]["proj"] = jax.tree.map(jnp.zeros_like, proj)
+        x = jax.jit(method.encode["video"])(params, {}, batch)["embedding"]
+        assert (jnp.abs(x - x[0]).max() < 1e-6) == blind
+
+
+@pytest.mark.parametrize("frames", ["joint", "mean"])
+def test_a_still_is_an_image_and_frames_have_no_order(frames):
+    method, _ = build(frames=frames)
+    encode = jax.jit(method.encode["video"])
+    image, clip = example(frames=1), example(frames=3)
+    still = {**image, "video": jnp.repeat(image["video"], 3, axis=1)}
+    back = {**clip, "video": clip["video"][:, ::-1]}
+    mixed = {**clip, "video": clip["video"].at[1:3].set(still["video"][1:3])}
+    a, b, c, d, e = (encode(PARAMS, {}, x) for x in (image, still, clip, back, mixed))
+    assert a["tokens"].shape[1] == 4 and b["tokens"].shape[1] == 12
+    for name in ("embedding", "memory"):
+        assert a[name].shape == b[name].shape  # 5 tokens to attend to, whatever is shown
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(c[name], d[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(e[name][1:3], b[name][1:3], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(e[name][::3], c[name][::3], rtol=1e-4, atol=1e-5)
+
+
+def test_embeddings_of_a_clip_are_means_over_frames_or_are_not():
+    clip = example(frames=3)
+    one = [{**clip, "video": clip["video"][:, i : i + 1]} for i in range(3)]
+    for frames, same in (("mean", True), ("joint", False)):
+        encode = jax.jit(build(frames=frames)[0].encode["video"])
+        mean = sum(encode(PARAMS, {}, x)["embedding"] for x in one) / 3
+        close = np.allclose(encode(PARAMS, {}, clip)["embedding"], mean, rtol=1e-4, atol=1e-5)
+        assert close == same
+
+
+def without_cache(memory, ids, n):
+    """log p "b v" of the word behind the first n, by a pass over all of them."""
+    net = METHOD.loss.args[0]
+    words, _ = coca.bind(net, PARAMS).text.read(ids, jnp.ones(ids.shape, bool))
+    logits = coca.bind(net, PARAMS).text.tell(words, memory, causal(ids.shape[1]))
+    return jax.nn.log_softmax(logits[:, n - 1])
+
+
+def test_greedy_captions_are_those_of_passes_without_a_cache():
+    batch, length = example(frames=2), SMALL["length"]
+    said = jax.jit(METHOD.encode["generate"])(PARAMS, {}, batch)
+    memory = METHOD.encode["video"](PARAMS, {}, batch)["memory"]
+    run = jax.jit(without_cache)
+    ids = jnp.full((4, length), PAD, jnp.int32).at[:, 0].set(CLS)
+    score, done = jnp.zeros(4), jnp.zeros(4, bool)
+    for n in range(1, length):
+        log_p = run(memory, ids, n)
+        token = jnp.where(done, PAD, jnp.argmax(log_p, axis=1))
+        score += jnp.where(done, 0, log_p.max(axis=1))
+        ids, done = ids.at[:, n].set(token), done | (token == SEP)
+    assert said["ids"].tolist() == ids.tolist() and said["ids"].dtype == jnp.int32
+    np.testing.assert_allclose(said["score"], score, rtol=1e-4)
+    assert len({tuple(row) for row in ids.tolist()}) > 1  # what is seen decides
+
+
+def test_beams_score_what_they_say_and_do_not_lose_to_the_greedy_line():
+    batch = example(frames=2)
+    memory = METHOD.encode["video"](PARAMS, {}, batch)["memory"]
+    greedy = jax.jit(METHOD.encode["generate"])(PARAMS, {}, batch)
+    method, _ = build(beams=4, penalty=0.0)
+    said = jax.jit(method.encode["generate"])(PARAMS, {}, batch)
+    run, ids = jax.jit(without_cache), said["ids"]
+    ends = (ids == SEP).any(axis=1)
+    count = jnp.where(ends, jnp.argmax(ids == SEP, axis=1), SMALL["length"] - 1)
+    total = jnp.zeros(4)
+    for n in range(1, SMALL["length"]):
+        log_p = jnp.take_along_axis(run(memory, ids, n), ids[:, n : n + 1], axis=1)[:, 0]
+        total += jnp.where(n <= count, log_p, 0)
+    np.testing.assert_allclose(said["score"], total, rtol=1e-4)
+    assert (said["score"] >= greedy["score"] - 1e-4).all()
+    alone = jax.jit(method.encode["generate"])(PARAMS, {}, {k: v[1:2] for k, v in batch.items()})
+    assert alone["ids"][0].tolist() == ids[1].tolist()
+
+
+def test_pooled_tokens_do_not_depend_on_the_order_of_what_they_attend_to():
+    net, x = pool.AttentionPool(3, 16, 2), jax.random.normal(KEY, (2, 6, 24))
+    params = net.init(KEY, x)
+    out = net.apply(params, x)
+    assert out.shape == (2, 3, 16)
+    np.testing.assert_allclose(net.apply(params, x[:, ::-1]), out, atol=1e-5)
+    mask = jnp.arange(6) < jnp.array([[4], [6]])
+    masked = net.apply(params, x, mask)
+    np.testing.assert_allclose(masked[0], net.apply(params, x[:1, :4])[0], atol=1e-5)
+    np.testing.assert_allclose(masked[1], out[1], atol=1e-6)
+
+
+def test_the_scale_stays_below_100():
+    params, _ = METHOD.after_update({**PARAMS, "logit_scale": jnp.float32(9.0)}, {}, STEP)
+    assert float(jnp.exp(params["logit_scale"])) == pytest.approx(100)
+    assert METHOD.after_update(PARAMS, {}, STEP)[0]["logit_scale"] == PARAMS["logit_scale"]
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (dict(poolers="none"), "method.poolers='none'"),
+        (dict(frames="all"), "method.frames='all'"),
+        (dict(weights=dict(match=1.0)), "no loss 'match'"),
+        (dict(side=30), "does not divide into patches of 8"),
+        (dict(beams=0), "method.beams=0"),
+        (dict(text_size="XL"), "method.text_size: no size 'XL'"),
+    ],
+)
+def test_wrong_recipes_are_named(wrong, told):
+    with pytest.raises(UserError, match=told):
+        coca.make(**{**SMALL, **wrong})
+
+
+def test_texts_that_are_too_long_are_told():
+    with pytest.raises(UserError, match="texts of 10 tokens; the table has 9 positions"):
+        jax.eval_shape(METHOD.loss, PARAMS, {}, example(length=10), KEY, STEP)

@@ -1,0 +1,107 @@
+"""Captions that a method writes, held against those of the data, token by token.
+
+The rule: a line is its tokens but for special ones (start, end, padding). exact: the share of
+videos whose line is one of their captions. f1: the mean over videos of the best F1 with one of
+their captions, of tokens regardless of order (SQuAD's, arXiv 1606.05250). Neither is BLEU or CIDEr:
+they tell whether writing is learnt, not how it compares with published numbers. Of several views of
+a video the middle one is described.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from vtp_jax import sharding
+from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
+
+Line = tuple[int, ...]
+
+
+def make(
+    *,
+    encode: Mapping[str, Callable[..., Mapping[str, Any]]],
+    streams: Mapping[str, Stream],
+    mesh: Mesh,
+    stream: str = "val",
+    generate: str = "generate",
+) -> Evaluator:
+    """What `encode[generate]`, which gives `ids` i32 "b l", says of the videos of `stream`, against
+    `<stream>/captions`, whose `id` is that of its video.
+
+    Yields exact and f1 (fractions in [0, 1]), tokens (the mean length of what was written), and
+    n_videos. Raises UserError where there is no such stream or function.
+    """
+    for name in (stream, f"{stream}/captions"):
+        if name not in streams:
+            raise UserError(
+                f"caption: no stream '{name}'; the data has {', '.join(sorted(streams)) or 'none'}"
+            )
+    if generate not in encode:
+        raise UserError(
+            f"caption: the method has no encode '{generate}'; it has {', '.join(sorted(encode))}"
+        )
+    write = jitted(encode[generate], mesh)
+
+    def run(state: State) -> Iterator[tuple[str, float]]:
+        captions, special = read(streams[f"{stream}/captions"])
+        pairs: list[tuple[Line, Sequence[Line]]] = []
+        with sharding.activate(mesh):
+            for batch in streams[stream].batches():
+                placed = sharding.put(batch, mesh)
+                rows = zip(*jax.device_get(write(state.params, state.extra, placed)), strict=True)
+                pairs += [
+                    (tuple(int(t) for t in ids if t not in special), captions[int(i)])
+                    for i, valid, ids in rows
+                    if valid and int(i) in captions
+                ]
+        if not pairs:
+            raise UserError(f"caption: no video of '{stream}' could be read and has a caption")
+        yield "exact", float(np.mean([line in known for line, known in pairs]))
+        yield "f1", float(np.mean([max(f1(line, one) for one in known) for line, known in pairs]))
+        yield "tokens", float(np.mean([len(line) for line, _ in pairs]))
+        yield "n_videos", float(len(pairs))
+
+    protocol = (
+        f"captions of the {streams[stream].rows} videos of '{stream}' by encode '{generate}', "
+        f"against all of theirs in '{stream}/captions', special tokens apart: the share that is "
+        "one of them, and the best F1 of tokens regardless of order. Of several views the middle."
+    )
+    return Evaluator(run, protocol)
+
+
+def jitted(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
+    """(params, extra, batch) -> (id, valid, ids), whole on every device."""
+
+    def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
+        video = batch["video"]
+        if video.ndim == 6:
+            batch = {**batch, "video": video[:, video.shape[1] // 2]}
+        return batch["id"], batch["valid"], encode(params, extra, batch)["ids"]
+
+    return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def read(stream: Stream) -> tuple[dict[int, list[Line]], set[int]]:
+    """The captions by their video's id, and the special tokens: those never to be masked."""
+    captions: dict[int, list[Line]] = collections.defaultdict(list)
+    special: set[int] = set()
+    for batch in stream.batches():
+        text, own = np.asarray(batch["text"]), np.asarray(batch["maskable"])
+        special |= set(text[~own].tolist())
+        for i, valid, ids, mine in zip(batch["id"], batch["valid"], text, own, strict=True):
+            if valid:
+                captions[int(i)].append(tuple(ids[mine].tolist()))
+    return dict(captions), special
+
+
+def f1(line: Line, other: Line) -> float:
+    """The harmonic mean of precision and recall of the tokens, each as often as it occurs."""
+    common = (collections.Counter(line) & collections.Counter(other)).total()
+    return 2 * common / max(len(line) + len(other), 1)

@@ -1,0 +1,97 @@
+"""CoCa's text decoder (arXiv 2205.01917): a lower half that reads words alone, and an upper half
+that attends to what is seen, too, and tells the next word. Both are causal, so that one pass over a
+text serves contrast, by a class token at its end, and captioning.
+
+What the paper leaves open is as in OpenCLIP: norms before the class token's projection and the
+head, which have no biases. The class token has a position of its own, so that padding moves
+nothing; what the upper half attends to has one norm for all layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vtp_jax.nn.sizes import Size
+from vtp_jax.nn.text import causal
+from vtp_jax.nn.transformer import VIT, Linear, Stack, Style, layer_norm
+from vtp_jax.types import UserError
+
+
+class Captioner(nn.Module):
+    """The verbs: `read` is the lower half, `tell` the upper one; `begin` and `go_on` are both of
+    them, for words that are written one by one.
+
+    size: of the lower half; layers: of the upper one; length: rows of the position table
+    The rest as in `nn.transformer.Stack`.
+    """
+
+    size: Size
+    layers: int
+    vocab_size: int
+    length: int
+    style: Style = VIT
+    dtype: Any = jnp.float32
+    remat: str | None = None
+    unroll: int = 1
+
+    def setup(self):
+        d, normal = self.size.width, nn.initializers.normal
+        self.word = self.param("word", normal(0.02), (self.vocab_size, d))
+        self.position = self.param("position", normal(0.01), (self.length, d))
+        self.class_token = self.param("class_token", normal(0.01), (d,))
+        more = (0.0, self.style, self.dtype, self.remat, self.unroll)
+        self.lower = Stack(self.size, *more)
+        self.class_norm = layer_norm(self.dtype, self.style.eps)
+        self.proj = Linear(d, use_bias=False, dtype=self.dtype)
+        self.memory_norm = layer_norm(self.dtype, self.style.eps)
+        self.upper = Stack(self.size._replace(depth=self.layers), *more)
+        self.norm = layer_norm(self.dtype, self.style.eps)
+        self.head = Linear(self.vocab_size, use_bias=False, dtype=self.dtype)
+
+    def embed(self, ids: Int[Array, "b l"], place: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        return (self.word[ids] + self.position[place]).astype(self.dtype)
+
+    def embed_all(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        length = ids.shape[1]
+        if length > self.length:
+            raise UserError(f"texts of {length} tokens; the table has {self.length} positions")
+        return self.embed(ids, jnp.broadcast_to(jnp.arange(length), ids.shape))
+
+    def read(
+        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b d"]]:
+        """(the words' tokens, the text's embedding)."""
+        words = self.embed_all(ids)
+        last = jnp.broadcast_to(
+            self.class_token.astype(words.dtype), (len(ids), 1, self.size.width)
+        )
+        keys = jnp.pad(mask, ((0, 0), (0, 1)), constant_values=True)
+        seen = causal(keys.shape[1]) & keys[:, None]
+        x = self.lower(jnp.concatenate([words, last], axis=1), seen)
+        return x[:, :-1], self.proj(self.class_norm(x[:, -1]))
+
+    def tell(
+        self,
+        words: Float[Array, "b l d"],
+        memory: Float[Array, "c q d"],
+        mask: Bool[Array, "#b l m"],
+    ) -> Float[Array, "b l v"]:
+        """Logits of the word after each, from the lower half's tokens and what is seen."""
+        return self.head(self.norm(self.upper(words, mask, self.memory_norm(memory))))
+
+    def begin(self, ids: Int[Array, "b l"], memory: Float[Array, "b q d"]) -> Float[Array, "b l v"]:
+        """Logits of the word after each of a whole row of words; fills a cache (nn.transformer)."""
+        mask = causal(ids.shape[1])
+        return self.tell(self.lower(self.embed_all(ids), mask), memory, mask)
+
+    def go_on(
+        self, token: Int[Array, " r"], place: Int[Array, " r"], memory: Float[Array, "c q d"]
+    ) -> Float[Array, "r v"]:
+        """Logits of the word after one more of each row, with a cache of `length` places."""
+        mask = (jnp.arange(self.length) <= place[:, None])[:, None]
+        words = self.lower(self.embed(token[:, None], place[:, None]), mask)
+        return self.tell(words, memory, mask)[:, 0]
