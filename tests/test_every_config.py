@@ -56,12 +56,15 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
 def expected(data, batch):
     """The batch's shapes as the config tells them."""
     look, text = pipeline.Look(**data["video"]), data.get("text")
-    rows = {"video": (look.shown, "uint8"), "valid": ((), "bool"), "id": ((), "int32")}
+    pieces = data["train"].get("pieces", 1)
+    several = () if pieces == 1 else (pieces,)
+    shown = look.shown if pieces == 1 else (pieces, *look.picture)
+    rows = {"video": (shown, "uint8"), "valid": ((), "bool"), "id": ((), "int32")}
     if data["train"].get("label_column"):
         rows["label"] = ((), "int32")
     if text:
         kinds = dict(text="int32", text_mask="bool", maskable="bool")
-        rows |= {key: ((text["length"],), kind) for key, kind in kinds.items()}
+        rows |= {key: ((*several, text["length"]), kind) for key, kind in kinds.items()}
     return {k: jax.ShapeDtypeStruct((batch, *s), kind) for k, (s, kind) in rows.items()}
 
 

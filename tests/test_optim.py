@@ -175,6 +175,41 @@ def test_what_is_frozen_costs_nothing_and_never_moves():
     np.testing.assert_allclose(info["param_norm"], optim.norm(trainable), rtol=1e-6)
 
 
+def test_frozen_layers_of_a_stack_never_move_and_are_in_no_norm():
+    """The others are trained as if these were not there, clipping included."""
+    frozen = [True, False, True]
+    rules = [("encoder/blocks/.*", dict(frozen=frozen, lr=[1.0, 0.5, 2.0])), (".*", {})]
+    optimizer, params, grads = make(rules, clip=1.0), draw(0), draw(1)
+    assert not optimizer.split(params)[1]
+    layers = {k: v for k, v in DIMS.items() if k.startswith("encoder/blocks")}
+    alone = {k: (1, *v[1:]) if k in layers else v for k, v in DIMS.items()}
+    small = optim.make(
+        jax.eval_shape(lambda: draw(0, alone)),
+        rules=[("encoder/blocks/.*", dict(lr=0.5)), (".*", {})],
+        lr=LR,
+        weight_decay=0.05,
+        clip=1.0,
+    )
+
+    def middle(values):
+        return tree.map_named(lambda name, x: x[1:2] if name in layers else x, values)
+
+    new, opt, info = optimizer.update(grads, optimizer.init(params), params, jnp.int32(0))
+    told = small.update(middle(grads), small.init(middle(params)), middle(params), jnp.int32(0))
+    jax.tree.map(np.testing.assert_array_equal, middle(new), told.params)
+    for name in ("grad_norm", "update_norm", "param_norm"):
+        np.testing.assert_allclose(info[name], told.info[name], rtol=1e-6)
+    for name in layers:
+        old, now = (np.asarray(tree.flatten(x)[name]) for x in (params, new))
+        np.testing.assert_array_equal(now[[0, 2]], old[[0, 2]])
+        assert (np.asarray(tree.flatten(opt.mu)[name])[[0, 2]] == 0).all()
+    # A stack of which every layer is frozen is frozen.
+    whole = make([("encoder/blocks/.*", dict(frozen=[True] * 3)), (".*", {})])
+    assert tree.flatten(whole.split(params)[1]).keys() == layers.keys()
+    with pytest.raises(UserError, match="2 frozen for 'encoder/blocks.*one per layer"):
+        make([("encoder/blocks/.*", dict(frozen=[True, False])), (".*", {})])
+
+
 @given(st.floats(0.1, 100), st.floats(0.1, 100))
 def test_clip_bounds_the_global_norm(norm, clip):
     """As torch: gradients times min(1, clip / (norm + 1e-6)); seen in the first moment."""

@@ -342,6 +342,58 @@ def run_python(code):
     )
 
 
+def long_videos(**changes):
+    """Rows of three clips in order, drawn in memory."""
+    long = dict(clips=5, side=32, frames=10, pieces=3)
+    given = dict(train=long, evals=dict(val=long), video={**VIDEO, "size": 32, "crop": "centre"})
+    return make(**(given | changes))
+
+
+def test_clips_of_a_longer_video_come_in_order_with_their_texts():
+    data = long_videos()
+    plan = shapes.Plan(side=32, frames=10)
+    check_batch(data.spec)
+    assert data.rows == 5 and data.spec["video"].shape == (4, 3, 4, 32, 32, 3)
+    val = data.streams["val"].batches()
+    for split, batch in [*(("train", x) for x in take(data, 2)), *(("val", x) for x in val)]:
+        check_batch(batch)
+        assert {k: x.shape for k, x in batch.items()} == {k: x.shape for k, x in data.spec.items()}
+        for row in np.flatnonzero(batch["valid"]):
+            told = data.decode(batch["text"][row])
+            for j, clip in enumerate(batch["video"][row]):
+                index = 3 * int(batch["id"][row]) + j
+                drawn = shapes.read(plan, split, index)
+                assert all((frame == drawn).all(axis=(1, 2, 3)).any() for frame in clip)
+                assert told[j] == shapes.describe(0, split, index)[1]
+
+
+def test_pieces_of_files_need_a_caption_each(corpus, tmp_path):
+    captions = tmp_path / "long.json"
+    train = dict(root=str(corpus), captions=str(captions), pieces=2)
+    said = ["first it rests", "then it falls"]
+    captions.write_text(json.dumps({f"train/0000{i}.mp4": said for i in range(3)}))
+    data = make(corpus, train=train, batch=3)
+    (batch,) = take(data, 1)
+    assert batch["video"].shape == (3, 2, 4, 24, 24, 3) and batch["text"].shape[:2] == (3, 2)
+    assert data.decode(batch["text"][2]) == said
+    captions.write_text(json.dumps({"train/00000.mp4": said, "train/00001.mp4": said[:1]}))
+    with pytest.raises(UserError, match="'train/00001.mp4' has 1 captions; pieces=2"):
+        make(corpus, train=train)
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(train=dict(clips=4, pieces=2, label="motion")), "has no one label"),
+        (dict(video=dict(VIDEO, repeats=2)), "data.train.pieces=3 and data.video.repeats"),
+        (dict(video=dict(VIDEO, views=(1, 1))), "data.evals.val.pieces=3 and data.video.views"),
+    ],
+)
+def test_pieces_are_not_mixed_with_other_clips_of_a_video(changes, told):
+    with pytest.raises(UserError, match=told):
+        long_videos(**changes)
+
+
 def test_shapes_need_no_tensorflow():
     """Everything imports, and data drawn in memory flows, where TensorFlow cannot be imported."""
     done = run_python(

@@ -1,9 +1,12 @@
-"""Laws of both tokenizers, and the errors of each."""
+"""Laws of the tokenizers, and the errors of each."""
+
+import gzip
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from vtp_jax.data import text
 from vtp_jax.types import UserError
@@ -55,6 +58,44 @@ def test_round_trip(tokenizer, caption):
     count = int(mask.sum())
     if count >= 3:
         np.testing.assert_array_equal(tokenizer.encode([caption], count)[0][0], ids[0, :count])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """CLIP's tokenizer with seven merges of its thousands."""
+    path = tmp_path_factory.mktemp("text") / "merges.txt.gz"
+    merges = ["c a", "ca t</w>", "t h", "th e</w>", "' s</w>", "Ã ©", "! !</w>"]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(["a first line", *merges, ""]))
+    return text.make(kind="clip", path=path)
+
+
+def test_clip_reads_bytes_and_joins_them_by_its_merges(clip):
+    facts = clip.facts
+    assert facts == dict(vocab_size=521, pad_id=0, cls_id=519, sep_id=520)
+    ids, mask, maskable = clip.encode(["The CAT's", "café!! 12", "", "cat cat cat cat"], 6)
+    ends = 256  # a letter at the end of a word is another piece
+    one, two = (ends + ord(x) - ord("!") for x in "12")
+    f = ord("f") - ord("!")
+    assert ids[0].tolist() == [519, 512 + 3, 512 + 1, 512 + 4, 520, 0]
+    # é is two bytes, joined in the middle of words only; of "12" each digit is a word.
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    e = [letters.index("Ã"), ends + letters.index("©")]
+    assert ids[1].tolist() == [519, 512, f, *e, 520]
+    whole = clip.encode(["café!! 12"], 12)[0][0].tolist()
+    assert whole[:5] == [519, 512, f, *e] and whole[5:9] == [512 + 6, one, two, 520]
+    assert ids[2].tolist() == [519, 520, 0, 0, 0, 0] and ids[3, -1] == 520 and mask[3].all()
+    np.testing.assert_array_equal(maskable, mask & (ids != 519) & (ids != 520))
+    assert clip.decode(clip.encode(["The cat's CAFÉ !!"], 16)[0]) == ["the cat 's café !!"]
+
+
+def test_what_is_not_clips_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="must be CLIP's bpe_simple_vocab_16e6.txt.gz"):
+        text.make(kind="clip", path=tmp_path / "none")
+    (tmp_path / "plain").write_text("a b c")
+    with pytest.raises(UserError, match="is not CLIP's file of merges") as error:
+        text.make(kind="clip", path=tmp_path / "plain")
+    assert "\n" not in str(error.value)
 
 
 def test_capitals_are_lost_and_the_unknown_shows(tokenizer):

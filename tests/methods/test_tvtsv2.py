@@ -1,0 +1,329 @@
+"""What TVTSv2's loss may rely on, what must change nothing, and what starts as CLIP. Numbers of the
+official code are in test_tvtsv2_golden.py."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.tvtsv2 import pretrain_yt_webvid as config
+from vtp_jax import build, cli, masking, optim, train, tree, warm_start
+from vtp_jax.convert import __main__ as convert
+from vtp_jax.convert import files, reference, rules
+from vtp_jax.methods import tvtsv2
+from vtp_jax.types import State, UserError
+
+KEY = jax.random.key(0)
+STEP = jnp.zeros((), jnp.int32)
+SMALL = dict(
+    size=(32, 2, 2, 64), text_size=(32, 4, 2, 64), features=64, side=16, patch=8, frames=6,
+    vocab_size=20, text_length=9, dtype="float32",
+)  # fmt: skip
+B, V, T, K, L, END = 3, 2, 2, 4, 7, 19
+
+
+def example(seed=0, b=B):
+    """Two clips of two frames in each row, and four texts."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(1, END, (b, K, L))
+    ends = rng.integers(2, L, (b, K, 1))
+    text = np.where(np.arange(L) < ends, text, np.where(np.arange(L) == ends, END, 0))
+    return dict(
+        video=jnp.asarray(rng.random((b, V, T, 16, 16, 3)), jnp.float32),
+        text=jnp.asarray(text, jnp.int32),
+        text_mask=jnp.asarray(np.arange(L) <= ends),
+        valid=jnp.ones(b, bool),
+    )
+
+
+def spec_of(batch):
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+
+
+@functools.cache
+def build_small(**changes):
+    method = tvtsv2.make(**{**SMALL, **changes})
+    return method, jax.jit(lambda key: method.init(key, spec_of(example())))(KEY)
+
+
+@functools.cache
+def compiled():
+    """(loss, out, gradients) of the small net."""
+    method, _ = build_small()
+    return jax.jit(jax.value_and_grad(lambda p, b: method.loss(p, {}, b, KEY, STEP), has_aux=True))
+
+
+def stirred(seed=5):
+    """The small net's parameters, none of them at its start: attention over time acts."""
+    _, params = build_small()
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), params)
+
+
+def numbers(batch, params=None):
+    (value, out), grads = compiled()(stirred() if params is None else params, batch)
+    return float(value), {k: float(m.value()) for k, m in out.metrics.items()}, grads
+
+
+def with_leaves(params, **leaves):
+    return tree.replace(params, {name.replace("__", "/"): x for name, x in leaves.items()})
+
+
+@pytest.mark.parametrize("name, tokens", [("B16", 1177), ("B32", 589), ("H14", 913)])
+def test_tokens_and_parameters_of_the_published_models(name, tokens):
+    cfg = cli.plain(config.get_config("" if name == "B16" else name))["method"]
+    del cfg["name"]
+    method = tvtsv2.make(**cfg)
+    shape = dict(
+        video=jax.ShapeDtypeStruct((2, 4, 3, 224, 224, 3), np.uint8),
+        text=jax.ShapeDtypeStruct((2, 4, 77), np.int32),
+    )
+    params = jax.eval_shape(lambda key: method.init(key, shape), KEY)
+    net = method.loss.args[0]
+
+    def forward(params, batch):
+        mask = masking.tubes(KEY, 2, (12, net.grid, net.grid), net.ratio)
+        return tvtsv2.forward(net, params, batch, mask)
+
+    out = jax.eval_shape(forward, params, shape)
+    assert out.video.shape == (2, tokens, net.features) and out.turns.shape == (2, 4, 4)
+    if name == "B16":
+        count = {k: tree.size(v) for k, v in params.items()}
+        assert round(count["visual"] / 1e6, 2) == 114.57 and round(count["sorter"] / 1e6, 2) == 6.31
+        # CLIP's own: 149,620,737 without the scale of its logits; the rest is new.
+        new = [k for k in tree.flatten(params) if "time" in k or k.startswith("sorter")]
+        flat = tree.flatten(params)
+        assert sum(v.size for k, v in flat.items() if k not in new) == 149_620_736
+
+
+def test_the_loss_is_contrast_and_twice_sorting():
+    value, found, _ = numbers(example())
+    np.testing.assert_allclose(value, found["loss_vtc"] + 2 * found["loss_sort"], rtol=1e-6)
+    assert 0 <= found["sort_accuracy"] <= 1
+
+
+def test_one_text_leaves_nothing_to_sort():
+    method, _ = build_small()
+    batch = example()
+    one = {**batch, "text": batch["text"][:, 0], "text_mask": batch["text_mask"][:, 0]}
+    value, out = jax.jit(method.loss)(stirred(), {}, one, KEY, STEP)
+    assert value == out.metrics["loss_vtc"].value() and out.metrics["loss_sort"].count == 0
+    many = jax.eval_shape(method.loss, stirred(), {}, batch, KEY, STEP)[1].metrics
+    assert out.metrics.keys() == many.keys()  # sources that take turns give the same names
+
+
+def test_chance_has_its_numbers():
+    """No head: each turn as likely as another. No projection: every pair as near as another."""
+    params = stirred()
+    zero = {n: jnp.zeros_like(x) for n, x in tree.flatten(params).items()}
+    names = ["sorter/head/kernel", "sorter/head/bias", "visual/proj/kernel"]
+    _, found, _ = numbers(example(), tree.replace(params, {n: zero[n] for n in names}))
+    np.testing.assert_allclose(found["loss_sort"], math.log(4), rtol=1e-6)
+    np.testing.assert_allclose(found["loss_vtc"], 2 * math.log(B), rtol=1e-6)
+
+
+def test_contrast_knows_no_order_of_the_texts_and_sorting_does():
+    batch = example()
+    turned = {**batch, "text": batch["text"][:, ::-1]}
+    (_, a, _), (_, b, _) = numbers(batch), numbers(turned)
+    np.testing.assert_allclose(a["loss_vtc"], b["loss_vtc"], rtol=1e-6)
+    assert abs(a["loss_sort"] - b["loss_sort"]) > 1e-3
+
+
+def test_the_sorter_has_no_positions():
+    net = build_small()[0].loss.args[0]
+    rng = np.random.default_rng(0)
+    video, texts = (jnp.asarray(rng.standard_normal((2, n, 64)), jnp.float32) for n in (9, 4))
+    sort = jax.jit(lambda v, t: tvtsv2.bind(net, stirred()).sort(v, t))
+    turns, order = sort(video, texts), np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(sort(video, texts[:, order]), turns[:, order], atol=1e-5)
+    np.testing.assert_allclose(sort(video[:, ::-1], texts), turns, atol=1e-5)
+    assert np.abs(np.diff(turns, axis=1)).min() > 1e-4
+
+
+def test_sorting_does_not_teach_the_text_tower():
+    method, _ = build_small(weights=dict_of(vtc=0.0))
+    grads = jax.jit(jax.grad(lambda p: method.loss(p, {}, example(), KEY, STEP)[0]))(stirred())
+    norms = {k: float(jnp.abs(g).max()) for k, g in tree.flatten(grads).items()}
+    assert max(v for k, v in norms.items() if k.startswith("text/")) == 0
+    # The blocks, the patches that are no class token, and the sorter learn from it.
+    for name in ("visual/patch_embed/kernel", "visual/proj/kernel", "sorter/type"):
+        assert norms[name] > 1e-6, name
+
+
+class dict_of(dict):
+    """A dict that a cache can be asked for."""
+
+    def __hash__(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(tuple(sorted(self.items())))
+
+
+def test_the_same_places_are_dropped_in_every_frame_and_cost_nothing():
+    method, _ = build_small()
+    batch = example()
+    gradient = jax.jit(
+        jax.grad(lambda v: method.loss(stirred(), {}, {**batch, "video": v}, KEY, STEP)[0])
+    )(batch["video"])
+    seen = np.abs(gradient).reshape(B, V * T, 2, 8, 2, 8, 3).max(axis=(3, 5, 6)) > 0
+    assert (seen == seen[:, :1]).all() and (seen.sum(axis=(2, 3)) == 2).all()
+    mask = masking.tubes(KEY, B, (V * T, 2, 2), 0.5)
+    np.testing.assert_array_equal(seen.reshape(B, -1), ~np.asarray(mask.dropped))
+
+
+def test_clips_in_order_are_one_longer_clip():
+    batch = example()
+    joined = {**batch, "video": batch["video"].reshape(B, V * T, 16, 16, 3)}
+    method, params = build_small()[0], stirred()
+    a, b = (jax.jit(method.loss)(params, {}, x, KEY, STEP)[0] for x in (batch, joined))
+    assert a == b
+    encode = jax.jit(lambda p, b: method.encode["video"](p, {}, b)["embedding"])
+    whole = encode(params, joined)
+    # The rows of the time table that no frame has are not read; those that frames have are.
+    table = params["visual"]["time_position"]
+    for row, same in ((V * T, True), (V * T - 1, False)):
+        other = with_leaves(params, visual__time_position=table.at[row].add(1.0))
+        assert bool((encode(other, joined) == whole).all()) == same
+
+
+def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
+    good, other = example(), example(seed=7)
+    valid = jnp.array([True, False, True])
+    row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
+    mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
+    (a, found, grads), (b, found2, grads2) = (numbers({**x, "valid": valid}) for x in (good, mixed))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    for name in found:
+        np.testing.assert_allclose(found[name], found2[name], rtol=1e-6)
+    for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(grads2), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    rows = jnp.array([True, True, True])
+    assert numbers({**mixed, "valid": rows})[0] != pytest.approx(a, rel=1e-3)
+
+
+@pytest.mark.parametrize("time_init", ["zero", "reference"])
+def test_attention_over_time_adds_nothing_at_first_and_one_start_is_a_saddle(time_init):
+    with jax.enable_x64(True):
+        method = tvtsv2.make(**{**SMALL, "time_init": time_init, "dtype": "float64"})
+        batch = {**example(), "video": jnp.asarray(example()["video"], jnp.float64)}
+        params = method.init(KEY, spec_of(batch))
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        encode = jax.jit(lambda p, v: method.encode["video"](p, {}, dict(video=v))["embedding"])
+        video = batch["video"].reshape(B, V * T, 16, 16, 3)
+        whole = encode(params, video)
+        # Whichever of its two matrices is not zero changes nothing.
+        block = "visual/encoder/blocks/time_attn/"
+        name = block + ("qkv" if time_init == "zero" else "proj/kernel")
+        other = jax.random.normal(KEY, tree.flatten(params)[name].shape)
+        assert (encode(tree.replace(params, {name: other}), video) == whole).all()
+        # Without a time table frames have no order.
+        still = with_leaves(params, visual__time_position=jnp.zeros((6, 32)))
+        np.testing.assert_allclose(encode(still, video[:, ::-1]), encode(still, video), atol=1e-12)
+        grads = jax.jit(jax.grad(lambda p: method.loss(p, {}, batch, KEY, STEP)[0]))(params)
+        norms = {k: float(jnp.abs(g).max()) for k, g in tree.flatten(grads).items()}
+        assert norms[block + "proj/bias"] > 1e-6
+        learns = norms[block + "proj/kernel"] + norms[block + "qkv"]
+        assert learns > 1e-6 if time_init == "zero" else learns < 1e-12
+
+
+def test_rates_are_the_codes_and_the_last_quarter_of_the_text_tower_moves():
+    method, params = build_small()
+    rates = config.rates(4)
+    found = tree.flatten(optim.settings(rates, params))
+    fast = {k for k, s in found.items() if s.lr == 1.0}
+    assert fast == {
+        k for k in found if "time_attn" in k or "norm_time" in k or k.startswith("sorter/")
+    }
+    assert {s.lr for s in found.values()} == {1.0, 1e-3}
+    no_decay = {k.rpartition("/")[2] for k, s in found.items() if not s.wd}
+    assert no_decay == {"bias", "scale", "qkv_bias"}
+    optimizer = optim.make(params, rules=rates, lr=lambda step: jnp.float32(1.0), weight_decay=0.05)
+    trainable, frozen = optimizer.split(stirred())
+    assert not frozen
+    opt = optimizer.init(trainable)
+    grads = numbers(example())[2]
+    new = tree.flatten(jax.jit(optimizer.update)(grads, opt, trainable, STEP).params)
+    for name, old in tree.flatten(trainable).items():
+        moved = (np.asarray(new[name]) != np.asarray(old)).reshape(len(old), -1).any(axis=1)
+        if name.startswith("text/encoder/blocks/"):
+            assert moved.tolist() == [False, False, False, True], name
+        else:
+            assert moved.any(), name
+
+
+def write_clip(path):
+    """A CLIP of random weights under OpenAI's names."""
+    shapes = dict(build_small()[1])
+    blocks = shapes["visual"]["encoder"]["blocks"]
+    kept = {k: v for k, v in blocks.items() if k not in ("time_attn", "norm_time")}
+    visual = {**shapes["visual"], "encoder": {"blocks": kept}}
+    del visual["time_position"]
+    params = dict(visual=visual, text=shapes["text"], logit_scale=np.zeros(()))
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(
+        lambda x: (np.asarray(x) + 0.1 * rng.standard_normal(x.shape)).astype(np.float32), params
+    )
+    tensors = rules.to_theirs(rules.clip(2, 2), params)
+    files.write(path, tensors)
+    return tensors
+
+
+def test_it_starts_as_clip(tmp_path):
+    """A single frame at the zero of time, and any text, have the numbers that CLIP gives them. (Of
+    several frames the class token sees all, which no CLIP does.)"""
+    tensors = write_clip(tmp_path / "clip.safetensors")
+    where = ["--from", str(tmp_path / "clip.safetensors"), "--out", str(tmp_path / "clip")]
+    convert.main(["import", "--format", "clip", *where, "--heads", "2", "--text-heads", "2"])
+    c = cli.plain(config.get_config(""))
+    ((_, pattern, template),) = c["warm_start"]
+    method, fresh = build_small()
+    shapes = State(STEP, fresh, {}, {})
+    found, rows = warm_start.load([(str(tmp_path / "clip"), pattern, template)], c["fresh"], shapes)
+    assert len(rows) == len(tree.flatten(fresh))
+    params = tree.replace(fresh, tree.under(found, "params/"))
+    params = with_leaves(params, visual__time_position=jnp.zeros((6, 32)))
+
+    pixels = np.random.default_rng(4).standard_normal((B, 3, 16, 16))
+    net = tvtsv2.make(**SMALL, mean=(0.0,) * 3, std=(1.0,) * 3, sep_id=None)
+    image = jnp.asarray(pixels.transpose(0, 2, 3, 1)[:, None], jnp.float32)
+    got = jax.jit(net.encode["video"])(params, {}, dict(video=image))["embedding"]
+    told = reference.clip_image(tensors, pixels, 2, "quick_gelu")["embedding"]
+    np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
+
+    ids = np.asarray(example()["text"][:, 0])
+    got = jax.jit(net.encode["text"])(params, {}, dict(text=jnp.asarray(ids)))["embedding"]
+    told = reference.clip_text(tensors, ids, 2, "quick_gelu")["embedding"]
+    np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
+
+
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
+    """Sources that take turns and texts in order included."""
+    c = config.get_config("tiny")
+    c.data.train.clips = c.data.also.webvid.train.clips = 16
+    c.steps, c.batch, c.checkpoint.every, c.evals = 4, 8, 2, {}
+    whole = train.train(workdir=str(tmp_path / "a"), **cli.plain(c))
+    c.steps = 2
+    train.train(workdir=str(tmp_path / "b"), **cli.plain(c))
+    c.steps = 4
+    parts = train.train(workdir=str(tmp_path / "b"), **cli.plain(c))
+    a, b = (build.restore(tmp_path / x).state.params for x in "ab")
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert whole["train/loss"] > 0 and parts.keys() == whole.keys()
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(turns=3), "4 texts of a video to sort; method.turns=3"),
+        (dict(frames=3), "videos of 4 frames; method.frames=3"),
+        (dict(side=32), "frames of 16 x 16 pixels; method.side=32"),
+        (dict(side=20), "method.side=20 does not divide into patches of 8"),
+        (dict(time_init="none"), "method.time_init='none'; known: zero, reference"),
+        (dict(weights=dict(vtm=1.0)), "no loss 'vtm'; known: vtc, sort"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(changes, told):
+    with pytest.raises(UserError, match=told):
+        tvtsv2.make(**{**SMALL, **changes}).init(KEY, spec_of(example()))
