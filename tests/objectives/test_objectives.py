@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from vtp_jax.objectives import contrastive, reconstruction
-from vtp_jax.objectives.classification import accuracy, cross_entropy
+from vtp_jax.objectives.classification import (
+    accuracy,
+    cross_entropy,
+    smooth,
+    soft_cross_entropy,
+)
 
 KEY = jax.random.key(0)
 A, B = jax.random.normal(KEY, (2, 6, 5))
@@ -64,6 +69,24 @@ def test_cross_entropy_counts_what_is_asked():
     assert accuracy(logits, jnp.argmax(logits, -1), asked).value() == 1
 
 
+def test_accuracy_in_the_top_k_gives_ties_to_lower_classes():
+    logits = jnp.array([[0.1, 0.5, 0.2], [3.0, 3.0, 3.0], [3.0, 3.0, 3.0], [9.0, 0.0, 0.0]])
+    target, asked = jnp.array([2, 0, 2, 1]), jnp.array([True, True, True, False])
+    shares = [accuracy(logits, target, asked, k) for k in (1, 2, 3)]
+    assert [int(s.total) for s in shares] == [1, 2, 3] and shares[0].count == 3
+
+
+def test_soft_cross_entropy_is_cross_entropy_on_hard_targets_and_linear_in_soft_ones():
+    logits, asked = jax.random.normal(KEY, (3, 7)), jnp.array([True, False, True])
+    a, b = jnp.array([1, 2, 6]), jnp.array([0, 3, 3])
+    hard = [cross_entropy(logits, target, asked).value() for target in (a, b)]
+    found = [soft_cross_entropy(logits, smooth(t, 7), asked).value() for t in (a, b)]
+    np.testing.assert_allclose(found, hard, rtol=1e-6)
+    mixed = 0.3 * smooth(a, 7) + 0.7 * smooth(b, 7)
+    value = soft_cross_entropy(logits, mixed, asked).value()
+    np.testing.assert_allclose(value, 0.3 * hard[0] + 0.7 * hard[1], rtol=1e-6)
+
+
 def test_bf16_logits_are_summed_in_fp32():
     logits = jnp.zeros((1, 1, 1000), jnp.bfloat16)
     value = cross_entropy(logits, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)).value()
@@ -105,3 +128,43 @@ def test_squared_error_counts_valid_rows(valid):
     value = reconstruction.squared_error(p, t, jnp.array(valid)).value()
     rows = np.flatnonzero(valid)
     np.testing.assert_allclose(value, np.mean((np.asarray(p) - t)[rows] ** 2), rtol=1e-5)
+
+
+def test_squared_error_counts_the_cubes_that_are_asked_for():
+    p, t = jax.random.normal(KEY, (2, 2, 3, 4))
+    where = jnp.array([[True, False, True], [False, False, True]])
+    mean = reconstruction.squared_error(p, t, where)
+    np.testing.assert_allclose(mean.value(), np.mean((np.asarray(p) - t)[where] ** 2), rtol=1e-5)
+    assert mean.count == 3 * 4
+
+
+def test_smoothed_cross_entropy_is_that_of_smoothed_targets():
+    logits, target = jax.random.normal(KEY, (6, 5)), jnp.array([0, 1, 2, 3, 4, 0])
+    soft = soft_cross_entropy(logits, smooth(target, 5, 0.2), ALL).value()
+    value = cross_entropy(logits, target, ALL, smoothing=0.2).value()
+    np.testing.assert_allclose(value, soft, rtol=1e-5)
+
+
+def test_contrast_with_a_twin_and_the_past_by_hand():
+    """Of rows 0 to 3, 0 and 1 have one name, and so has place 2 of the queue; place 1 is empty."""
+    draw = np.random.default_rng(0)
+    mine, twin = draw.standard_normal((2, 2, 4, 5))
+    past = draw.standard_normal((2, 3, 5))
+    name, names = np.array([7, 7, 3, 4]), np.array([9, 7, 7])
+    real, near = np.array([True, False, True]), np.ones((4, 4), bool)
+    near[3] = near[:, 3] = False  # not valid
+    value, alike = contrastive.with_twin(
+        tuple(map(jnp.asarray, mine)), tuple(map(jnp.asarray, twin)),
+        (*map(jnp.asarray, past), jnp.asarray(names), jnp.asarray(real)),
+        jnp.asarray(name), jnp.asarray(near), temperature=0.2, alpha=0.4,
+    )  # fmt: skip
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (mine, twin, past)]
+    losses = []
+    for i, j in ((0, 1), (1, 0)):
+        keys = np.concatenate([unit[1][j][:3], unit[2][j][real]])
+        own = name[:3, None] == np.concatenate([name[:3], names[real]])
+        soft, logits = (np.exp(x[i][:3] @ keys.T / 0.2) for x in (unit[1], unit[0]))
+        target = 0.4 * soft / soft.sum(1, keepdims=True) + 0.6 * own / own.sum(1, keepdims=True)
+        losses.append(-(target * np.log(logits / logits.sum(1, keepdims=True))).sum(1).mean())
+        np.testing.assert_allclose(np.exp(alike[i][:3, :3]), logits[:, :3], rtol=1e-3)
+    np.testing.assert_allclose(value.value(), np.mean(losses), rtol=1e-5)

@@ -1,0 +1,259 @@
+"""OmniVL's laws (sheet, section 10), on images and clips. What it shares with BLIP is held to its
+numbers in test_omnivl_golden.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vtp_jax import optim, schedules, tree
+from vtp_jax.methods import omnivl
+from vtp_jax.train import make_step
+from vtp_jax.types import State, UserError
+
+KEY = jax.random.key(0)
+STEP = jnp.zeros((), jnp.int32)
+TIME = r"visual/(time_position|video_patch_embed/.*|encoder/blocks/(time_\w+|norm_time)/.*)"
+SMALL = dict(
+    size=(16, 1, 2, 24), text_size=(16, 1, 2, 24), features=8, picture=16, frames=4, cube=(2, 8, 8),
+    queue=12, dropout=0.0, dtype="float32", vocab_size=20, text_length=8, sep_id=3, momentum=0.9,
+)  # fmt: skip
+
+
+def example(b=4, frames=4, seed=0, label=None):
+    rng, length = np.random.default_rng(seed), 6
+    mask = np.arange(length) < np.array([6, 5, 3, 4])[np.arange(b) % 4][:, None]
+    text = np.where(mask, rng.integers(5, 20, (b, length)), 0)
+    text[:, 0] = 2
+    batch = dict(
+        video=jnp.asarray(rng.integers(0, 256, (b, frames, 16, 16, 3)), jnp.uint8),
+        text=jnp.asarray(text, jnp.int32),
+        text_mask=jnp.asarray(mask),
+        valid=jnp.ones(b, bool),
+        id=jnp.arange(b, dtype=jnp.int32) + 10 * seed,
+    )
+    return batch if label is None else {**batch, "label": jnp.asarray(label, jnp.int32)}
+
+
+class Made:
+    """A method with its state at step 0 and its functions compiled once for all tests."""
+
+    def __init__(self, **changes):
+        self.method = omnivl.make(**{**SMALL, **changes})
+        spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example().items()}
+        self.params = jax.jit(lambda key: self.method.init(key, spec))(KEY)
+        # Time's branch ends in zeros at first; laws should hold for a trained net.
+        blocks = self.params["visual"]["encoder"]["blocks"]
+        kernel = blocks["time_fc"]["kernel"]
+        blocks["time_fc"]["kernel"] = 0.3 * jax.random.normal(KEY, kernel.shape)
+        self.extra = self.method.start(KEY, spec, self.params)
+        value_and_grad = jax.value_and_grad(self.method.loss, has_aux=True)
+        self.grad = jax.jit(value_and_grad)
+        self.encode = {name: jax.jit(verb) for name, verb in self.method.encode.items()}
+
+    def loss(self, batch, extra=None, params=None):
+        (value, out), grads = self.grad(
+            params or self.params, extra or self.extra, batch, KEY, STEP
+        )
+        return float(value), out, grads
+
+
+@pytest.fixture(scope="module")
+def made():
+    return Made()
+
+
+@pytest.fixture(scope="module")
+def filled(made):
+    """The extra after two batches, so that the queues hold something."""
+    extra = made.loss(example(seed=1))[1].extra
+    return made.loss(example(seed=2), extra)[1].extra
+
+
+def test_an_image_asks_nothing_of_what_is_for_videos(made):
+    image, clip = (made.loss(example(frames=n))[2] for n in (1, 4))
+    flat = tree.flatten(image), tree.flatten(clip)
+    names = tree.flatten(tree.match([(TIME, True), (".*", False)], image))
+    for name, of_time in names.items():
+        if of_time:
+            assert not jnp.any(flat[0][name]) and jnp.any(flat[1][name]), name
+    only_images = "visual/patch_embed/kernel"
+    assert jnp.any(flat[0][only_images]) and not jnp.any(flat[1][only_images])
+
+
+def test_the_order_of_frames_matters_and_zeroed_time_is_a_mean_of_pictures(made):
+    batch, vit = example(), made.params["visual"]
+    seen = made.encode["video"](made.params, {}, batch)
+    assert seen["tokens"].shape == (4, 1 + 2 * 4, 16)
+    turned = {**batch, "video": batch["video"][:, ::-1]}
+    again = made.encode["video"](made.params, {}, turned)
+    assert jnp.abs(again["embedding"] - seen["embedding"]).max() > 1e-3
+    assert jnp.abs(vit["time_position"]).max() > 0
+
+
+def test_frames_of_one_picture_without_time_are_that_picture(made):
+    """Law 1: with time's branch at zero, an image shown twice says what it says once."""
+    visual = dict(made.params["visual"])
+    blocks = {**visual["encoder"]["blocks"]}
+    blocks["time_fc"] = jax.tree.map(jnp.zeros_like, blocks["time_fc"])
+    inflated = jnp.repeat(visual["patch_embed"]["kernel"], 2, axis=0) / 2
+    visual.update(
+        encoder=dict(blocks=blocks),
+        time_position=jnp.zeros_like(visual["time_position"]),
+        video_patch_embed=dict(kernel=inflated, bias=visual["patch_embed"]["bias"]),
+    )
+    params = {**made.params, "visual": visual}
+    image = example(frames=1)
+    clip = {**image, "video": jnp.repeat(image["video"], 4, axis=1)}
+    one, four = (made.encode["video"](params, {}, batch)["tokens"] for batch in (image, clip))
+    np.testing.assert_allclose(four[:, 0], one[:, 0], atol=1e-5)
+    np.testing.assert_allclose(four[:, 1:5], one[:, 1:], atol=1e-5)
+
+
+def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(made, filled):
+    good, other = example(label=[0, 1, 0, -1]), example(seed=7, label=[1, 1, 1, 1])
+    valid = jnp.array([True, True, False, True])
+    row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
+    mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
+    (a, out, grads), (b, out2, grads2) = (
+        made.loss({**batch, "valid": valid}, filled) for batch in (good, mixed)
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    for x, y in zip(jax.tree.leaves((out, grads)), jax.tree.leaves((out2, grads2)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    assert out.extra["queue"]["real"].sum() == 8 + 3
+    assert made.loss({**mixed, "valid": valid | True}, filled)[0] != a
+
+
+def test_rows_of_one_class_are_pairs_and_never_wrong_ones(made, filled):
+    """Labels of their own change nothing but names; shared ones change contrast and matching."""
+    plain, own, shared = (
+        made.loss(example(label=label), filled) for label in (None, [5, 6, 7, 8], [5, 5, 7, 8])
+    )
+    found = [
+        {k: float(m.value()) for k, m in one[1].metrics.items()} for one in (plain, own, shared)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0]["loss_contrast"] != pytest.approx(found[2]["loss_contrast"], rel=1e-6)
+    alone = made.loss(example(label=[5, 5, 5, 5]), filled)[1].metrics
+    assert alone["loss_match"].count == 0 and alone["loss_contrast"].count == 4
+
+
+def test_a_row_whose_name_is_in_the_queue_finds_its_pair_there(made, filled):
+    names = filled["queue"]["name"]
+    assert names[:8].tolist() == [-11, -12, -13, -14, -21, -22, -23, -24]
+    again = {**example(), "id": jnp.arange(4, dtype=jnp.int32) + 10}
+    fresh = made.loss(example(), filled)[1].metrics["loss_contrast"]
+    assert made.loss(again, filled)[1].metrics["loss_contrast"] != fresh
+    # The order of a queue is nobody's business.
+    mixed = {k: v if k == "next" else v[::-1] for k, v in filled["queue"].items()}
+    turned = made.loss(again, {**filled, "queue": mixed})[1].metrics["loss_contrast"].value()
+    np.testing.assert_allclose(
+        turned, made.loss(again, filled)[1].metrics["loss_contrast"].value(), rtol=1e-5
+    )
+
+
+def test_the_twin_follows_and_gets_no_gradient(made):
+    params = jax.tree.map(lambda x: x + 1.0, made.params)
+    moved, extra = made.method.after_update(params, made.extra, STEP)
+    assert float(moved["temperature"]) == 0.5  # held within bounds
+    for name, leaf in tree.flatten(extra["twin"]).items():
+        old = tree.flatten(made.params)[name]
+        np.testing.assert_allclose(leaf, 0.9 * old + 0.1 * (old + 1), rtol=1e-5, atol=1e-6)
+    assert not any("cross" in n or "head" in n for n in tree.flatten(extra["twin"]))
+    twin_grad = jax.grad(
+        lambda extra: made.method.loss(made.params, extra, example(), KEY, STEP)[0], allow_int=True
+    )
+    back = jax.eval_shape(twin_grad, made.extra)
+    assert back.keys() == made.extra.keys()
+
+
+def test_the_writer_sees_no_later_word_and_the_matcher_does(made):
+    net = made.method.loss.args[0]
+    params = made.params
+    seen = made.encode["video"](params, {}, example())["memory"]
+    ids = example()["text"]
+    changed = ids.at[:, 4].set(19)
+    full = jnp.ones(ids.shape, bool)
+    write = [
+        omnivl.bind(net, omnivl.writing(params), None).write(x, full, seen) for x in (ids, changed)
+    ]
+    np.testing.assert_allclose(write[0][:, :4], write[1][:, :4], atol=1e-5)
+    assert jnp.abs(write[0][:, 4:] - write[1][:, 4:]).max() > 1e-3
+    fuse = [omnivl.bind(net, params, None).fuse(x, full, seen) for x in (ids, changed)]
+    assert jnp.abs(fuse[0][:, 0] - fuse[1][:, 0]).max() > 1e-4
+
+
+def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
+    batch, order = example(), jnp.array([2, 0, 3, 1])
+    said = [made.encode[kind](made.params, {}, batch) for kind in ("video", "text")]
+    score = made.encode["pair"](made.params, {}, *said)["score"]
+    mixed = [jax.tree.map(lambda x: x[order], one) for one in said]
+    np.testing.assert_allclose(
+        made.encode["pair"](made.params, {}, *mixed)["score"], score[order], atol=1e-5
+    )
+    other = made.encode["pair"](made.params, {}, said[0], mixed[1])["score"]
+    assert jnp.abs(other - score).max() > 1e-4
+    ids = made.encode["generate"](made.params, {}, batch)["ids"]
+    assert ids.shape == batch["text"].shape and (ids[:, 0] == 2).all() and (ids < 20).all()
+    alone = {k: v[1:2] for k, v in batch.items()}
+    np.testing.assert_array_equal(made.encode["generate"](made.params, {}, alone)["ids"], ids[1:2])
+
+
+def test_resting_parts_rest_and_a_run_goes_on_exactly(made):
+    """Images first: frozen by rule; the state after two steps and two more is that after four."""
+    rules = [(TIME, dict(frozen=True)), (".*", {})]
+    lr = schedules.make(1e-2)
+    optimizer = optim.make(made.params, rules=rules, lr=lr, weight_decay=0.05)
+    step = jax.jit(make_step(made.method, optimizer, 0))
+    trainable, _ = optimizer.split(made.params)
+    state = State(STEP, made.params, optimizer.init(trainable), made.extra)
+    batches = [example(frames=1, seed=i) for i in range(4)]
+    for batch in batches[:2]:
+        state, _ = step(state, batch)
+    kept = jax.tree.map(np.asarray, state)
+    for batch in batches[2:]:
+        state, _ = step(state, batch)
+    again = jax.tree.map(jnp.asarray, kept)
+    for batch in batches[2:]:
+        again, _ = step(again, batch)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(state.extra["queue"]["next"]) == 4 and state.extra["queue"]["real"].all()
+    time = "visual/encoder/blocks/time_fc/kernel"
+    assert (tree.flatten(state.params)[time] == tree.flatten(made.params)[time]).all()
+
+
+def test_parameters_of_the_base_model():
+    """BLIP's base (its published 224 M without the momentum half), attention over time (ViT-B x 12
+    x 4 d^2 and its last layer), and the embedding of cubes."""
+    method = omnivl.make(dtype="float32")
+    spec = dict(
+        video=jax.ShapeDtypeStruct((2, 8, 224, 224, 3), np.uint8),
+        text=jax.ShapeDtypeStruct((2, 30), np.int32),
+    )
+    flat = tree.flatten(jax.eval_shape(lambda key: method.init(key, spec), KEY))
+    time = sum(v.size for k, v in flat.items() if "time" in k or "video_patch" in k)
+    d = 768
+    assert time == 12 * (5 * d * d + 5 * d + 2 * d) + 4 * d + (2 * 16 * 16 * 3 * d + d)
+    image = sum(v.size for v in flat.values()) - time
+    encoder = 85_798_656  # ViT-B/16 without a head
+    words, block = (30522 + 2 + 512 + 2) * d + 2 * d, 12 * d * d + 13 * d
+    cross = 4 * d * d + 6 * d
+    own = 4 * d * d + 6 * d  # the causal decoder's self-attention
+    heads = 2 * (d * 256 + 256) + 2 * d + 2 + (d * d + 3 * d + 30524) + 1
+    assert image == encoder + words + 12 * (block + cross + own) + heads
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (dict(weights=dict(itm=1.0)), "no loss 'itm'; known: contrast, match, words"),
+        (dict(frames=2), "method.frames=2: a clip has 2 cubes of 2 frames or more"),
+        (dict(alpha=dict(kind="lineal")), "method.alpha: kind='lineal'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(wrong, told):
+    with pytest.raises(UserError) as error:
+        omnivl.make(**{**SMALL, **wrong})
+    assert told in str(error.value) and "\n" not in str(error.value)
