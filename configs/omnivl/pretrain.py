@@ -148,13 +148,18 @@ def shrink(c: ConfigDict, images: bool) -> None:
     if images:
         c.data.video.update(IMAGE)
     c.data.text = dict(kind="sentencepiece", path=None, length=20)
-    c.method.update(
-        size=(64, 1, 2, 128), text_size=(64, 1, 2, 128), features=32, picture=32, frames=4,
-        cube=(2, 8, 8), queue=64, momentum=0.9, remat=None,
-    )  # fmt: skip
+    shrink_net(c)
+    c.method.update(features=32, momentum=0.9, remat=None)
     c.method.alpha.steps = 12
     c.optim.lr.update(peak=2e-3, end=1e-4, warmup=4, steps=c.steps)
     c.evals.retrieval = dict(type="retrieval", stream="val", every=12)
     c.evals.rerank = dict(type="rerank", stream="val", k=8, block=32)
     c.checkpoint = dict(every=12, keep=2)
     c.log.every = 6
+
+
+def shrink_net(c: ConfigDict) -> None:
+    c.method.update(
+        size=(64, 1, 2, 128), text_size=(64, 1, 2, 128), picture=32, frames=4, cube=(2, 8, 8),
+        queue=64,
+    )  # fmt: skip

@@ -243,6 +243,7 @@ def open_files(
     path_column: str = "path",
     caption_column: str | None = "caption",
     label_column: str | None = None,
+    answers: str | None = None,
     max_absent: float = 0.0,
     pieces: int = 1,
 ) -> Clips:
@@ -254,6 +255,7 @@ def open_files(
         path_column=path_column,
         caption_column=caption_column,
         label_column=label_column,
+        answers=answers,
         max_absent=max_absent,
     )
     if pieces > 1 and (odd := [c for c in source.clips if len(c.captions) != pieces]):

@@ -48,11 +48,15 @@ def load(
     path_column: str = "path",
     caption_column: str | None = "caption",
     label_column: str | None = None,
+    answers: str | os.PathLike[str] | None = None,
     max_absent: float = 0.0,
 ) -> Source:
     """The videos under `root` that the file `captions` (.csv, .jsonl, .json or .txt) names.
 
     caption_column: None where there are no captions; label_column: None where there are no classes.
+    answers: a file with an answer on each line. The captions are questions then, each row a clip of
+    its own, and the labels answers in words, numbered as in the file; one that is not there gets
+    the number after the last.
     max_absent: the share of named files that may be absent. They keep their places in the list and
     count as unreadable (`missing`) when their turn comes. Anything else wrong is a UserError.
     """
@@ -60,16 +64,19 @@ def load(
     if not root.is_dir():
         raise UserError(f"no folder '{root}'; `root` must be the folder that holds the videos")
     columns = dict(path=path_column, caption=caption_column, label=label_column)
+    known = None if answers is None else read_answers(Path(answers))
     merged: dict[str, Clip] = {}
-    for row in read_rows(captions, {k: name for k, name in columns.items() if name}):
+    rows = read_rows(captions, {k: name for k, name in columns.items() if name}, known)
+    for number, row in enumerate(rows):
         path, label = row["path"], row.get("label")
-        clip = merged.setdefault(path, Clip(path, (), label))
+        key = path if known is None else f"{path}?{number}"
+        clip = merged.setdefault(key, Clip(path, (), label))
         if clip.label != label:
             raise UserError(f"{captions}: '{path}' has labels {clip.label} and {label}; keep one")
-        merged[path] = clip._replace(captions=clip.captions + tuple(filter(None, [row["caption"]])))
+        merged[key] = clip._replace(captions=clip.captions + tuple(filter(None, [row["caption"]])))
     if not merged:
         raise UserError(f"{captions} lists no captions; it needs a row for every video")
-    absent = [path for path in merged if not (root / path).is_file()]
+    absent = [clip.path for clip in merged.values() if not (root / clip.path).is_file()]
     if len(absent) > max_absent * len(merged):
         if len(absent) == len(merged) and next(find_videos(root), None) is None:
             raise UserError(f"the folder {root} holds no videos; put them there or mend `root`")
@@ -130,9 +137,21 @@ def read_captions(
         yield row["path"], row["caption"]
 
 
-def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def read_answers(file: Path) -> dict[str, int]:
+    """{answer: its number}, of a file with one on each line."""
+    if not file.is_file():
+        raise UserError(f"no file of answers '{file}'; write one answer on each line")
+    answers = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    if not all(answers) or len(set(answers)) < len(answers):
+        raise UserError(f"{file}: empty lines, or answers that stand there twice; drop them")
+    return {answer: number for number, answer in enumerate(answers)}
+
+
+def read_rows(
+    file: Path, columns: Mapping[str, str], answers: Mapping[str, int] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a file, in its order: path, and caption and label, None unless `columns` names
-    the column that holds them."""
+    the column that holds them. answers: the numbers of labels that are words."""
     readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json, ".txt": read_txt}
     reader = readers.get(file.suffix.lower())
     if reader is None:
@@ -151,7 +170,9 @@ def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]
                         f"{file}, {where}: '{path}' has no caption; write one or drop it"
                     )
                 row["caption"] = caption.strip()
-            if "label" in columns:
+            if "label" in columns and answers is not None:
+                row["label"] = answers.get(str(label).strip(), len(answers))
+            elif "label" in columns:
                 if not str(label).isdecimal():
                     raise UserError(
                         f"{file}, {where}: the label of '{path}' is {label!r}; it must be a whole "

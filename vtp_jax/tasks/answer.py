@@ -145,7 +145,7 @@ def make(
         raise UserError(f"config.task.fuse={fuse!r}; known: {', '.join(FUSES)}")
     if lacking := [verb for verb in FUSES[fuse] if verb not in base.encode]:
         raise UserError(f"config.task.fuse={fuse}: needs a method that has encode['{lacking[0]}']")
-    if labels > answers:
+    if labels > answers + 1:  # what is not in the list has the number after the last
         raise UserError(f"config.task.answers={answers}; the data's labels go up to {labels - 1}")
     head = Head(answers, dropout)
     whole = {k: v for k, v in base.encode.items() if not drop or k in FUSES[fuse]}

@@ -1,0 +1,45 @@
+"""SimVTP answers open-ended questions on videos (MSRVTT-QA): a task of ours, the paper has none.
+
+    python -m vtp_jax.train --config configs/simvtp/answer_msrvtt_qa.py --workdir runs/simvtp_qa \
+        --config.data.train.root=DIR --config.data.evals.test.root=DIR
+
+The lists are as in configs/omnivl/answer_msrvtt_qa.py. It starts from runs/simvtp; the encoder
+reads video and question together, and the mean of its tokens is what the answer is told from.
+
+    switch     what it does
+    scratch    no weights to start from
+    tiny       from scratch, a small net and questions on shapes drawn in memory: under a minute
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import DECAY, SPLIT_BLOCKS, SPLIT_REST, SPLIT_WORDS, parse_arg
+from configs.omnivl.answer_msrvtt_qa import ask, shrink
+
+UNUSED = (r"decoder(_.*)?/.*|encoder_to_decoder/.*|mask_token|text_cls/.*|vtm_head/.*",)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    switches = parse_arg(arg, "scratch", "tiny")
+    c = ask(epochs=10, batch=128, rate=1e-4)
+    c.data.video.update(frames=16, stride=8)
+
+    c.method = ConfigDict()
+    c.method.name = "simvtp"
+    c.method.size = "B"
+    c.method.cube = (2, 16, 16)
+    c.method.drop_path = 0.1
+    c.method.dtype = "bfloat16"
+    c.task.drop = UNUSED
+
+    kept = "encoder|encoder_norm|patch_embed|text_embed"
+    c.warm_start = [("runs/simvtp", rf"params/(({kept})/.*)", r"params/base/\1")]
+    c.fresh = [r"params/head/.*"]
+    c.optim.rules = DECAY
+    c.sharding = [*SPLIT_BLOCKS, *SPLIT_WORDS, *SPLIT_REST]
+    if "scratch" in switches or "tiny" in switches:
+        c.warm_start, c.fresh = [], []
+    if "tiny" in switches:
+        shrink(c)
+        c.method.update(size="tiny", cube=(2, 8, 8))
+    return c
