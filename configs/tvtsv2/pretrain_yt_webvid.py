@@ -163,4 +163,4 @@ def shrink(c: ConfigDict) -> None:
     c.evals.retrieval = dict(type="retrieval", stream="val", every=10)
     c.evals.order = dict(type="mean", stream="order", every=10)
     c.checkpoint = dict(every=10, keep=2)
-    c.log.every = 5
+    c.log.every = 4  # as many batches of each source in every line

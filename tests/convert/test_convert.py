@@ -13,7 +13,7 @@ from vtp_jax import checkpoint, tree
 from vtp_jax.convert import __main__ as convert
 from vtp_jax.convert import files, folder, rules
 from vtp_jax.convert.formats import FORMATS
-from vtp_jax.methods import simvtp, videomae
+from vtp_jax.methods import simvtp, tvtsv2, videomae
 from vtp_jax.nn import text, vit
 from vtp_jax.nn.sizes import Size
 from vtp_jax.nn.transformer import CLIP
@@ -61,6 +61,14 @@ def make_clip(key):
     return dict(visual=visual, text=words, logit_scale=np.float32(2.6))
 
 
+def make_tvtsv2(key):
+    method = tvtsv2.make(
+        size=TINY, text_size=TINY, features=64, side=16, patch=8, frames=5, vocab_size=40,
+        text_length=8,
+    )  # fmt: skip
+    return method.init(key, SPEC)
+
+
 def make_vit(pooling, head):
     def make(key):
         params = dict(image(pooling=pooling).init(key, cubes())["params"])
@@ -90,6 +98,8 @@ CASES = {
     "mae": make_mae,
     "clip": make_clip,
     "open_clip": make_clip,
+    "tvtsv2": make_tvtsv2,
+    "tvtsv2_h14": make_tvtsv2,
 }
 CASES["hf_videomae"] = CASES["videomae"]
 CASES["hf_videomae_finetune"] = CASES["videomae_finetune"]

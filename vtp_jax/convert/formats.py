@@ -163,6 +163,17 @@ def draw_image(kernel: str, table: str) -> Callable[..., dict[str, np.ndarray]]:
     return draw
 
 
+def draw_sorting(tensors: Tensors, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Two frames as large as the position table says, half of their places, and a text a turn."""
+    _, c, h, w = tensors["video_model.conv1.weight"].shape
+    side = math.isqrt(len(tensors["video_model.positional_embedding"]) - 1)
+    video = rng.standard_normal((nets.ROWS, c, 2, side * h, side * w)).astype(np.float32)
+    keep = np.argsort(rng.random((nets.ROWS, side * side)), axis=1) < side * side // 2
+    texts = (nets.ROWS, len(tensors["pred_model.head.bias"]), nets.WORDS)
+    ids = rng.integers(1, len(tensors["text_token_embedding.weight"]), texts)
+    return dict(video=video, keep=keep, ids=ids)
+
+
 def together(*draws: Callable[..., dict[str, np.ndarray]]) -> Callable[..., dict[str, np.ndarray]]:
     return lambda tensors, rng: {k: v for draw in draws for k, v in draw(tensors, rng).items()}
 
@@ -187,6 +198,14 @@ def clip_theirs(act: reference.Act) -> Callable[..., dict[str, Any]]:
     return run
 
 
+def tvtsv2_theirs(act: reference.Act, normed: bool) -> Callable[..., dict[str, Any]]:
+    def run(tensors: Tensors, inputs: Arrays, heads: Heads) -> dict[str, Any]:
+        args = (inputs[n] for n in ("video", "keep", "ids"))
+        return reference.tvtsv2(tensors, *args, **named(heads), act=act, normed=normed)
+
+    return run
+
+
 def named(heads: Heads) -> dict[str, int]:
     return {name.replace("-", "_"): n for name, n in heads.items()}
 
@@ -198,6 +217,11 @@ DECODER = {"decoder-heads": "decoder.blocks.0.norm1.weight"}
 CLIP_STACKS = {
     "heads": "visual.transformer.resblocks.0.ln_1.weight",
     "text-heads": "transformer.resblocks.0.ln_1.weight",
+}
+TVTSV2_STACKS = {
+    "heads": "video_model.transformer.resblocks.0.ln_1.weight",
+    "decoder-heads": "pred_model.norm.weight",  # the sorter's
+    "text-heads": "text_model.resblocks.0.ln_1.weight",
 }
 DRAW_CLIP = together(
     draw_image("visual.conv1.weight", "visual.positional_embedding"),
@@ -371,5 +395,21 @@ FORMATS: dict[str, Format] = {
         clip_theirs("gelu"),
         rules.UNUSED["clip"],
         tidy=clip_tidy,
+    ),
+    "tvtsv2": Format(
+        "the authors' TVTSv2 B/16 and B/32, with the sorter",
+        TVTSV2_STACKS,
+        rules.tvtsv2,
+        draw_sorting,
+        nets.tvtsv2("quick_gelu", "tokens"),
+        tvtsv2_theirs("quick_gelu", True),
+    ),
+    "tvtsv2_h14": Format(
+        "the authors' TVTSv2 H/14, with the sorter",
+        TVTSV2_STACKS,
+        rules.tvtsv2,
+        draw_sorting,
+        nets.tvtsv2("gelu", "patches"),
+        tvtsv2_theirs("gelu", False),
     ),
 }

@@ -6,6 +6,7 @@ are taken as they are given, dropout is off.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from vtp_jax import masking
 from vtp_jax.methods import simvtp as simvtps
+from vtp_jax.methods import tvtsv2 as tvtsv2s
 from vtp_jax.methods import videomae as videomaes
 from vtp_jax.nn import embed, sizes
 from vtp_jax.nn import text as texts
@@ -228,5 +230,35 @@ def clip(style: Style) -> Callable[[Params, Arrays, Heads], Net]:
                 text=text.apply({"params": words}, ids),
             ),
         )
+
+    return make
+
+
+def tvtsv2(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]:
+    def make(params: Params, inputs: Arrays, heads: Heads) -> Net:
+        visual, words = params["visual"], params["text"]
+        grid = math.isqrt(len(visual["position"]) - 1)
+        patch, frames = visual["patch_embed"]["kernel"].shape[1], len(visual["time_position"])
+        method = tvtsv2s.make(
+            size=size(visual["encoder"]["blocks"], heads["heads"]),
+            text_size=size(words["encoder"]["blocks"], heads["text-heads"]),
+            features=visual["proj"]["kernel"].shape[-1],
+            side=grid * patch, patch=patch, frames=frames, sorted_by=sorted_by, act=act,
+            turns=len(params["sorter"]["head"]["bias"]),
+            vocab_size=len(words["word"]), text_length=len(words["position"]), **PLAIN,
+        )  # fmt: skip
+        net = method.init.args[0]
+        batch = dict(
+            valid=jnp.ones(ROWS, bool),
+            video=jnp.asarray(np.float64(inputs["video"]).transpose(0, 2, 3, 4, 1)),
+            text=jnp.asarray(inputs["ids"], jnp.int32),
+        )
+
+        def run() -> dict[str, Any]:
+            hidden = jnp.tile(jnp.asarray(~inputs["keep"]), (1, batch["video"].shape[1]))
+            mask = masking.of_dropped(hidden, int(hidden[0].sum()))
+            return tvtsv2s.forward(net, params, batch, mask)._asdict()
+
+        return Net(lambda key: method.init(key, spec_of(batch)), run)
 
     return make

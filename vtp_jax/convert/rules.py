@@ -118,6 +118,7 @@ CLIP = BlockNames(
     "ln_1", "attn.in_proj_weight", ("attn.in_proj_bias",), "attn.out_proj",
     "ln_2", "mlp.c_fc", "mlp.c_proj",
 )  # fmt: skip
+TVTS = CLIP._replace(qkv="attn.qkv.weight", bias=("attn.qkv.bias",), proj="attn.proj")
 HF = "attention.attention"
 HF_V4 = BlockNames(
     "layernorm_before", tuple(f"{HF}.{x}.weight" for x in ("query", "key", "value")),
@@ -347,6 +348,40 @@ def clip(heads: int, text_heads: int, text: str = "") -> list[Rule]:
         *under(words, "text/", text),
         Rule("logit_scale", "logit_scale", SAME),
     ]
+
+
+def tvtsv2(heads: int, sorter_heads: int, text_heads: int) -> list[Rule]:
+    """The released TVTSv2 with its sorter: `methods.tvtsv2`, all of it."""
+    blocks, time = "video_model.transformer.resblocks", "encoder/blocks/time_attn"
+    new = blocks + ".{i}.timeattn"
+    visual = [
+        Rule("class_token", "video_model.class_embedding", SAME),
+        Rule("position", "video_model.positional_embedding", SAME),
+        Rule("time_position", "video_model.temporal_embedding", SAME),
+        Rule("patch_embed/kernel", "video_model.conv1.weight", CONV2),
+        *norm("norm_pre", "video_model.ln_pre"),
+        *stack("encoder", blocks, heads, TVTS),
+        Rule(f"{time}/qkv", f"{new}.qkv.weight", fused_qkv(heads)),
+        Rule(f"{time}/qkv_bias", f"{new}.qkv.bias", fused_bias(heads)),
+        *linear(f"{time}/proj", f"{new}.proj"),
+        *norm("encoder/blocks/norm_time", blocks + ".{i}.ln_3"),
+        *norm("norm", "video_model.ln_post"),
+        Rule("proj/kernel", "video_model.proj", SAME),
+    ]
+    words = [
+        Rule("word", "text_token_embedding.weight", SAME),
+        Rule("position", "text_positional_embedding", SAME),
+        *stack("encoder", "text_model.resblocks", text_heads, CLIP),
+        *norm("norm", "text_ln_final"),
+        Rule("proj/kernel", "text_projection", SAME),
+    ]
+    sorter = [
+        Rule("type", "pred_model.type_embed", TABLE),
+        *stack("encoder", "pred_model.blocks", sorter_heads, TIMM),
+        *norm("norm", "pred_model.norm"),
+        *linear("head", "pred_model.head"),
+    ]
+    return [*under(visual, "visual/"), *under(words, "text/"), *under(sorter, "sorter/")]
 
 
 # Tensors that files of these tables may hold and that no net reads: regexes on whole names.

@@ -51,7 +51,7 @@ def attend_divided(
         x = x[:, 1:].reshape(b, frames, places, h, d)
         return (x if along == "space" else x.swapaxes(1, 2)).reshape(b * groups, -1, h, d)
 
-    def unfold(x: Float[Array, "g m h k"]) -> Float[Array, "b m h k"]:
+    def unfold(x: Float[Array, "g s h k"]) -> Float[Array, "b m h k"]:
         x = x.reshape(b, groups, -1, h, d)
         return (x if along == "space" else x.swapaxes(1, 2)).reshape(b, n - 1, h, d)
 
