@@ -111,10 +111,10 @@ class OmniVL(nn.Module):
         return self.text.encode(ids.at[:, 0].set(self.vocab_size), mask, seen)
 
     def write(
-        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "b n e"]
+        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "c n e"]
     ) -> Float[Array, "b l v"]:
-        """Logits of the word after each, over the vocabulary and the two task words. Expects
-        parameters as `writing` makes them."""
+        """Logits of the word after each, over the vocabulary and the two task words; b / c texts of
+        each of the clips. Expects parameters as `writing` makes them."""
         ids = ids.at[:, 0].set(self.vocab_size + 1)
         tokens = self.text.encode(ids, causal(ids.shape[1]) & mask[:, None], seen)
         words = self.variables["params"]["text"]["text_embed"]
@@ -352,8 +352,7 @@ def generate(
     seen, ids = bound.visual.norm(bound.see(batch["video"])), batch["text"]
 
     def read(ids: Int[Array, "r l"], mask: Bool[Array, "r l"]) -> Float[Array, "r l v"]:
-        lines = jnp.repeat(seen, len(ids) // len(seen), axis=0)
-        return bound.write(ids, mask, lines)[..., : net.vocab_size]
+        return bound.write(ids, mask, seen)[..., : net.vocab_size]
 
     said = generation.beam(
         generation.rereading(read), ids, ids, jnp.ones(len(ids), jnp.int32),

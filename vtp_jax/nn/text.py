@@ -16,8 +16,8 @@ from vtp_jax.nn.transformer import (
     BERT,
     CLIP,
     AttentionMask,
-    CrossMask,
     Linear,
+    OtherMask,
     Stack,
     Style,
     layer_norm,
@@ -121,8 +121,8 @@ class Bert(nn.Module):
         self,
         ids: Int[Array, "b l"],
         mask: AttentionMask = None,
-        other: Float[Array, "b m e"] | None = None,
-        other_mask: CrossMask = None,
+        other: Float[Array, "c m e"] | None = None,
+        other_mask: OtherMask = None,
     ) -> Float[Array, "b l d"]:
         return self.encoder(self.embed(ids), mask, other, other_mask)
 
@@ -134,8 +134,8 @@ class Bert(nn.Module):
         self,
         ids: Int[Array, "b l"],
         mask: AttentionMask = None,
-        other: Float[Array, "b m e"] | None = None,
-        other_mask: CrossMask = None,
+        other: Float[Array, "c m e"] | None = None,
+        other_mask: OtherMask = None,
     ) -> Float[Array, "b d"]:
         return self.pool(self.encode(ids, mask, other, other_mask))
 
