@@ -4,7 +4,7 @@
     python -m vtp_jax.demo --ablation no_contrast
     python -m vtp_jax.train --config configs/demo.py --workdir runs/mine    training alone
 
-The corpus (`python -m vtp_jax.prepare shapes --out runs/shapes`) has 17,280 combinations of colour,
+The corpus (`python -m vtp_jax.prepare shapes --out runs/shapes`) has 25,344 combinations of colour,
 shape, size, motion and background; 200 of them never occur in training and are what is searched.
 
     switch       what it does

@@ -1,7 +1,9 @@
 """Eight fake CPU devices for the whole suite; a test that needs one takes `jax.devices()[:1]`.
 
-What is compiled is kept while the suite runs, for its workers and the processes that tests start:
-compiling is most of what it costs, and many tests run the same small configs.
+Compiling is most of what the suite costs. So what is compiled is kept while the suite runs, for its
+workers and the processes that tests start; and XLA leaves out its dear passes, except where a
+program is held against a reference in a process of its own (tests/parity.py), as users run it.
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment brings them back everywhere.
 
 Must run before anything imports jax: the flags are read when the backend starts.
 """
@@ -16,27 +18,16 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers have it from the first process
     cache = tempfile.mkdtemp(prefix="vtp_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402 - jax reads the flags above when it starts
 
 # Deadlines are timing assertions, and compiling counts against them; fixed examples, so that a
 # failure is one for everybody.
 settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("suite")
-
-
-@pytest.fixture
-def compile_quickly(monkeypatch):
-    """XLA without its dear passes, here and in processes that the test starts: for tests that hold
-    runs against each other, of programs that other tests run as users do."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -11,7 +11,7 @@ from vtp_jax.data import shapes
 LOSSES = ("video", "text", "vtc", "vtm")
 
 
-def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys, compile_quickly):
+def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(demo.shapes, "Plan", lambda: PLAN)
     corpus, workdir = tmp_path / "shapes", tmp_path / "run"

@@ -38,9 +38,6 @@ def one_for_each_method():
     return list({(c.method.name, tasks[p]): p for p, c in configs.items()}.values())
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -19,9 +19,6 @@ from vtp_jax.types import Mean, Method, Out, State, UserError
 CONFIG = "configs/demo.py:tiny"
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)

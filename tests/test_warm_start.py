@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax import build, checkpoint, warm_start
+from tests.configs import ROOT
+from vtp_jax import build, checkpoint, cli, tree, warm_start
 from vtp_jax.types import Mean, Method, Out, State, UserError
 
 
@@ -122,3 +123,25 @@ def test_a_momentum_twin_copies_what_was_loaded():
     np.testing.assert_array_equal(state.extra["twin"], [0, 1, 2])
     state = jax.jit(start)({"extra/count": np.float32(5)})
     assert state.extra["count"] == 5 and not state.params["w"].any()
+
+
+def test_simvtp_starts_from_videomae_and_bert(tmp_path, monkeypatch):
+    """As `configs/simvtp/pretrain_webvid.py` says, with nets as small as its `tiny`."""
+    monkeypatch.chdir(ROOT)
+    full = cli.plain(cli.load_config("configs/simvtp/pretrain_webvid.py"))
+    cfg = cli.plain(cli.load_config("configs/simvtp/pretrain_webvid.py:tiny"))
+    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    made = build.method(cfg["method"], data.facts)
+    given = jax.tree.map(lambda x: x + 1, made.init(jax.random.key(5), data.spec))
+    words = {"text_embed": given["text_embed"]}
+    rest = {k: v for k, v in given.items() if k not in ("text_embed", "text_cls", "vtm_head")}
+    folders = [save(tmp_path / "videomae", rest), save(tmp_path / "bert", words)]
+    sources = [(f, *rule[1:]) for f, rule in zip(folders, full["warm_start"], strict=True)]
+    start, _ = build.start(made, cfg["optim"], data.spec, cfg["seed"])
+    leaves = build.warm(sources, full["fresh"], jax.eval_shape(start), tmp_path)
+    params = tree.flatten(jax.jit(start)(leaves).params)
+    for name, x in tree.flatten(given).items():
+        loaded = not name.startswith(("text_cls", "vtm_head"))
+        assert bool((params[name] == x).all()) == loaded, name
+    report = (tmp_path / "warm_start.txt").read_text()
+    assert report.count(" fresh ") == 4 and len(report.splitlines()) == len(params)

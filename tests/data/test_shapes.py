@@ -37,14 +37,14 @@ def read_caption(caption):
 
 def test_sizes():
     assert len(TRAIN) >= 2000 and len(VAL) == 200
-    assert np.prod([len(values) for values in shapes.ATTRIBUTES.values()]) == 17280
+    assert np.prod([len(values) for values in shapes.ATTRIBUTES.values()]) == 25344
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_held_out_combinations_never_occur_in_training(seed):
     train, held_out = shapes.combinations(seed)
     assert len(set(held_out)) == 200 and not set(train) & set(held_out)
-    assert len(train) + 200 == 17280
+    assert len(train) + 200 == 25344
     seen = {shapes.describe(seed, "train", i)[0] for i in range(PLAN.train)}
     assert seen <= set(train) and len(seen) > 0.95 * PLAN.train
 

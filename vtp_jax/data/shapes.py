@@ -1,6 +1,6 @@
 """A corpus of moving shapes: videos whose captions say all there is to see, made by the project.
 
-A clip has five attributes: colour, shape, size, motion and background, 17,280 combinations. Some
+A clip has five attributes: colour, shape, size, motion and background, 25,344 combinations. Some
 combinations are held out: they never occur in training, and a held-out clip is found by its caption
 only if the words were learnt one by one. Place, phase, speed, hue, outline and wording vary, so a
 combination is not one video. Every clip is a function of (seed, split, index).
@@ -64,7 +64,7 @@ MOTIONS: Mapping[str, tuple[tuple[str, str], ...]] = dict(
 GROUNDS: Mapping[str, tuple[int, int, int]] = dict(  # RGB
     black=(18, 18, 18), grey=(120, 120, 120), white=(236, 236, 236), navy=(22, 30, 92),
     maroon=(96, 24, 34), olive=(92, 90, 24), teal=(20, 88, 84), plum=(84, 32, 88),
-    tan=(186, 156, 116), sky=(142, 178, 206),
+    tan=(186, 156, 116), sky=(142, 178, 206), forest=(16, 64, 28), brown=(122, 74, 40),
 )  # fmt: skip
 # Broad bands of two colours, named in either order.
 BACKGROUNDS: Mapping[str, tuple[str, ...]] = {
