@@ -101,8 +101,8 @@ def made(fp64):
         id=jnp.arange(4, dtype=jnp.int32),
     )
     spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
-    key = jax.random.key(0)
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), method.init(key, spec))
+    shapes = jax.eval_shape(lambda key: method.init(key, spec), jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), shapes)  # where BLIP has nothing
     params = fill({**params, "temperature": jnp.float64(0.07)}, blip_rules())
     twin = fill(omnivl.encoders(params), encoder_rules("_m"), "_m")
     twin = queue.moving_average(twin, omnivl.encoders(params), 0.995)  # BLIP's first act
@@ -158,6 +158,7 @@ def test_gradients(made):
     for name, golden in OFFICIAL["grads"].items():
         x = np.asarray(named[name])
         assert float(np.linalg.norm(x)) == close(golden["norm"], 1e-3), name
-        check_probe(x, golden["probe"])
+        if golden["norm"] > 1e-12:  # keys' biases change nothing: their gradients are noise
+            check_probe(x, golden["probe"])
     unread = [k for k in flat if "time" in k or "video_patch_embed" in k]
     assert unread and not any(np.any(flat[k]) for k in unread)  # images ask nothing of videos' part

@@ -123,7 +123,8 @@ class OmniVL(nn.Module):
     def visit(self, image: Any, clip: Any, ids: Int[Array, "b l"]) -> None:
         """Every verb once: linen creates only the parameters that init touches."""
         mask = jnp.ones(ids.shape, bool)
-        seen = [self.visual.norm(self.see(x)) for x in (clip, image)][1]
+        self.see(image)
+        seen = self.visual.norm(self.see(clip))
         fused = self.fuse(ids, mask, seen)
         self.match_head(fused), self.video_proj(seen), self.text_proj(fused)
         self.write(ids, mask, seen)
@@ -395,8 +396,8 @@ def make(
     size, text_size: names in `nn.sizes.ENCODERS`, or (width, depth, heads, mlp). features: width of
     embeddings. picture: pixels of a side; frames: of a clip, at most. cube: frames, rows and
     columns of a clip's token; an image's is one frame of it. weights: of contrast, match and words;
-    a loss with weight 0 is not computed. temperature: of step 0, learned from there. queue: rows
-    held. momentum: of the twin. alpha: a schedule, the twin's share in the targets of contrast.
+    match and words are not computed at weight 0. temperature: of step 0, learned from there. queue:
+    rows held. momentum: of the twin. alpha: a schedule, the twin's share in contrast's targets.
     smoothing: of words. beams: of texts that are generated; sep_id ends them. dropout: BERT's. The
     rest as in nn.transformer.Stack.
     """
