@@ -52,9 +52,9 @@ class Style(NamedTuple):
     norm: str = "pre"
 
 
-# Keys that may be attended to: by every query, or by each query its own. "b 1 m": by one token a
-# row, of all m places of a cache.
-AttentionMask = Bool[Array, "b n"] | Bool[Array, "#b n n"] | Bool[Array, "b 1 m"] | None
+# Keys that may be attended to: by every query, or by each query its own. "b 1 p": by one token a
+# row, of all p places of a cache.
+AttentionMask = Bool[Array, "b n"] | Bool[Array, "#b n n"] | Bool[Array, "b 1 p"] | None
 CrossMask = Bool[Array, "b m"] | Bool[Array, "#b n m"] | None
 OtherMask = Bool[Array, "c m"] | Bool[Array, "#b n m"] | None
 
@@ -115,9 +115,9 @@ def remember(
     k: Float[Array, "b n h k"],
     v: Float[Array, "b n h k"],
     mask: AttentionMask,
-) -> tuple[Float[Array, "b m h k"], Float[Array, "b m h k"]]:
+) -> tuple[Float[Array, "b p h k"], Float[Array, "b p h k"]]:
     """The keys and values to attend to when words are decoded one by one (see `Stack`): those of
-    the cache, with this token's at its place, the last one that `mask` "b 1 m" lets it see."""
+    the cache, with this token's at its place, the last one that `mask` "b 1 p" lets it see."""
     if module.is_initializing() or not module.is_mutable_collection("cache"):
         return k, v
     if not module.has_variable("cache", "k"):
