@@ -81,12 +81,14 @@ def test_linear_and_cosine_go_from_start_to_end(start, end, steps, step):
 
 @pytest.mark.parametrize("kind", sorted(schedules.KINDS))
 def test_all_give_fp32_scalars_for_ints_arrays_and_under_jit(kind):
-    arguments = dict(value=0.5, start=0.0, end=1.0, peak=2.0, warmup=2, steps=5)
+    arguments = dict(value=0.5, start=0.0, end=1.0, peak=2.0, warmup=2, steps=5, factor=0.1, at=[2])
     known = {
         "constant": ("value",),
         "linear": ("start", "end", "steps"),
         "cosine": ("start", "end", "steps"),
         "warmup_cosine": ("peak", "end", "warmup", "steps"),
+        "warmup_linear": ("peak", "end", "warmup", "steps"),
+        "stairs": ("value", "factor", "at"),
     }[kind]
     f = schedules.make({"kind": kind, **{k: arguments[k] for k in known}})
     for value in (f(3), f(jnp.int32(3)), jax.jit(f)(jnp.int32(3))):

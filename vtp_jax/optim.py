@@ -161,7 +161,7 @@ def keep(good: Bool[Array, ""], new: T, old: T) -> T:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
 
-def _per_layer(values: float | Sequence[float], p: Array) -> np.ndarray:
+def _per_layer(values: bool | float | Sequence[bool] | Sequence[float], p: Array) -> np.ndarray:
     """A number, or one for each layer, against the axes of a parameter."""
     array = np.asarray(values, np.float64)
     return array.reshape(array.shape + (1,) * (p.ndim - array.ndim))

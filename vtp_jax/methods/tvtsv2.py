@@ -2,7 +2,8 @@
 arXiv 2305.14173).
 
 Code:      TencentARC/TVTS @290a63e, folder v2; not copied: held to it by
-           tests/methods/test_tvtsv2.py (fp64, 1e-9: outputs, losses and every gradient).
+           tests/methods/test_tvtsv2_golden.py (fp64, 1e-9: outputs, losses, every gradient). Its
+           released models come in by `vtp_jax.convert import --format tvtsv2` or `tvtsv2_h14`.
 Idea:      CLIP learns videos without forgetting: each block of its image tower gets attention over
            time, of each place in all frames; half of the tubes are dropped. Two losses: contrast
            of the clip with the mean of its K texts (VTC), and transcript sorting: given the clip's
@@ -152,7 +153,7 @@ class TVTSv2(nn.Module):
         return self.sorter(tokens if self.sorted_by == "tokens" else tokens[:, 1:], texts)
 
     def visit(
-        self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"], ids: Int[Array, "b k l"]
+        self, cubes: Float[Array, "b n p"], index: Int[Array, "b n"], ids: Int[Array, "b k l"]
     ) -> None:
         """Every verb once: linen creates only the parameters that init touches."""
         self.sort(self.project(self.encode_video(cubes, index, 1)), self.encode_texts(ids))
