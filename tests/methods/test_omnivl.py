@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax import optim, schedules, tree
+from vtp_jax import tree
 from vtp_jax.methods import omnivl
-from vtp_jax.train import make_step
-from vtp_jax.types import State, UserError
+from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
 STEP = jnp.zeros((), jnp.int32)
@@ -20,19 +19,19 @@ SMALL = dict(
 )  # fmt: skip
 
 
-def example(b=4, frames=4, seed=0, label=None):
+def example(b=4, frames=4, seed=0, label=(-1, -1, -1, -1)):
     rng, length = np.random.default_rng(seed), 6
     mask = np.arange(length) < np.array([6, 5, 3, 4])[np.arange(b) % 4][:, None]
     text = np.where(mask, rng.integers(5, 20, (b, length)), 0)
     text[:, 0] = 2
-    batch = dict(
+    return dict(
         video=jnp.asarray(rng.integers(0, 256, (b, frames, 16, 16, 3)), jnp.uint8),
         text=jnp.asarray(text, jnp.int32),
         text_mask=jnp.asarray(mask),
         valid=jnp.ones(b, bool),
         id=jnp.arange(b, dtype=jnp.int32) + 10 * seed,
+        label=jnp.asarray(label, jnp.int32),
     )
-    return batch if label is None else {**batch, "label": jnp.asarray(label, jnp.int32)}
 
 
 class Made:
@@ -60,7 +59,10 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made():
-    return Made()
+    """Compiled without XLA's dear passes: nearly all of this file's time is compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield Made()
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +129,10 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(made, filled):
 
 def test_rows_of_one_class_are_pairs_and_never_wrong_ones(made, filled):
     """Labels of their own change nothing but names; shared ones change contrast and matching."""
+    without = {k: v for k, v in example().items() if k != "label"}
+    assert (omnivl.names(without) == omnivl.names(example())).all()
     plain, own, shared = (
-        made.loss(example(label=label), filled) for label in (None, [5, 6, 7, 8], [5, 5, 7, 8])
+        made.loss(example(label=label), filled) for label in ([-1] * 4, [5, 6, 7, 8], [5, 5, 7, 8])
     )
     found = [
         {k: float(m.value()) for k, m in one[1].metrics.items()} for one in (plain, own, shared)
@@ -153,7 +157,7 @@ def test_a_row_whose_name_is_in_the_queue_finds_its_pair_there(made, filled):
     )
 
 
-def test_the_twin_follows_and_gets_no_gradient(made):
+def test_the_twin_follows(made):
     params = jax.tree.map(lambda x: x + 1.0, made.params)
     moved, extra = made.method.after_update(params, made.extra, STEP)
     assert float(moved["temperature"]) == 0.5  # held within bounds
@@ -161,27 +165,24 @@ def test_the_twin_follows_and_gets_no_gradient(made):
         old = tree.flatten(made.params)[name]
         np.testing.assert_allclose(leaf, 0.9 * old + 0.1 * (old + 1), rtol=1e-5, atol=1e-6)
     assert not any("cross" in n or "head" in n for n in tree.flatten(extra["twin"]))
-    twin_grad = jax.grad(
-        lambda extra: made.method.loss(made.params, extra, example(), KEY, STEP)[0], allow_int=True
-    )
-    back = jax.eval_shape(twin_grad, made.extra)
-    assert back.keys() == made.extra.keys()
 
 
 def test_the_writer_sees_no_later_word_and_the_matcher_does(made):
     net = made.method.loss.args[0]
-    params = made.params
-    seen = made.encode["video"](params, {}, example())["memory"]
+    seen = made.encode["video"](made.params, {}, example())["memory"]
     ids = example()["text"]
     changed = ids.at[:, 4].set(19)
-    full = jnp.ones(ids.shape, bool)
-    write = [
-        omnivl.bind(net, omnivl.writing(params), None).write(x, full, seen) for x in (ids, changed)
-    ]
-    np.testing.assert_allclose(write[0][:, :4], write[1][:, :4], atol=1e-5)
-    assert jnp.abs(write[0][:, 4:] - write[1][:, 4:]).max() > 1e-3
-    fuse = [omnivl.bind(net, params, None).fuse(x, full, seen) for x in (ids, changed)]
-    assert jnp.abs(fuse[0][:, 0] - fuse[1][:, 0]).max() > 1e-4
+
+    @jax.jit
+    def run(ids):
+        full = jnp.ones(ids.shape, bool)
+        write = omnivl.bind(net, omnivl.writing(made.params), None).write(ids, full, seen)
+        return write, omnivl.bind(net, made.params, None).fuse(ids, full, seen)
+
+    (write, fuse), (write2, fuse2) = run(ids), run(changed)
+    np.testing.assert_allclose(write[:, :4], write2[:, :4], atol=1e-5)
+    assert jnp.abs(write[:, 4:] - write2[:, 4:]).max() > 1e-3
+    assert jnp.abs(fuse[:, 0] - fuse2[:, 0]).max() > 1e-4
 
 
 def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
@@ -200,28 +201,24 @@ def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
     np.testing.assert_array_equal(made.encode["generate"](made.params, {}, alone)["ids"], ids[1:2])
 
 
-def test_resting_parts_rest_and_a_run_goes_on_exactly(made):
-    """Images first: frozen by rule; the state after two steps and two more is that after four."""
-    rules = [(TIME, dict(frozen=True)), (".*", {})]
-    lr = schedules.make(1e-2)
-    optimizer = optim.make(made.params, rules=rules, lr=lr, weight_decay=0.05)
-    step = jax.jit(make_step(made.method, optimizer, 0))
-    trainable, _ = optimizer.split(made.params)
-    state = State(STEP, made.params, optimizer.init(trainable), made.extra)
-    batches = [example(frames=1, seed=i) for i in range(4)]
-    for batch in batches[:2]:
-        state, _ = step(state, batch)
-    kept = jax.tree.map(np.asarray, state)
-    for batch in batches[2:]:
-        state, _ = step(state, batch)
-    again = jax.tree.map(jnp.asarray, kept)
-    for batch in batches[2:]:
-        again, _ = step(again, batch)
-    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+def test_a_run_goes_on_exactly_from_what_a_checkpoint_holds(made):
+    """Two steps, and two more from params and extra alone, are four."""
+
+    def train(state, seeds):
+        params, extra = state
+        for seed in seeds:
+            _, out, grads = made.loss(example(frames=1, seed=seed), extra, params)
+            params = jax.tree.map(lambda p, g: p - 0.01 * g, params, grads)
+            params, extra = made.method.after_update(params, out.extra, STEP)
+        return params, extra
+
+    start = made.params, made.extra
+    whole = train(start, range(4))
+    kept = jax.tree.map(np.asarray, train(start, range(2)))
+    again = train(jax.tree.map(jnp.asarray, kept), range(2, 4))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert int(state.extra["queue"]["next"]) == 4 and state.extra["queue"]["real"].all()
-    time = "visual/encoder/blocks/time_fc/kernel"
-    assert (tree.flatten(state.params)[time] == tree.flatten(made.params)[time]).all()
+    assert int(whole[1]["queue"]["next"]) == 4 and whole[1]["queue"]["real"].all()
 
 
 def test_parameters_of_the_base_model():

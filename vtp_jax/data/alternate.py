@@ -6,7 +6,6 @@ run that starts at step k sees what an unbroken one sees there.
 
 from __future__ import annotations
 
-import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +42,10 @@ def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Tra
             yield number_on(next(own[k]), parts[:k])
 
     def counts() -> dict[str, int]:
-        return dict(sum((collections.Counter(p.counts()) for p in parts), collections.Counter()))
+        total: dict[str, int] = {}
+        for name, count in (item for part in parts for item in part.counts().items()):
+            total[name] = total.get(name, 0) + count
+        return total
 
     rows, classes = (sum(getattr(part, name) for part in parts) for name in ("rows", "classes"))
     return Training(parts[0].spec, batches, rows, classes, counts)
