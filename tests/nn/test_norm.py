@@ -14,7 +14,7 @@ def test_statistics_are_those_of_the_rows_that_count():
     y = norm.batch_norm(X, WHERE)
     kept = np.asarray(y)[np.asarray(WHERE)]
     np.testing.assert_allclose(kept.mean(axis=0), 0, atol=1e-6)
-    np.testing.assert_allclose(kept.std(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(kept.std(axis=0), 1, atol=1e-4)  # eps
     np.testing.assert_allclose(kept, norm.batch_norm(X[WHERE], jnp.ones(5, bool)), rtol=1e-5)
     other = norm.batch_norm(X.at[1].set(1e6), WHERE)
     np.testing.assert_array_equal(np.asarray(other)[np.asarray(WHERE)], kept)

@@ -6,6 +6,8 @@ All vectors but `query` have length one. b rows, c candidates of each, k neighbo
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -29,12 +31,21 @@ def nearest(
     (b, d), n = query.shape, rows.shape[0]
     if n % groups or b % groups or k > n // groups:
         raise UserError(f"{k} neighbours of {b} rows among {n} do not fit groups={groups}")
+    if not k:
+        return jnp.zeros((b, 0, d), query.dtype), jnp.zeros((b, 0), bool)
+    size = n // groups
+    # top_k gathers what it is given, whose rows may be split over devices. So it is given less: the
+    # k best places lie in the k columns of a table (m, c) that have the largest maxima.
+    m = max(i for i in range(1, math.isqrt(size // k) + 1) if size % i == 0)
     query = jax.lax.stop_gradient(query).reshape(groups, b // groups, d)
-    rows = jax.lax.stop_gradient(rows).reshape(groups, n // groups, d)
-    cosine = jnp.einsum("gqd,gnd->gqn", query, rows.astype(query.dtype))
-    cosine = jnp.where(real.reshape(groups, 1, -1), cosine, -jnp.inf)
-    best, place = jax.lax.top_k(cosine, k)
-    found = jax.vmap(lambda rows, place: rows[place])(rows, place)
+    table = jax.lax.stop_gradient(rows).reshape(groups, m, size // m, d).astype(query.dtype)
+    cosine = jnp.einsum("gqd,gmcd->gqmc", query, table)
+    cosine = jnp.where(real.reshape(groups, 1, m, -1), cosine, -jnp.inf)
+    column = jax.lax.top_k(cosine.max(axis=2), k)[1]
+    pool = jnp.take_along_axis(cosine, column[:, :, None], axis=3)
+    best, chosen = jax.lax.top_k(pool.reshape(groups, -1, m * k), k)
+    at = chosen // k, jnp.take_along_axis(column, chosen % k, axis=2)
+    found = jax.vmap(lambda table, i, j: table[i, j])(table, *at)
     return found.reshape(b, k, d), (best > -jnp.inf).reshape(b, k)
 
 
