@@ -1,0 +1,210 @@
+"""Recognition on any method: what the loss may rely on and what changes nothing. Numbers against
+the official fine-tuned nets are in tests/methods/test_videomae_golden.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vtp_jax import tree
+from vtp_jax.methods import simvtp, videomae
+from vtp_jax.objectives.classification import accuracy, cross_entropy, soft_cross_entropy
+from vtp_jax.tasks import classify
+from vtp_jax.types import UserError
+
+KEY = jax.random.key(0)
+STEP = jnp.zeros((), jnp.int32)
+EXTRA = {"base": {}}
+NET = dict(size=(32, 2, 2, 64), decoder=(16, 1, 1, 32), cube=(2, 8, 8), dtype="float32")
+UNUSED = ["decoder.*", "encoder_to_decoder.*", "mask_token", "encoder_norm.*"]
+CLASSES = 7
+
+
+def example(b=4, seed=0, views=()):
+    rng = np.random.default_rng(seed)
+    return dict(
+        video=jnp.asarray(rng.integers(0, 256, (b, *views, 4, 16, 16, 3)), jnp.uint8),
+        label=jnp.asarray(rng.integers(0, CLASSES, b), jnp.int32),
+        valid=jnp.ones(b, bool),
+    )
+
+
+def words(b=4):
+    ids = jnp.asarray(np.random.default_rng(1).integers(5, 50, (b, 6)), jnp.int32)
+    return dict(text=ids, text_mask=ids > 0, maskable=ids > 0)
+
+
+BASES = dict(
+    videomae=(videomae.make(**NET), {}),
+    simvtp=(simvtp.make(**NET, vocab_size=50, dropout=0.0), words()),
+)
+
+
+def build(base="videomae", net=None, **changes):
+    given = dict(classes=CLASSES, drop=UNUSED if base == "videomae" else ())
+    task = classify.make(base=net or BASES[base][0], **given | changes)
+    batch = example() | BASES[base][1]
+    spec = jax.eval_shape(lambda: batch)
+    params = jax.jit(lambda key: task.init(key, spec))(KEY)
+    # Heads begin near zero; a law is tried on one that says something.
+    params["head"]["kernel"] = params["head"]["kernel"] * 2e4
+    return task, params, batch
+
+
+def run(task, params, batch, seed=1):
+    value, out = jax.jit(task.loss)(params, EXTRA, batch, jax.random.key(seed), STEP)
+    return float(value), {k: float(v.value()) for k, v in out.metrics.items()}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("pool", classify.POOLS)
+def test_it_is_cross_entropy_over_any_method_that_encodes_videos(base, pool):
+    task, params, batch = build(base, pool=pool, drop=())
+    assert set(params) == {"base", "head"} | ({"fc_norm"} if pool == "mean_norm" else set())
+    found = task.encode["classes"](params, EXTRA, batch)
+    assert found["classes"].dtype == jnp.float32 and found["classes"].shape == (4, CLASSES)
+    np.testing.assert_allclose(found["score"], jax.nn.softmax(found["classes"]), rtol=1e-6)
+    value, metrics = run(task, params, batch)
+    want = cross_entropy(found["classes"], batch["label"], batch["valid"]).value()
+    assert value == pytest.approx(float(want), rel=1e-5) == metrics["loss_class"]
+    for k in (1, 5):
+        got = accuracy(found["classes"], batch["label"], batch["valid"], k).value()
+        assert metrics[f"top{k}"] == pytest.approx(float(got))
+    assert set(task.encode) == {*BASES[base][0].encode, "classes"}
+    own = task.encode["video"](params, EXTRA, batch)["raw"]
+    theirs = BASES[base][0].encode["video"](params["base"], {}, batch)["raw"]
+    assert (own == theirs).all()
+
+
+def test_a_fresh_head_says_nothing_yet():
+    task = classify.make(base=BASES["videomae"][0], classes=CLASSES)
+    batch = example()
+    params = task.init(KEY, jax.eval_shape(lambda: batch))
+    assert float(jnp.abs(params["head"]["kernel"]).max()) < 1e-4
+    assert run(task, params, batch)[0] == pytest.approx(np.log(CLASSES), abs=0.01)
+
+
+def test_what_is_dropped_is_gone_and_what_is_needed_is_missed():
+    task, params, batch = build()
+    assert {n.split("/")[0] for n in tree.flatten(params["base"])} == {"patch_embed", "encoder"}
+    assert set(task.encode) == {"video", "classes"}
+    whole, everything, _ = build(drop=())
+    more = dict(everything["base"], **params["base"])
+    same = whole.encode["classes"](dict(params, base=more), EXTRA, batch)["classes"]
+    np.testing.assert_allclose(task.encode["classes"](params, EXTRA, batch)["classes"], same)
+    for wrong, told in (
+        (["patch_embed/bias"], "encode 'video' needs what was dropped: .*bias"),
+        (["patch_embde.*"], "config.task.drop: the rule 'patch_embde.\\*' matches nothing"),
+    ):
+        with pytest.raises(UserError, match=told):
+            build(drop=wrong)
+    with pytest.raises(UserError, match="pool=embedding: encode 'video' gives no embedding"):
+        build(pool="embedding")
+
+
+def test_parameters_of_the_published_classifier():
+    base = videomae.make(size="B")
+    task = classify.make(base=base, classes=400, drop=UNUSED)
+    spec = dict(
+        video=jax.ShapeDtypeStruct((2, 16, 224, 224, 3), jnp.uint8),
+        label=jax.ShapeDtypeStruct((2,), jnp.int32),
+    )
+    shapes = jax.eval_shape(lambda key: task.init(key, spec), KEY)
+    # The encoder without its norm (86,225,664), fc_norm (1,536) and 768 x 400 + 400.
+    assert tree.size(shapes) == 86_225_664 + 1_536 + 307_600
+
+
+CHANGES = dict(smoothing=0.1, flip=0.5, erase=0.5, mixup=0.8, cutmix=1.0, dropout=0.3)
+
+
+@pytest.mark.parametrize("views", [(), (2,)])
+@pytest.mark.parametrize("bad", ["not valid", "without a class"])
+def test_what_stands_in_a_row_that_does_not_count_changes_nothing(bad, views):
+    net = videomae.make(**NET, drop_path=0.2)
+    task, params, _ = build(net=net, **CHANGES)
+    good, other = example(views=views), example(seed=7, views=views)
+    there = jnp.array([True, True, False, True])
+    label = jnp.where(there, good["label"], -1 if bad == "without a class" else 3)
+    good |= dict(label=label, valid=there if bad == "not valid" else good["valid"])
+    row = there.reshape(-1, *[1] * (good["video"].ndim - 1))
+    mixed = good | dict(video=jnp.where(row, good["video"], other["video"]))
+    if bad == "not valid":
+        mixed["label"] = jnp.where(there, good["label"], 5)
+    step = jax.jit(
+        lambda b: jax.value_and_grad(lambda p: task.loss(p, EXTRA, b, KEY, STEP), has_aux=True)(
+            params
+        )
+    )
+    ((a, out), grads), ((b, out2), grads2) = step(good), step(mixed)
+    assert a == b and out.metrics["loss_class"].count == 3 * (views or (1,))[0]
+    for x, y in zip(*map(jax.tree.leaves, (grads, grads2)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert jax.tree.leaves(out.metrics) == jax.tree.leaves(out2.metrics)
+
+
+def test_views_are_rows():
+    task, params, _ = build()
+    views = example(views=(3,))
+    rows = dict(
+        video=views["video"].reshape(12, *views["video"].shape[2:]),
+        label=jnp.repeat(views["label"], 3),
+        valid=jnp.ones(12, bool),
+    )
+    a, b = run(task, params, views), run(task, params, rows)
+    assert a[0] == pytest.approx(b[0], rel=1e-5)
+
+
+def test_every_change_of_the_clips_acts_and_a_key_decides_it():
+    plain = run(*build())[0]
+    for name, value in CHANGES.items():
+        task, params, batch = build(**{name: value})
+        a, b, c = (run(task, params, batch, seed)[0] for seed in (3, 3, 4))
+        assert a == b and a != plain
+        assert (a != c) == (name != "smoothing"), name
+    dropping = videomae.make(**NET, drop_path=0.5)
+    assert run(*build(net=dropping), 3)[0] != run(*build(net=dropping), 4)[0]
+
+
+def test_mixed_targets_are_what_the_loss_holds_the_logits_against():
+    task, params, batch = build(mixup=0.8, smoothing=0.1)
+    recipe = task.loss.args[2]
+    augment_key, _ = jax.random.split(jax.random.key(1))
+    video, target = classify.augmented(recipe, augment_key, batch)
+    logits = task.encode["classes"](params, EXTRA, batch | dict(video=video))["classes"]
+    want = soft_cross_entropy(logits, target, batch["valid"]).value()
+    assert run(task, params, batch)[0] == pytest.approx(float(want), rel=1e-5)
+    np.testing.assert_allclose(target.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_head_may_serve_some_of_its_classes():
+    """As V2 goes on from K710 to K400: the rows that are picked train, the others stand still."""
+    pick = (5, 0, 2)
+    task, params, batch = build(pick=pick)
+    whole, _, _ = build()
+    some = task.encode["classes"](params, EXTRA, batch)["classes"]
+    every = whole.encode["classes"](params, EXTRA, batch)["classes"]
+    assert (some == every[:, jnp.array(pick)]).all()
+    batch = batch | dict(label=batch["label"] % 3)
+    grads = jax.grad(lambda p: task.loss(p, EXTRA, batch, KEY, STEP)[0])(params)
+    used = np.flatnonzero(np.any(np.asarray(grads["head"]["kernel"]) != 0, axis=0))
+    assert used.tolist() == sorted(pick)
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (dict(pool="max"), "config.task.pool='max'; known: mean_norm, embedding"),
+        (dict(labels=9), "config.task has 7 classes; the data's labels go up to 8"),
+        (dict(pick=(0, 7)), "config.task.pick: 7 is none of the head's 7 classes"),
+        (dict(pick=(0, 1), labels=3), "config.task has 2 classes"),
+    ],
+)
+def test_wrong_recipes_are_named(wrong, told):
+    with pytest.raises(UserError, match=told):
+        build(**wrong)
+
+
+def test_a_method_that_encodes_no_video_is_refused():
+    base = BASES["videomae"][0]._replace(encode={})
+    with pytest.raises(UserError, match=r"needs a method that has encode\['video'\]"):
+        build(net=base)
