@@ -1,5 +1,5 @@
-"""How far our nets are from others: `python -m benchmarks.parity` measures it, and mends the table in
-docs/parity.md. Needs the repository's tests, whose goldens and rules it reads.
+"""How far our nets are from others': `python -m benchmarks.parity` measures it and mends the table
+in docs/parity.md. Needs the repository's tests, whose goldens and rules it reads.
 
 Two kinds of rows. Against a release: numbers recorded once from the authors' code, on weights and
 inputs that a rule makes; losses and every gradient's norm and product with a fixed draw. Against

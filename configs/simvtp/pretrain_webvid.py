@@ -16,7 +16,7 @@ embeddings. Their files, once for all runs:
 
     switch     what it does
     scratch    no weights of others to start from
-    tiny       from scratch, a net of 0.8 M parameters on clips drawn in memory: any machine, under a minute
+    tiny       from scratch, 0.8 M parameters, on clips drawn in memory: any machine, under a minute
     official   the reference's quirks too (methods/simvtp.py lists them): masked captions in VTC and
                VTM, means over padding, summed directions, 64 groups of 16 for negatives and means
 

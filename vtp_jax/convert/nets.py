@@ -48,7 +48,9 @@ def size(blocks: Params, heads: int) -> sizes.Size:
 def batch_of(inputs: Arrays) -> dict[str, Any]:
     batch: dict[str, Any] = dict(valid=jnp.ones(ROWS, bool))
     if "video" in inputs:
-        batch["video"] = jnp.asarray(np.float64(inputs["video"]).transpose(0, 2, 3, 4, 1))
+        batch["video"] = jnp.asarray(
+            np.asarray(inputs["video"], np.float64).transpose(0, 2, 3, 4, 1)
+        )
     if "ids" in inputs:
         batch["text"] = jnp.asarray(inputs["ids"], jnp.int32)
         batch["text_mask"] = jnp.asarray(inputs["attention_mask"])
@@ -162,7 +164,7 @@ def vit_of(params: Params, heads: int, style: Style, pooling: str = "class") -> 
 
 
 def cubes_of(params: Params, inputs: Arrays) -> Any:
-    image = jnp.asarray(np.float64(inputs["image"]).transpose(0, 2, 3, 1))[:, None]
+    image = jnp.asarray(np.asarray(inputs["image"], np.float64).transpose(0, 2, 3, 1))[:, None]
     return embed.cut(image, params["patch_embed"]["kernel"].shape[:3])
 
 
@@ -250,7 +252,7 @@ def tvtsv2(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]:
         net = method.init.args[0]
         batch = dict(
             valid=jnp.ones(ROWS, bool),
-            video=jnp.asarray(np.float64(inputs["video"]).transpose(0, 2, 3, 4, 1)),
+            video=jnp.asarray(np.asarray(inputs["video"], np.float64).transpose(0, 2, 3, 4, 1)),
             text=jnp.asarray(inputs["ids"], jnp.int32),
         )
 
