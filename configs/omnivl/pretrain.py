@@ -149,7 +149,8 @@ def shrink(c: ConfigDict, images: bool) -> None:
         c.data.video.update(IMAGE)
     c.data.text = dict(kind="sentencepiece", path=None, length=20)
     shrink_net(c)
-    c.method.update(features=32, momentum=0.9, remat=None)
+    c.method.update(features=32, momentum=0.9)
+    del c.method.remat
     c.method.alpha.steps = 12
     c.optim.lr.update(peak=2e-3, end=1e-4, warmup=4, steps=c.steps)
     c.evals.retrieval = dict(type="retrieval", stream="val", every=12)
@@ -159,7 +160,4 @@ def shrink(c: ConfigDict, images: bool) -> None:
 
 
 def shrink_net(c: ConfigDict) -> None:
-    c.method.update(
-        size=(64, 1, 2, 128), text_size=(64, 1, 2, 128), picture=32, frames=4, cube=(2, 8, 8),
-        queue=64,
-    )  # fmt: skip
+    c.method.update(size="tiny", text_size="tiny", picture=32, frames=4, cube=(2, 8, 8), queue=64)
