@@ -30,6 +30,37 @@ def test_tubes_of_simvtp_leave_160_of_1568_tokens():
     assert mask.keep.shape == (2, 160) and mask.drop.shape == (2, 1408)
 
 
+@pytest.mark.parametrize("grid", [(8, 14, 14), (8, 16, 16), (5, 2, 4)])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_running_cells_keep_each_place_equally_often(grid, ratio):
+    """VideoMAE V2: the same share in every frame and cell, every place in turn, four phases."""
+    t, h, w = grid
+    mask = masking.running_cells(KEY, 64, grid, ratio)
+    kept = round(4 * (1 - ratio))
+    assert mask.keep.shape == (64, t * h * w // 4 * kept)
+    frames = ~np.asarray(mask.dropped).reshape(64, t, h // 2, 2, w // 2, 2)
+    assert (frames.sum(axis=(3, 5)) == kept).all()  # in each cell
+    assert (frames == frames[:, :, :1, :, :1]).all()  # all cells alike
+    for start in range(t - 3):  # in any four frames
+        assert (frames[:, start : start + 4].sum(axis=1) == kept).all()
+    if t > 4:
+        assert (frames[:, 4:] == frames[:, : t - 4]).all()  # period four
+    assert len({bytes(row) for row in np.asarray(mask.dropped)}) == 4
+
+
+@pytest.mark.parametrize(
+    "grid, ratio, told",
+    [
+        ((2, 3, 4), 0.5, "2 x 2; they do not tile a grid of 3 x 4"),
+        ((2, 4, 4), 0.2, "mask ratio 0.2: running cells drop 1, 2 or 3 of 4"),
+        ((2, 4, 4), 1.0, "mask ratio 1.0"),
+    ],
+)
+def test_impossible_cells_are_refused(grid, ratio, told):
+    with pytest.raises(UserError, match=told):
+        masking.running_cells(KEY, 1, grid, ratio)
+
+
 @pytest.mark.parametrize("draw", [masking.tubes, None])
 def test_kept_and_dropped_part_the_tokens_in_order(draw):
     if draw is None:
@@ -104,3 +135,24 @@ def test_put_undoes_take():
     y = masking.put(jnp.zeros_like(x), mask.keep, masking.take(x, mask.keep))
     y = masking.put(y, mask.drop, masking.take(x, mask.drop))
     assert (x == y).all()
+
+
+def test_hard_negatives_are_drawn_by_their_scores_among_those_allowed():
+    scores = jnp.log(jnp.array([[0.5, 0.3, 0.2, 0.0]] * 3) + 1e-9)
+    allowed = jnp.array([[False, True, True, True], [True] * 4, [False, False, False, True]])
+    draw = jax.vmap(lambda key: masking.hard_negatives(key, scores, allowed, floor=0.1))
+    found = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+    weight = np.array([0.5, 0.3, 0.2, 0.0]) + 0.1
+    for row, may in zip(found.T, np.asarray(allowed), strict=True):
+        share = np.bincount(row, minlength=4) / len(row)
+        np.testing.assert_allclose(share, weight * may / (weight * may).sum(), atol=0.03)
+
+
+def test_rows_know_the_valid_ones_of_their_group():
+    valid = jnp.array([True, False, True, True])
+    known = masking.together(valid, 2)
+    wanted = np.diag([1, 0, 1, 1])
+    wanted[2, 3] = wanted[3, 2] = 1
+    np.testing.assert_array_equal(known, wanted.astype(bool))
+    with pytest.raises(UserError, match="4 rows does not divide into groups=3"):
+        masking.together(valid, 3)

@@ -79,7 +79,7 @@ def test_it_is_cross_entropy_over_any_method_that_encodes_videos(base, pool):
 def test_a_fresh_head_says_nothing_yet():
     task = classify.make(base=BASES["videomae"][0], classes=CLASSES)
     batch = example()
-    params = task.init(KEY, jax.eval_shape(lambda: batch))
+    params = jax.jit(lambda key: task.init(key, jax.eval_shape(lambda: batch)))(KEY)
     assert float(jnp.abs(params["head"]["kernel"]).max()) < 1e-4
     assert run(task, params, batch)[0] == pytest.approx(np.log(CLASSES), abs=0.01)
 
@@ -154,15 +154,35 @@ def test_views_are_rows():
     assert a[0] == pytest.approx(b[0], rel=1e-5)
 
 
-def test_every_change_of_the_clips_acts_and_a_key_decides_it():
-    plain = run(*build())[0]
-    for name, value in CHANGES.items():
-        task, params, batch = build(**{name: value})
-        a, b, c = (run(task, params, batch, seed)[0] for seed in (3, 3, 4))
-        assert a == b and a != plain
-        assert (a != c) == (name != "smoothing"), name
-    dropping = videomae.make(**NET, drop_path=0.5)
-    assert run(*build(net=dropping), 3)[0] != run(*build(net=dropping), 4)[0]
+def over_keys(f):
+    """f(key) for five keys, of which the last is the first."""
+    keys = jax.random.split(KEY, 4)
+    return np.asarray(jax.jit(jax.vmap(f))(keys[jnp.array([0, 1, 2, 3, 0])]))
+
+
+@pytest.mark.parametrize("name", ["smoothing", "flip", "erase", "mixup", "cutmix"])
+def test_every_change_of_the_clips_acts_and_a_key_decides_it(name):
+    task, _, batch = build(**{name: CHANGES[name]})
+    recipe, plain = task.loss.args[2], build()[0].loss.args[2]
+
+    def total(key, recipe=recipe):
+        video, target = classify.augmented(recipe, key, batch)
+        place = jnp.arange(video[0].size).reshape(video[0].shape)  # a flip moves no sum
+        return (video * place).mean() + jnp.square(target).sum()
+
+    found = over_keys(total)
+    assert found[0] == found[-1] and (found != total(KEY, plain)).any()
+    assert np.unique(found).size > 1 or name == "smoothing"
+
+
+@pytest.mark.parametrize("net", [dict(drop_path=0.5), {}])
+def test_dropout_and_drop_path_act_in_training_alone(net):
+    task, params, batch = build(net=videomae.make(**NET, **net), dropout=0.0 if net else 0.5)
+    found = over_keys(lambda key: task.loss(params, EXTRA, batch, key, STEP)[0])
+    assert found[0] == found[-1] and np.unique(found).size == 4
+    encode = jax.jit(task.encode["classes"])
+    still, other = (encode(params, EXTRA, batch, *key)["classes"] for key in ((), (KEY,)))
+    assert (still == encode(params, EXTRA, batch)["classes"]).all() and (still != other).any()
 
 
 def test_mixed_targets_are_what_the_loss_holds_the_logits_against():
