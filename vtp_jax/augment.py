@@ -8,6 +8,7 @@ one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -148,17 +149,20 @@ def view(rng: Array, video: Float[Array, "b t h w 3"], how: View) -> Float[Array
     a clip holds for all of its frames."""
     jitter_key, grey_key, blur_key, solarise_key, flip_key = jax.random.split(rng, 5)
 
-    def sometimes(key: Array, prob: float, changed: Array, video: Array) -> Array:
-        return jnp.where(jax.random.bernoulli(key, prob, (len(video), 1, 1, 1, 1)), changed, video)
+    def sometimes(key: Array, prob: float, change: Callable[[Array], Array], video: Array) -> Array:
+        if not prob:
+            return video
+        asked = jax.random.bernoulli(key, prob, (len(video), 1, 1, 1, 1))
+        return jnp.where(asked, change(video), video)
 
     asked, strengths = jax.random.split(jitter_key)
-    video = sometimes(asked, how.jittered, jitter(strengths, video, how.jitter), video)
-    video = sometimes(grey_key, how.grey, grey(video), video)
+    video = sometimes(asked, how.jittered, lambda x: jitter(strengths, x, how.jitter), video)
+    video = sometimes(grey_key, how.grey, grey, video)
     asked, width = jax.random.split(blur_key)
     sigma = jax.random.uniform(width, video.shape[:1], minval=0.1, maxval=2.0)
-    video = sometimes(asked, how.blur, blur(video, sigma), video)
-    video = sometimes(solarise_key, how.solarise, solarise(video), video)
-    return flip(flip_key, video, how.flip)
+    video = sometimes(asked, how.blur, lambda x: blur(x, sigma), video)
+    video = sometimes(solarise_key, how.solarise, solarise, video)
+    return flip(flip_key, video, how.flip) if how.flip else video
 
 
 def jitter(

@@ -1,7 +1,5 @@
 """Queues against a list, alone and split over devices; moving averages."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import hlo
 from vtp_jax import sharding
 from vtp_jax.objectives import queue
 from vtp_jax.types import UserError
@@ -98,17 +97,9 @@ def test_split_over_devices_only_the_new_rows_move():
     q = {**q, "next": jnp.int32(size - 3)}  # the batch wraps around
     valid = jnp.ones(b, bool)
     compiled = push.lower(q, new, valid).compile()
-    moved = collectives(compiled.as_text())
-    assert moved and max(moved) <= b * d  # the gathered batch, never the queue
+    assert hlo.most_moved(compiled.as_text()) <= b * d  # the gathered batch, never the queue
     one, many = queue.push(q, new, valid), push(q, new, valid)
     jax.tree.map(np.testing.assert_array_equal, one, many)
-
-
-def collectives(hlo):
-    """How many numbers each collective of a compiled program gives back."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= \(?\w+\[([\d,]*)\].* (?:{kinds})(?:-start)?\(", hlo)
-    return [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in found]
 
 
 def test_a_moving_average_moves_in_fp32():
