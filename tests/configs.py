@@ -1,7 +1,13 @@
 """Every config of the project, for tests that hold for all of them."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vtp_jax import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,3 +29,18 @@ def switches(path: str) -> list[str]:
 
 def tiny_configs() -> list[str]:
     return [f"{path}:tiny" for path in config_files()]
+
+
+def one_for_each(*, tasks: bool) -> list[str]:
+    """The last tiny config of each method, or of each method and task: two configs of one show
+    nothing more where compiling is dear."""
+    configs = {p: cli.load_config(str(ROOT / p)) for p in tiny_configs()}
+    names = {p: c.task.name if "task" in c else "" for p, c in configs.items()}
+    chosen = {(c.method.name, names[p]): p for p, c in configs.items() if tasks or not names[p]}
+    return list(chosen.values())
+
+
+def slow_unless(quick: Collection[str], why: str) -> list[Any]:
+    """All tiny configs as parameters of a test, marked slow but for those in `quick`."""
+    marks = pytest.mark.slow(reason=why)
+    return [p if p in quick else pytest.param(p, marks=marks) for p in tiny_configs()]

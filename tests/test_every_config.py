@@ -1,5 +1,5 @@
-"""Every config loads with every switch, builds, and trains `:tiny` through the real main; every
-command in a config's or an entry's header is one that the entry understands."""
+"""Every config loads with every switch and builds; every command in a config's or an entry's header
+is one that the entry understands."""
 
 import re
 import shlex
@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.configs import ROOT, config_files, switches, tiny_configs
-from vtp_jax import build, cli, metrics, sharding, train, tree
+from tests.configs import ROOT, config_files, switches
+from vtp_jax import build, cli, sharding, train, tree
 from vtp_jax.data import pipeline
 from vtp_jax.types import UserError
 
@@ -26,11 +26,11 @@ def at_root(monkeypatch):
 
 
 def all_switches():
-    """Every set of a config's switches; of many switches, which name recipes, each alone."""
+    """Every set of a config's switches; of more than two, which name recipes, each alone."""
     for path in config_files():
         known = switches(path)
         assert "tiny" in known, f"{path} has no switch tiny"
-        most = len(known) if len(known) <= 3 else 1
+        most = len(known) if len(known) <= 2 else 1
         for n in range(most + 1):
             yield from (f"{path}:{','.join(c)}" for c in combinations(known, n))
 
@@ -66,21 +66,6 @@ def expected(data, batch):
         kinds = dict(text="int32", text_mask="bool", maskable="bool")
         rows |= {key: ((*several, text["length"]), kind) for key, kind in kinds.items()}
     return {k: jax.ShapeDtypeStruct((batch, *s), kind) for k, (s, kind) in rows.items()}
-
-
-@pytest.mark.parametrize("path", tiny_configs())
-def test_tiny_trains_evaluates_and_writes(path, tmp_path, capsys):
-    train.main(["--config", path, "--workdir", str(tmp_path)])
-    lines = metrics.read(tmp_path / "metrics.jsonl")
-    cfg = cli.plain(cli.load_config(str(tmp_path / "config.json")))
-    assert lines[-1]["step"] == cfg["steps"]
-    losses = [x["train/loss"] for x in lines if "train/loss" in x]
-    assert losses[-1] < losses[0]
-    assert any(k.startswith("eval/") for x in lines for k in x)
-    assert (tmp_path / "checkpoints" / str(cfg["steps"])).is_dir()
-    assert "qkv" in (tmp_path / "parameters.txt").read_text()
-    out = capsys.readouterr().out
-    assert f"step {cfg['steps']}/{cfg['steps']}" in out and "\x1b" not in out and "\r" not in out
 
 
 @pytest.mark.parametrize("path", HEADERS)

@@ -1,17 +1,22 @@
 """The contract, for every method: the same numbers on any mesh, state that keeps its types.
 
-Methods are found in configs: the last tiny config of each method is its case.
+Methods are found in configs: the last tiny config of each method is its case. Compiling for eight
+devices is the suite's dearest part: other configs, and a second mesh, are for `make test-all`.
 """
 
 import jax
 import numpy as np
 import pytest
 
-from tests.configs import ROOT, tiny_configs
+from tests.configs import ROOT, one_for_each, slow_unless, tiny_configs
 from vtp_jax import build, cli, sharding, tree
 from vtp_jax.train import make_step
 
-MESHES = [dict(data=8), dict(data=2, fsdp=2, tensor=2)]
+MESHES = [
+    pytest.param(dict(data=8), marks=pytest.mark.slow(reason="compiles all again")),
+    dict(data=2, fsdp=2, tensor=2),
+]
+CASES = slow_unless(one_for_each(tasks=False), "tasks and further configs of a method")
 
 
 def run(cfg, mesh, steps=2):
@@ -30,39 +35,31 @@ def run(cfg, mesh, steps=2):
     return losses, jax.device_get(state.params), state
 
 
-def one_for_each_method():
-    """{(method, task): a tiny config of it}.values(); compiling for eight devices is the suite's
-    dearest part, and two configs of one method and task show nothing more."""
-    configs = {p: cli.load_config(str(ROOT / p)) for p in tiny_configs()}
-    tasks = {p: c.task.name if "task" in c else None for p, c in configs.items()}
-    return list({(c.method.name, tasks[p]): p for p, c in configs.items()}.values())
-
-
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("path", one_for_each_method())
-def test_one_device_and_eight_give_the_same_losses(path):
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize("path", CASES)
+def test_one_device_and_eight_give_the_same_losses(path, axes):
     cfg = cli.plain(cli.load_config(path))
     cfg["method"]["dtype"] = "float32"
     one, params, _ = run(cfg, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
     assert one[0]["loss"] != one[-1]["loss"]
-    for axes in MESHES:
-        many, params8, state = run(cfg, sharding.make_mesh(**axes))
-        for a, b in zip(one, many, strict=True):
-            assert a.keys() == b.keys()
-            for name in a:
-                np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=1e-5, err_msg=name)
-        for name, leaf in tree.flatten(params8).items():
-            np.testing.assert_allclose(
-                leaf, tree.flatten(params)[name], rtol=0.02, atol=2e-4, err_msg=name
-            )
-        if axes.get("fsdp", 1) > 1:  # parameters really are spread
-            for name, leaf in tree.flatten(state.params).items():
-                if name.endswith("encoder/blocks/mlp/fc1/kernel"):
-                    assert leaf.addressable_shards[0].data.size < leaf.size, name
+    many, params8, state = run(cfg, sharding.make_mesh(**axes))
+    for a, b in zip(one, many, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=1e-5, err_msg=name)
+    for name, leaf in tree.flatten(params8).items():
+        np.testing.assert_allclose(
+            leaf, tree.flatten(params)[name], rtol=0.02, atol=2e-4, err_msg=name
+        )
+    if axes.get("fsdp", 1) > 1:  # parameters really are spread
+        for name, leaf in tree.flatten(state.params).items():
+            if name.endswith("encoder/blocks/mlp/fc1/kernel"):
+                assert leaf.addressable_shards[0].data.size < leaf.size, name
 
 
 @pytest.mark.parametrize("path", tiny_configs())

@@ -105,7 +105,7 @@ def shrink(c: ConfigDict) -> None:
     c.data.text.update(path=None, length=24)
     c.method.update(size="tiny", side=32, patch=8, queries=8, length=24, dtype="float32")
     c.method.remat = None
-    c.optim.lr.update(peak=1e-3, warmup=4, steps=c.steps)
+    c.optim.lr.update(peak=8e-4, warmup=10, steps=c.steps)
     c.evals.val = dict(type="mean", stream="val", every=10)
     c.evals.retrieval = dict(type="retrieval", stream="val", every=10)
     c.evals.captions = dict(type="caption", stream="val", every=10)

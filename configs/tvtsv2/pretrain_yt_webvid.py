@@ -151,10 +151,11 @@ def shrink(c: ConfigDict) -> None:
     """The same recipe, small enough for any machine."""
     c.steps, c.batch = 20, 16
     c.data.kind = "shapes"
-    c.data.train = dict(clips=128, pieces=PIECES)
-    c.data.video = dict(frames=2, stride=4, size=32, crop="multiscale")
-    c.data.also = dict(webvid=dict(train=dict(clips=128), video=dict(frames=8, stride=2)))
-    c.data.evals = dict(val=dict(clips=32), order=dict(clips=32, pieces=PIECES))
+    drawn = dict(side=32, frames=8)
+    c.data.train = dict(clips=128, pieces=PIECES, **drawn)
+    c.data.video = dict(frames=2, stride=4, size=32, crop="centre")
+    c.data.also = dict()
+    c.data.evals = dict(val=dict(clips=32, **drawn), order=dict(clips=32, pieces=PIECES, **drawn))
     c.data.text = dict(kind="sentencepiece", path=None, length=24)
     c.method.update(
         size="tiny", features=64, side=32, patch=8, frames=8, act="quick_gelu", dtype="float32"
@@ -163,4 +164,4 @@ def shrink(c: ConfigDict) -> None:
     c.evals.retrieval = dict(type="retrieval", stream="val", every=10)
     c.evals.order = dict(type="mean", stream="order", every=10)
     c.checkpoint = dict(every=10, keep=2)
-    c.log.every = 4  # as many batches of each source in every line
+    c.log.every = 5

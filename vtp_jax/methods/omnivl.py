@@ -116,18 +116,18 @@ class OmniVL(nn.Module):
         """Logits of the word after each, over the vocabulary and the two task words; b / c texts of
         each of the clips. Expects parameters as `writing` makes them."""
         ids = ids.at[:, 0].set(self.vocab_size + 1)
-        tokens = self.text.encode(ids, causal(ids.shape[1]) & mask[:, None], seen)
+        return self.tell(self.text.encode(ids, causal(ids.shape[1]) & mask[:, None], seen))
+
+    def tell(self, tokens: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         words = self.variables["params"]["text"]["text_embed"]
         return self.word_head(tokens, jnp.concatenate([words["word"], words["task"]]))
 
     def visit(self, image: Any, clip: Any, ids: Int[Array, "b l"]) -> None:
-        """Every verb once: linen creates only the parameters that init touches."""
-        mask = jnp.ones(ids.shape, bool)
-        self.see(image)
+        """Every part once, and no stack twice: linen creates only what init touches."""
+        self.visual.embed(image)
         seen = self.visual.norm(self.see(clip))
-        fused = self.fuse(ids, mask, seen)
-        self.match_head(fused), self.video_proj(seen), self.text_proj(fused)
-        self.write(ids, mask, seen)
+        fused = self.fuse(ids, jnp.ones(ids.shape, bool), seen)
+        self.match_head(fused), self.video_proj(seen), self.text_proj(fused), self.tell(fused)
 
 
 class Recipe(NamedTuple):

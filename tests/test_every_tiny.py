@@ -1,0 +1,34 @@
+"""Tiny configs train, evaluate and write through the real main: one of each method whose step
+compiles quickly and one task; the others in `make test-all`, and their steps in
+test_every_method.py."""
+
+import pytest
+
+from tests.configs import ROOT, slow_unless
+from vtp_jax import cli, metrics, train
+
+QUICK = [
+    f"configs/{name}.py:tiny"
+    for name in (
+        "demo",
+        "simvtp/pretrain_webvid",
+        "videomae/finetune_k400",
+        "snclr/pretrain_imagenet",
+    )
+]
+
+
+@pytest.mark.parametrize("path", slow_unless(QUICK, "a minute of compiling"))
+def test_tiny_trains_evaluates_and_writes(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    train.main(["--config", path, "--workdir", str(tmp_path)])
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    cfg = cli.plain(cli.load_config(str(tmp_path / "config.json")))
+    assert lines[-1]["step"] == cfg["steps"]
+    losses = [x["train/loss"] for x in lines if "train/loss" in x]
+    assert losses[-1] < losses[0]
+    assert any(k.startswith("eval/") for x in lines for k in x)
+    assert (tmp_path / "checkpoints" / str(cfg["steps"])).is_dir()
+    assert "qkv" in (tmp_path / "parameters.txt").read_text()
+    out = capsys.readouterr().out
+    assert f"step {cfg['steps']}/{cfg['steps']}" in out and "\x1b" not in out and "\r" not in out
