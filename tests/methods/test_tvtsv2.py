@@ -211,27 +211,28 @@ def test_attention_over_time_adds_nothing_at_first_and_one_start_is_a_saddle(tim
         rng = np.random.default_rng(0)
         cubes, wanted = rng.standard_normal((2, 12, 12)), rng.standard_normal((2, 13, 16))
         index = jnp.broadcast_to(jnp.arange(12, dtype=jnp.int32), (2, 12))
-        flip = index.reshape(2, 3, 4)[:, ::-1].reshape(2, 12)  # frames in the other order
+        turned = cubes.reshape(2, 3, 4, 12)[:, ::-1].reshape(2, 12, 12)  # frames back to front
         init = functools.partial(net.init, method="encode_video")
         params = jax.jit(init, static_argnums=3)(KEY, cubes, index, 3)["params"]
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
         @jax.jit
         @functools.partial(jax.value_and_grad, has_aux=True)
-        def run(params, index):
+        def run(params, cubes):
             raw = net.apply({"params": params}, cubes, index, 3, method="encode_video")
             return (raw * wanted).sum(), raw
 
-        (_, whole), grads = run(params, index)
+        (_, whole), grads = run(params, cubes)
         # Whichever of its two matrices is not zero changes nothing.
         block = "encoder/blocks/time_attn/"
         name = block + ("qkv" if time_init == "zero" else "proj/kernel")
         other = jax.random.normal(KEY, tree.flatten(params)[name].shape)
-        assert (run(tree.replace(params, {name: other}), index)[0][1] == whole).all()
-        # Without a time table frames have no order. (Tokens stay where their cubes stand.)
+        assert (run(tree.replace(params, {name: other}), cubes)[0][1] == whole).all()
+        # Without a time table frames have no order.
         still = tree.replace(params, {"time_position": jnp.zeros((3, 16))})
-        (_, a), (_, b) = (run(still, i)[0] for i in (index, flip))
+        a, b = (run(still, x)[0][1][:, 0] for x in (cubes, turned))
         np.testing.assert_allclose(a, b, atol=1e-12)
+        assert np.abs(run(params, turned)[0][1][:, 0] - whole[:, 0]).max() > 1e-3
         norms = {k: float(jnp.abs(g).max()) for k, g in tree.flatten(grads).items()}
         assert norms[block + "proj/bias"] > 1e-3
         learns = norms[block + "proj/kernel"] + norms[block + "qkv"]

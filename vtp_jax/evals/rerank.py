@@ -69,15 +69,15 @@ def make(
         def look(a: Int[np.ndarray, "p"], b: Int[np.ndarray, "p"]) -> Float[np.ndarray, "p"]:
             return score_pairs(score, state, mesh, videos.said, texts.said, (a, b), block)
 
-        vectors = [one.said["embedding"] for one in (texts, videos)]
-        best = retrieval.top(*vectors, k)[1]
+        asking, found = texts.said["embedding"], videos.said["embedding"]
+        best = retrieval.top(asking, found, k)[1]
         scores = look(best.reshape(-1), np.repeat(np.arange(len(best)), best.shape[1]))
         own = best == owner[:, None]
         t2v = place(scores.reshape(best.shape), own)
-        before = retrieval.rank(*vectors, owner)
+        before = retrieval.rank(asking, found, owner)
         t2v = np.where(own.any(axis=1), t2v, before.t2v)
 
-        best = retrieval.top(*vectors[::-1], k)[1]
+        best = retrieval.top(found, asking, k)[1]
         scores = look(np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1))
         own = owner[best] == np.arange(len(best))[:, None]
         asked = np.isin(np.arange(len(best)), owner)

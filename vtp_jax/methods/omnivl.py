@@ -127,7 +127,10 @@ class OmniVL(nn.Module):
         self.visual.embed(image)
         seen = self.visual.norm(self.see(clip))
         fused = self.fuse(ids, jnp.ones(ids.shape, bool), seen)
-        self.match_head(fused), self.video_proj(seen), self.text_proj(fused), self.tell(fused)
+        self.match_head(fused)
+        self.video_proj(seen)
+        self.text_proj(fused)
+        self.tell(fused)
 
 
 class Recipe(NamedTuple):
@@ -412,8 +415,8 @@ def make(
         features, picture, frames, (cube[0], cube[1], cube[2]), dropout, drop_path, dtype, remat,
         unroll, vocab_size, text_length, pad_id, tuple(mean), tuple(std),
     )  # fmt: skip
-    alpha = schedules.make(alpha, "method.alpha")
-    recipe = Recipe(weights, temperature, queue, momentum, alpha, smoothing, groups)
+    share = schedules.make(alpha, "method.alpha")
+    recipe = Recipe(weights, temperature, queue, momentum, share, smoothing, groups)
     verbs = dict(video=encode_video, text=encode_text, pair=score_pair)
     return Method(
         init=partial(init, net, recipe),

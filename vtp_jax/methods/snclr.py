@@ -192,7 +192,7 @@ def init(net: SNCLR, rng: Array, spec: Spec) -> Params:
     """As MoCo v3: q, k and v are drawn by Xavier's rule one by one, and so is the embedding of
     cubes, with biases of 0."""
     shape = spec["video"].shape
-    params = net.init(rng, jnp.zeros((1, *shape[-4:])), jnp.ones(1, bool))["params"]
+    params: Any = net.init(rng, jnp.zeros((1, *shape[-4:])), jnp.ones(1, bool))["params"]
     kernel, pixels = params["patch_embed"]["kernel"], math.prod(net.cube) * shape[-1]
     bound = math.sqrt(6 / (pixels + net.size.width))
     drawn = {
@@ -277,7 +277,7 @@ def make(
         raise UserError(f"method.weighted={weighted!r}; known: {', '.join(known)}")
     if neighbours > queue:
         raise UserError(f"method.neighbours={neighbours} are more than the queue's {queue} places")
-    views = [dict(blur=1.0), dict(blur=0.1, solarise=0.2)]
+    views: list[dict[str, Any]] = [dict(blur=1.0), dict(blur=0.1, solarise=0.2)]
     for name, view, changes in zip(("first", "second"), views, (first, second), strict=True):
         view.update(changes or {})
         if odd := sorted(set(view) - set(augment.View._fields)):
