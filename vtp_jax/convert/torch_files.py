@@ -87,7 +87,7 @@ def read_stream(f: io.BufferedReader, size: int) -> Found:
 def write(f: io.BufferedWriter, tensors: Mapping[str, Tensor], wrapper: str = "") -> None:
     """Writes a zip with PyTorch: a dict of tensors, under the key `wrapper` if one is given."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             "PyTorch's format needs PyTorch: pip install 'vtp_jax[torch]', or write .safetensors"
