@@ -51,7 +51,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path, number):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = ["--config.steps=24", "--config.checkpoint.every=3", "--config.evals.retrieval.every=0"]
+    more = ["--config.steps=60", "--config.checkpoint.every=3", "--config.evals.retrieval.every=0"]
     go(whole, *more)
     command = [sys.executable, "-m", "vtp_jax.train", "--config", CONFIG, "--workdir", str(parts)]
     command += [*more, "--config.log.every=1"]
