@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices."""
+"""What a compiled program sends between devices, and what a device holds."""
 
 import re
 
@@ -11,6 +11,11 @@ def most_moved(hlo: str) -> int:
     """The most numbers that one collective of the program gives back to a device."""
     lines = [line for line in hlo.splitlines() if re.search(KINDS, line)]
     results = [re.split(KINDS, line.split(" = ", 1)[1])[0] for line in lines]
-    shapes = [s for result in results for s in re.findall(r"\w+\[([\d,]*)\]", result)]
-    assert shapes, "nothing moves: is anything split over devices?"
+    assert results, "nothing moves: is anything split over devices?"
+    return max(map(largest, results))
+
+
+def largest(hlo: str) -> int:
+    """The most numbers that one array of the program has, on one device."""
+    shapes = re.findall(r"\w+\[([\d,]*)\]", hlo)
     return max(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from vtp_jax.objectives.classification import cross_entropy, soft_cross_entropy
+from vtp_jax.objectives.classification import grouped, soft_cross_entropy
 from vtp_jax.types import Mean, UserError
 
 
@@ -23,20 +25,50 @@ def info_nce(
     *,
     temperature: float | Float[Array, ""],
     groups: int = 1,
+    chunks: int = 1,
 ) -> Mean:
     """-log softmax over keys of cos(query_i, key_j) / temperature at j = i: one direction.
 
     Rows where `where` is False ask nothing and are nobody's negative. groups: negatives come from
-    the row's own block of b / groups rows only.
+    the row's own block of b / groups rows only. chunks: the logits are made, forward and backward,
+    for b / groups / chunks keys at a time and never stand side by side: the same numbers, in
+    1 / chunks of the memory, for one more product of queries and keys.
     """
-    if where.shape[0] % groups:
-        raise UserError(f"a batch of {where.shape[0]} rows does not divide into groups={groups}")
+    if where.shape[0] % (groups * chunks):
+        raise UserError(
+            f"a batch of {where.shape[0]} rows does not divide into groups={groups} of "
+            f"chunks={chunks}"
+        )
     q, k = (normalise(x).reshape(groups, -1, x.shape[-1]) for x in (query, key))
     here = where.reshape(groups, -1)
-    logits = jnp.einsum("gid,gjd->gij", q, k) / temperature
-    logits = jnp.where(here[:, None, :], logits, jnp.finfo(logits.dtype).min)
-    target = jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape)
-    return cross_entropy(logits, target, here, groups)
+    row = jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape)
+    least = jnp.finfo(q.dtype).min
+
+    def block(
+        carry: tuple[Array, Array, Array], some: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        """Takes the keys of one chunk into the largest logit, the sum of exponentials relative to
+        it, and the right key's logit, "g i" each."""
+        (best, total, right), (k, here, column) = carry, some
+        logits = jnp.einsum("gid,gjd->gij", q, k) / temperature
+        logits = jnp.where(here[:, None, :], logits, least)
+        # Any shift cancels, so that none is differentiated.
+        high = jax.lax.stop_gradient(jnp.maximum(best, logits.max(axis=-1)))
+        total = total * jnp.exp(best - high) + jnp.exp(logits - high[..., None]).sum(axis=-1)
+        right += jnp.where(row[..., None] == column[:, None], logits, 0).sum(axis=-1)
+        return (high, total, right), None
+
+    # Every chunk-th key: each chunk has keys of all devices, which split the rows.
+    def part(x: Shaped[Array, "g n *d"]) -> Shaped[Array, "c g j *d"]:
+        return jnp.moveaxis(x.reshape(groups, -1, chunks, *x.shape[2:]), 2, 0)
+
+    zeros = jnp.zeros(here.shape, q.dtype)
+    (best, total, right), _ = jax.lax.scan(
+        jax.checkpoint(block, prevent_cse=False),
+        (zeros + least, zeros, zeros),
+        (part(k), part(here), part(row)),
+    )
+    return grouped(best + jnp.log(total) - right, here, groups)
 
 
 def both_ways(
@@ -46,12 +78,12 @@ def both_ways(
     *,
     temperature: float | Float[Array, ""],
     groups: int = 1,
+    chunks: int = 1,
     sum_directions: bool = False,
 ) -> Mean:
     """The mean of `info_nce` from a to b and from b to a, or their sum."""
-    there, back = (
-        info_nce(q, k, where, temperature=temperature, groups=groups) for q, k in ((a, b), (b, a))
-    )
+    options: Any = dict(temperature=temperature, groups=groups, chunks=chunks)
+    there, back = (info_nce(q, k, where, **options) for q, k in ((a, b), (b, a)))
     share = 1.0 if sum_directions else 0.5
     return Mean(share * (there.total + back.total), there.count)
 
