@@ -20,20 +20,22 @@ ALLOWED = {
     **{part: BASE | PARTS for part in PARTS},
     "methods": BASE | PARTS,
     "tasks": BASE | PARTS,
-    "data": {"types"},
+    "pickles": {"types"},
+    "data": {"types", "pickles"},
     **{room: {"types", "tree"} for room in RUNTIME},
     "evals": {"types", "sharding"},
-    "convert": {"types", "tree"},  # names, files and the reference; the rest are entries
+    "convert": {"types", "tree", "pickles"},  # names, files and the reference; the rest are entries
     "cli": {"types"},
 }
 
 
-CONVERSION = {"__main__", "folder", "formats", "nets"}  # entries, which may import all
+CONVERSION = {"folder", "formats", "nets"}  # entries, which may import all
 
 
 def room(path: Path) -> str:
     first = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    return "entries" if first == "convert" and path.stem in CONVERSION else first
+    converts = first == "convert" and path.stem in CONVERSION
+    return "entries" if path.stem == "__main__" or converts else first
 
 
 def imported(path: Path):

@@ -1,9 +1,9 @@
 """PyTorch's files: read without PyTorch and without executing anything, written with PyTorch.
 
 Three kinds: the zip of `torch.save` since 1.6, the stream of pickles before it, and TorchScript
-archives, of which only the weights are of use. All three describe their tensors by a pickle. It is
-walked instruction by instruction (`unpickle`): what it names is looked up in a table of functions
-below, or refused; nothing of it is imported or called. Facts: the formats as torch 2.13 has them.
+archives, of which only the weights are of use. All three describe their tensors by a pickle, which
+is walked without executing it (`vtp_jax.pickles`): what it names is looked up in a table of
+functions below, or refused. Facts: the formats as torch 2.13 has them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import io
 import math
-import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from vtp_jax import pickles
+from vtp_jax.pickles import Inert, check
 from vtp_jax.types import UserError
 
 Tensor = Shaped[np.ndarray, "..."]
@@ -150,14 +151,6 @@ class Lazy(NamedTuple):
         return np.ndarray(self.shape, self.dtype, flat, self.offset * item, strides)
 
 
-class Inert:
-    """Stands for an object that is not made: its class's name, the arguments and the state."""
-
-    def __init__(self, name: str, *args: Any):
-        self.name, self.args = name, args
-        self.state: Any = None
-
-
 def multiply(shape: tuple[int, ...] | list[int]) -> int:
     """The product of a shape, which must have no more axes than numpy can hold."""
     if len(shape) > 64:
@@ -273,12 +266,10 @@ TYPES = {
     **{f"{module} UntypedStorage": DTYPES["uint8"] for module in ("torch", "torch.storage")},
 }
 ADMITTED = {**TYPES, **CALLS}
-RENAMED = {"__builtin__ ": "builtins ", "numpy._core.": "numpy.core."}  # Python 2's, numpy 2's
 
 
 def _look_up(name: str) -> Any:
-    for new, old in RENAMED.items():
-        name = name.replace(new, old) if name.startswith(new) else name
+    name = pickles.rename(name)
     if name in ADMITTED:
         return ADMITTED[name]
     if name.startswith("__torch__"):  # a TorchScript class: only its attributes are of use
@@ -289,104 +280,15 @@ def _look_up(name: str) -> Any:
     )
 
 
-# The machine -------------------------------------------------------------------------------------
-
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-LITERALS = {
-    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
-}  # fmt: skip
-KEYS = (str, int, float, bool, bytes, type(None))
-
-
 def unpickle(file: io.BufferedReader | io.BytesIO, storages: dict[str, Storage]) -> Any:
     """The value of one pickle, behind which `file` is left; the storages it names join `storages`.
+    Made of plain data, `Storage`, `Lazy`, `Inert` and what `_look_up` gives."""
 
-    A machine over `pickletools.genops`, which only disassembles, with the instructions that tensor
-    files use. On its stack lie plain data, `Storage`, `Lazy`, `Inert` and what `_look_up` gives,
-    and no other function or class: there is nothing else to call. Raises UserError for what it
-    refuses, and whatever Python raises for what makes no sense.
-    """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[Any, Any] = {}
+    def storage(said: Any) -> Storage:
+        kind, dtype, key, _device, count, *view = said
+        plain = type(key) is str and type(count) is int and count >= 0 and not any(view)
+        check(kind == "storage" and isinstance(dtype, np.dtype) and plain, "has odd storages")
+        storages[key] = Storage(dtype, key, count)
+        return storages[key]
 
-    def take(start: int) -> list[Any]:
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    for op, arg, _ in pickletools.genops(file):
-        name: str = op.name
-        match name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return stack.pop()
-            case _ if name in LITERALS:
-                stack.append(arg)
-            case _ if name in CONSTANTS:
-                stack.append(CONSTANTS[name])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST" | "EMPTY_SET":
-                stack.append([])
-            case "MARK":
-                marks.append(len(stack))
-            case "TUPLE" | "FROZENSET":
-                stack.append(tuple(take(marks.pop())))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(take(len(stack) - int(name[-1]))))
-            case "APPEND" | "APPENDS" | "ADDITEMS":
-                items = take(len(stack) - 1 if name == "APPEND" else marks.pop())
-                top = stack[-1]
-                _check(type(top) is list, "adds to what is not a list")
-                top.extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = take(len(stack) - 2 if name == "SETITEM" else marks.pop())
-                top = stack[-1]
-                _check(type(top) is dict, "sets an item of what is not a dictionary")
-                for key, value in zip(items[::2], items[1::2], strict=True):
-                    parts = (
-                        key if type(key) is tuple else (key,)
-                    )  # to hash a deep one takes forever
-                    _check(all(type(k) in KEYS for k in parts), "has keys that are not plain data")
-                    top[key] = value
-            case "BINPUT" | "LONG_BINPUT":
-                memo[arg] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[arg])
-            case "GLOBAL":
-                stack.append(_look_up(str(arg)))
-            case "STACK_GLOBAL":
-                stack.append(_look_up(" ".join(take(len(stack) - 2))))
-            case "REDUCE" | "NEWOBJ":
-                function, args = take(len(stack) - 2)
-                stack.append(function(*args))
-            case "BUILD":
-                state = stack.pop()
-                top = stack[-1]
-                if isinstance(top, Inert):
-                    top.state = state
-                else:  # a state dict keeps the versions of its modules so
-                    _check(type(top) is dict, "gives a state to what has none")
-            case "BINPERSID":
-                kind, dtype, key, _device, count, *view = stack.pop()
-                plain = type(key) is str and type(count) is int and count >= 0 and not any(view)
-                _check(
-                    kind == "storage" and isinstance(dtype, np.dtype) and plain, "has odd storages"
-                )
-                storages[key] = Storage(dtype, key, count)
-                stack.append(storages[key])
-            case _:
-                raise UserError(
-                    f"uses the pickle instruction {name}, which no tensors need; refused"
-                )
-    raise EOFError("a pickle without an end")
-
-
-def _check(holds: bool, wrong: str) -> None:
-    if not holds:
-        raise UserError(f"its pickle {wrong}; refused")
+    return pickles.unpickle(file, _look_up, storage)

@@ -1,0 +1,218 @@
+"""Pickles, read without executing them.
+
+A pickle is a program. Here it is walked instruction by instruction by a machine that knows data
+alone: what the pickle names is looked up in a table of functions of ours, or refused; nothing of it
+is imported or called. Whoever reads a kind of file gives the table: `convert.torch_files` for
+tensors, `read` below for plain data, such as captions.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vtp_jax.types import UserError
+
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+LITERALS = {
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+    "INT", "LONG", "FLOAT", "STRING", "UNICODE",  # Python 2's, written as text
+}  # fmt: skip
+# What Python raises for instructions that make no sense.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
+KEYS = (str, int, float, bool, bytes, type(None))
+
+
+class Inert:
+    """Stands for an object that is not made: its class's name, the arguments and the state."""
+
+    def __init__(self, name: str, *args: Any):
+        self.name, self.args = name, args
+        self.state: Any = None
+
+
+def unpickle(
+    file: io.BufferedReader | io.BytesIO,
+    look_up: Callable[[str], Any],
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The value of one pickle, behind which `file` is left.
+
+    look_up: "module name" -> the function of ours, or the value, that stands for it, or a UserError
+    persistent: what a persistent id says -> the value that stands for it; None refuses such ids
+
+    A machine over `pickletools.genops`, which only disassembles, with the instructions that data
+    use. On its stack lie plain data, `Inert` and what `look_up` and `persistent` give, and no other
+    function or class: there is nothing else to call. Raises UserError for what it refuses, and
+    whatever Python raises for what makes no sense.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+
+    def take(start: int) -> list[Any]:
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    for op, arg, _ in pickletools.genops(file):
+        name: str = op.name
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case _ if name in LITERALS:
+                stack.append(arg)
+            case _ if name in CONSTANTS:
+                stack.append(CONSTANTS[name])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST" | "EMPTY_SET":
+                stack.append([])
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE" | "FROZENSET":
+                stack.append(tuple(take(marks.pop())))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(take(len(stack) - int(name[-1]))))
+            case "LIST":
+                stack.append(take(marks.pop()))
+            case "DICT":
+                items = take(marks.pop())
+                stack.append({})
+                _set_items(stack[-1], items)
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                items = take(len(stack) - 1 if name == "APPEND" else marks.pop())
+                top = stack[-1]
+                check(type(top) is list, "adds to what is not a list")
+                top.extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = take(len(stack) - 2 if name == "SETITEM" else marks.pop())
+                _set_items(stack[-1], items)
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[arg] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
+            case "GLOBAL":
+                stack.append(look_up(str(arg)))
+            case "STACK_GLOBAL":
+                stack.append(look_up(" ".join(take(len(stack) - 2))))
+            case "REDUCE" | "NEWOBJ":
+                function, args = take(len(stack) - 2)
+                stack.append(function(*args))
+            case "BUILD":
+                state = stack.pop()
+                top = stack[-1]
+                if isinstance(top, Inert):
+                    top.state = state
+                else:  # a state dict keeps the versions of its modules so
+                    check(type(top) is dict, "gives a state to what has none")
+            case "BINPERSID" if persistent is not None:
+                stack.append(persistent(stack.pop()))
+            case _:
+                raise UserError(f"uses the pickle instruction {name}, which no data need; refused")
+    raise EOFError("a pickle without an end")
+
+
+def check(holds: bool, wrong: str) -> None:
+    """Raises UserError, its pickle `wrong`, unless `holds`."""
+    if not holds:
+        raise UserError(f"its pickle {wrong}; refused")
+
+
+def _set_items(top: Any, items: list[Any]) -> None:
+    check(type(top) is dict, "sets an item of what is not a dictionary")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        parts = key if type(key) is tuple else (key,)  # to hash a deep one takes forever
+        check(all(type(k) in KEYS for k in parts), "has keys that are not plain data")
+        top[key] = value
+
+
+# Plain data --------------------------------------------------------------------------------------
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """The plain data of a pickle file: text, numbers (numpy's too), lists, tuples, dictionaries,
+    and sets as lists. Raises UserError, in one line, for anything else."""
+    try:
+        with open(path, "rb") as f:
+            return unpickle(f, _look_up)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except DAMAGE as error:
+        raise UserError(f"{path} is no pickle, or a damaged one: {error}") from None
+
+
+def _first(value: Any = None, *_: Any) -> Any:
+    return value
+
+
+def _list(items: Any = (), *_: Any) -> list[Any]:
+    check(isinstance(items, (list, tuple)), "makes a list of what is none")
+    return list(items)
+
+
+def _dict(*_: Any) -> dict:
+    return {}
+
+
+def _dtype(kind: Any = "", *_: Any) -> Inert:
+    check(re.fullmatch(r"[iuf][1-8]|b1", str(kind)) is not None, "has numpy values beside numbers")
+    return Inert("numpy dtype", str(kind))
+
+
+def _scalar(dtype: Any, raw: Any) -> Any:
+    check(isinstance(dtype, Inert), "has numpy values without a type")
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw
+    order = dtype.state[1] if dtype.state else "="
+    return np.frombuffer(raw, np.dtype(dtype.args[0]).newbyteorder(order))[0].item()
+
+
+PLAIN: dict[str, Callable[..., Any]] = {
+    "collections OrderedDict": _dict,
+    "collections defaultdict": _dict,
+    "builtins list": _list,  # these two as what a defaultdict makes
+    "builtins dict": _dict,
+    "builtins set": _list,
+    "builtins frozenset": _list,
+    "_codecs encode": _first,  # bytes in protocol 2: (text, "latin1")
+    "numpy dtype": _dtype,
+    "numpy.core.multiarray scalar": _scalar,
+}
+RENAMED = {"__builtin__ ": "builtins ", "numpy._core.": "numpy.core."}  # Python 2's, numpy 2's
+
+
+def rename(name: str) -> str:
+    """ "module name" as Python 3 and numpy 1 call it."""
+    for new, old in RENAMED.items():
+        name = name.replace(new, old) if name.startswith(new) else name
+    return name
+
+
+def _look_up(name: str) -> Any:
+    if function := PLAIN.get(rename(name)):
+        return function
+    raise UserError(
+        f"wants {name.replace(' ', '.')!r:.80} of Python, more than plain data need; refused, "
+        "nothing was run (where you trust the file, load it and save it as JSON)"
+    )
