@@ -88,20 +88,25 @@ def picture(h, w, frames=2, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (frames, h, w, 3), dtype=np.uint8)
 
 
+def crop(box, video, size, rng):
+    """The part of a video that `box` chooses."""
+    return ops.cut(video, box(*video.shape[1:3], size, rng), size)
+
+
 @pytest.mark.parametrize("h, w, size", [(48, 64, 32), (64, 47, 46), (40, 40, 28)])
 def test_crop_multiscale_every_choice_as_the_reference(h, w, size):
     video = picture(h, w)
 
-    def crop(frame, x, y, w, h):
+    def reference(frame, x, y, w, h):
         image = Image.fromarray(frame).crop((x, y, x + w, y + h))
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
-    wanted = [np.stack([crop(f, *box) for f in video]) for box in reference_crops(w, h, size)]
+    wanted = [np.stack([reference(f, *box) for f in video]) for box in reference_crops(w, h, size)]
     got = []
     for pair in range(10):
         for place in range(13):
             rng = Fixed(pair, place)
-            got.append(ops.crop_multiscale.__wrapped__(video, size, rng))
+            got.append(crop(ops.box_multiscale.__wrapped__, video, size, rng))
             assert rng.choices == [10, 13]
     # Order among the choices is free: all are equally likely.
     assert sorted(g.tobytes() for g in got) == sorted(g.tobytes() for g in wanted)
@@ -141,8 +146,8 @@ def test_resize_plain_is_bilinear_between_four_pixels(h, w, h2, w2):
 
 def test_crop_centre_keeps_what_already_fits():
     video = picture(32, 32)
-    np.testing.assert_array_equal(ops.crop_centre(video, 32), video)
-    assert ops.crop_centre(picture(50, 33), 16).shape == (2, 16, 16, 3)
+    np.testing.assert_array_equal(crop(ops.box_centre, video, 32, None), video)
+    assert crop(ops.box_centre, picture(50, 33), 16, None).shape == (2, 16, 16, 3)
 
 
 @pytest.mark.parametrize("side", [222, 223, 224, 226])
@@ -150,8 +155,22 @@ def test_a_crop_never_exceeds_a_picture_a_little_smaller_than_the_size(side):
     """Sizes within three pixels of the target are snapped to it, upwards too."""
     video = np.full((1, side, side + 30, 3), 200, np.uint8)
     for seed in range(60):
-        crop = ops.crop_multiscale(video, 224, np.random.default_rng(seed))
-        assert crop.shape == (1, 224, 224, 3) and (crop == 200).all()
+        got = crop(ops.box_multiscale, video, 224, np.random.default_rng(seed))
+        assert got.shape == (1, 224, 224, 3) and (got == 200).all()
+
+
+@given(sides, sides, st.integers(1, 60))
+def test_a_window_is_shown_as_it_is(h, w, size):
+    video, seen = picture(h, w, frames=1), set()
+    for seed in range(8):
+        box = ops.box_window(h, w, size, np.random.default_rng(seed))
+        assert box.h == box.w == min(h, w, size)
+        assert 0 <= box.y <= h - box.h and 0 <= box.x <= w - box.w
+        if size <= min(h, w):
+            got = ops.cut(video, box, size)
+            np.testing.assert_array_equal(got, video[:, box.y :, box.x :][:, :size, :size])
+        seen.add(box)
+    assert len(seen) > 1 or max(h, w) - min(h, w, size) < 3
 
 
 def test_plain_resizing_does_not_darken():
@@ -173,12 +192,12 @@ def test_crop_resized_draws_area_and_ratio_and_fits():
     video = np.stack([y, x, x * 0], axis=-1).astype(np.uint8)[None]
     areas, ratios = [], []
     for seed in range(300):
-        crop = ops.crop_resized(video, 60, np.random.default_rng(seed))[0].astype(float)
-        assert crop.shape == (60, 60, 3)
-        tall, wide = (np.ptp(crop[..., c]) + 1 for c in (0, 1))
+        got = crop(ops.box_resized, video, 60, np.random.default_rng(seed))[0].astype(float)
+        assert got.shape == (60, 60, 3)
+        tall, wide = (np.ptp(got[..., c]) + 1 for c in (0, 1))
         areas.append(tall * wide / (h * w))
         ratios.append(wide / tall)
     assert 0.05 < min(areas) < 0.15 and 0.85 < max(areas) <= 1
     assert 0.68 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.45
     thin = np.zeros((1, 4, 400, 3), np.uint8)  # nothing fits: the square in the middle
-    assert ops.crop_resized(thin, 8, np.random.default_rng(0)).shape == (1, 8, 8, 3)
+    assert crop(ops.box_resized, thin, 8, np.random.default_rng(0)).shape == (1, 8, 8, 3)

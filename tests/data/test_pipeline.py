@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from vtp_jax.data import pipeline, shapes, text
+from vtp_jax.data import pipeline, shapes, sources, text
 from vtp_jax.types import UserError, check_batch
 
 ROWS = 12
@@ -189,6 +189,48 @@ def test_views(root):
         assert (views[:, 0] != views[:, 1]).any()
 
 
+# Mixtures.
+
+
+def mixed(root, **more):
+    """The files, three times as often as shapes drawn in memory."""
+    files = dict(root=str(root), captions=str(root / "train.json"), weight=3.0)
+    drawn = dict(kind="shapes", clips=7, side=32, frames=10)
+    return make(root, train=dict(mix=dict(files=files, drawn=drawn)), **more)
+
+
+def test_sets_are_mixed_by_weight_each_with_its_own_epochs(corpus):
+    data = mixed(corpus)
+    assert data.rows == ROWS + 7
+    ids = np.concatenate([b["id"] for b in take(data, 40)])
+    files, drawn = ids[ids < ROWS], ids[ids >= ROWS] - ROWS
+    assert 100 < len(files) < 140 and len(files) + len(drawn) == 160
+    for own, count in ((files, ROWS), (drawn, 7)):
+        for epoch in own[: len(own) // count * count].reshape(-1, count):
+            assert sorted(epoch) == list(range(count))
+
+
+def test_rows_of_a_mixture_are_those_of_its_sets(corpus):
+    """Captions and pixels of both, any step first, any number of processes."""
+    data, alone = mixed(corpus, video=dict(VIDEO, size=32, crop="centre")), shapes.Plan(side=32)
+    told = [clip.captions for clip in sources.load(corpus, corpus / "train.json").clips]
+    told += [clip.captions for clip in shapes.source(alone._replace(train=7), "train").clips]
+    batches = take(data, 12)
+    for batch in batches:
+        assert batch["valid"].all()
+        for index, words, pixels in zip(
+            batch["id"], data.decode(batch["text"]), batch["video"], strict=True
+        ):
+            assert words in told[index]
+            if index >= ROWS:
+                film = shapes.read(alone._replace(frames=10), "train", int(index) - ROWS)
+                assert (pixels[0] == film).all(axis=(1, 2, 3)).any()
+    again = dict(video=dict(VIDEO, size=32, crop="centre"))
+    parts = [mixed(corpus, process=(i, 2), **again) for i in range(2)]
+    for batch, *shares in zip(batches[7:9], *(take(p, 2, 7) for p in parts), strict=True):
+        check_equal(batch, {k: np.concatenate([s[k] for s in shares]) for k in batch})
+
+
 # Unreadable videos.
 
 
@@ -269,12 +311,17 @@ def test_an_error_of_ours_is_not_taken_for_a_bad_video(monkeypatch):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        (dict(kind="webdataset"), "data.kind='webdataset'.*files, shapes"),
+        (dict(kind="webdataset"), "data.train: kind='webdataset'.*files, shapes"),
         (dict(batch=6, process=(0, 4)), "data.batch=6 does not divide over 4 processes"),
         (dict(eval_batch=6, process=(0, 4)), "data.eval_batch=6 does not divide"),
         (dict(video=dict(frame=4)), "data.video: .*'frame.*it takes frames, stride, size"),
-        (dict(video=dict(VIDEO, crop="random")), "crop='random'.*multiscale, resized, centre"),
+        (
+            dict(video=dict(VIDEO, crop="random")),
+            "crop='random'.*known: multiscale",
+        ),
         (dict(train=dict(clip=3)), "data.train: .*it takes clips, side"),
+        (dict(train=dict(mix=dict(a=dict(clip=3)))), "data.train.mix.a: .*it takes clips, side"),
+        (dict(train=dict(mix={}, clips=3)), "data.train.mix takes sets by name"),
         (dict(evals=dict(v=dict(clip=3))), "data.evals.v: .*it takes clips, side"),
         (dict(text=dict(kind="wordpiece", length=8)), "'wordpiece' needs a path"),
         (dict(text=dict(kind="sentencepiece", length=2)), "length=2 holds no word"),

@@ -7,12 +7,13 @@ those of the notes in docs/data.md, which follow the SimVTP code.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side, for `crop_multiscale`
+SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side, for `box_multiscale`
 SNAP = 3  # pixels: a crop this near to the target's size takes that size
 # Where a crop may stand, in quarters of the room: corners, centre, edges' middles, quarter points.
 PLACES = (
@@ -77,51 +78,63 @@ def spread(room: int, count: int) -> Int[np.ndarray, "n"]:
     return (np.arange(count) * (room / (count - 1))).astype(np.int64)
 
 
-def crop_multiscale(
-    video: UInt8[np.ndarray, "t h w c"], size: int, rng: np.random.Generator
-) -> UInt8[np.ndarray, "t s s c"]:
-    """The same random crop of every frame, resized to `size` (bilinear, as Pillow does it).
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    y: int
+    x: int
+    h: int
+    w: int
+
+
+def box_multiscale(full_h: int, full_w: int, size: int, rng: np.random.Generator) -> Box:
+    """A random part of a picture, to be shown at `size`.
 
     As SimVTP: width and height are neighbours among four scales of the short side, which gives ten
     pairs, and the place is one of thirteen.
     """
-    full_h, full_w = video.shape[1:3]
     sides = [snap(int(min(full_h, full_w) * scale), size) for scale in SCALES]
     pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     w, h = pairs[rng.integers(len(pairs))]
     w, h = min(w, full_w), min(h, full_h)  # snapped up, a side may exceed the picture
     across, down = PLACES[rng.integers(len(PLACES))]
-    x, y = across * ((full_w - w) // 4), down * ((full_h - h) // 4)
-    return resize(video[:, y : y + h, x : x + w], size, size)
+    return Box(down * ((full_h - h) // 4), across * ((full_w - w) // 4), h, w)
 
 
-def crop_resized(
-    video: UInt8[np.ndarray, "t h w c"], size: int, rng: np.random.Generator
-) -> UInt8[np.ndarray, "t s s c"]:
-    """The same random crop of every frame, resized to `size`: 8 % to all of the area, the sides'
-    ratio 3 / 4 to 4 / 3, log-uniform (Inception's; VideoMAE and SimVTP fine-tune with it). After
-    ten crops that do not fit, the largest square in the middle."""
-    full_h, full_w = video.shape[1:3]
+def box_resized(full_h: int, full_w: int, size: int, rng: np.random.Generator) -> Box:
+    """A random part, to be shown at any size: 8 % to all of the area, the sides' ratio 3 / 4 to
+    4 / 3, log-uniform (Inception's; VideoMAE and SimVTP fine-tune with it). After ten that do not
+    fit, the largest square in the middle."""
     for _ in range(10):
         area = full_h * full_w * rng.uniform(0.08, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round(float(np.sqrt(area * ratio))), round(float(np.sqrt(area / ratio)))
         if 0 < w <= full_w and 0 < h <= full_h:
             x, y = rng.integers(full_w - w + 1), rng.integers(full_h - h + 1)
-            return resize(video[:, y : y + h, x : x + w], size, size)
-    return crop_centre(video, size)
+            return Box(int(y), int(x), h, w)
+    return box_centre(full_h, full_w, size, rng)
+
+
+def box_window(full_h: int, full_w: int, size: int, rng: np.random.Generator) -> Box:
+    """A random square of `size`, shown as it is; of a smaller picture, the largest there is."""
+    side = min(full_h, full_w, size)
+    x, y = rng.integers(full_w - side + 1), rng.integers(full_h - side + 1)
+    return Box(int(y), int(x), side, side)
+
+
+def box_centre(full_h: int, full_w: int, size: int, rng: np.random.Generator | None = None) -> Box:
+    """The largest square in the middle."""
+    side = min(full_h, full_w)
+    return Box((full_h - side) // 2, (full_w - side) // 2, side, side)
 
 
 def snap(side: int, size: int) -> int:
     return size if abs(side - size) < SNAP else side
 
 
-def crop_centre(video: UInt8[np.ndarray, "t h w c"], size: int) -> UInt8[np.ndarray, "t s s c"]:
-    """The largest square in the middle, resized to `size`."""
-    full_h, full_w = video.shape[1:3]
-    side = min(full_h, full_w)
-    y, x = (full_h - side) // 2, (full_w - side) // 2
-    return resize(video[:, y : y + side, x : x + side], size, size)
+def cut(video: UInt8[np.ndarray, "t h w c"], box: Box, size: int) -> UInt8[np.ndarray, "t s s c"]:
+    """The same part of every frame, resized to `size` (bilinear, as Pillow does it)."""
+    return resize(video[:, box.y : box.y + box.h, box.x : box.x + box.w], size, size)
 
 
 def crop_views(

@@ -6,6 +6,7 @@ global batches are the same for one process and for many.
 
 Rows run on over the ends of epochs: position p = step * batch + row belongs to epoch p // rows, and
 each epoch shows every clip exactly once; a batch may hold the end of one and the start of the next.
+Where a clip stands is computed (order.py), not remembered.
 """
 
 from __future__ import annotations
@@ -27,25 +28,32 @@ from jaxtyping import Int, UInt8
 
 from vtp_jax.data import alternate, ops, shapes, sources, video
 from vtp_jax.data import text as tokens
+from vtp_jax.data.order import Order, list_order, mixed_order, rows_of, shuffled_order
 from vtp_jax.types import Batch, Data, Spec, Stream, UserError
 
 # RGB in [0, 1]: ImageNet's, as SimVTP and VideoMAE.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AHEAD = 2  # batches made before they are asked for
 JUDGED = 100  # rows (or an epoch, if that is less) before too many failures stop a run
-ORDER, LOOK, CAPTION = 1, 2, 3  # what a random generator is for
+LOOK, CAPTION = 2, 3  # what a random generator is for, beside those of order and alternate
 CAUSES = tuple(video.CAUSES)
 GOOD, PADDING = -1, -2  # beside the numbers of causes
 
 Pixels = UInt8[np.ndarray, "..."]
 Ints = Int[np.ndarray, "n"]
 Attempt = Callable[[int], tuple[Pixels, np.int32]]  # place -> pixels; GOOD, PADDING or a cause
+Boxes = Callable[[int, int], Sequence[ops.Box]]  # height and width of a picture -> parts of it
 Run = Callable[..., Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]]
 
 
 class Clips(NamedTuple):
-    """A source and how its frames are read; `read` raises video.Unreadable.
+    """A source and how its frames are read; `read` and `cut` raise video.Unreadable.
 
+    read:   (index, choose) -> the chosen frames "t h w c"
+    cut:    (index, choose, boxes, size) -> what `boxes(h, w)` choose of them, "v t s s c", for a
+            reader that need not make whole frames for it
+    every:  only every such frame can be had; others show the one before
+    sets:   of a mixture, how many clips each set has, and its weight
     pieces: of how many equal parts a row shows a clip each, in order, "v t h w c", with the parts'
     captions "v l", which are all captions of a video; 1 shows one clip of the whole, and one
     caption.
@@ -54,6 +62,18 @@ class Clips(NamedTuple):
     source: sources.Source
     read: Callable[[int, video.Choose], UInt8[np.ndarray, "t h w c"]]
     pieces: int = 1
+    every: int = 1
+    sets: Sequence[tuple[int, float]] = ()
+    cut: Callable[[int, video.Choose, Boxes, int], UInt8[np.ndarray, "v t s s c"]] | None = None
+
+    def show(
+        self, index: int, choose: video.Choose, boxes: Boxes, size: int
+    ) -> UInt8[np.ndarray, "v t s s c"]:
+        """Parts of the chosen frames of a clip, at `size`."""
+        if self.cut is not None:
+            return self.cut(index, choose, boxes, size)
+        frames = self.read(index, choose)
+        return np.stack([ops.cut(frames, box, size) for box in boxes(*frames.shape[1:3])])
 
 
 class Words(NamedTuple):
@@ -67,7 +87,8 @@ class Look(NamedTuple):
     """What of a video is shown.
 
     frames, stride: how many frames, and how far apart; size: pixels of the square picture; crop:
-    `multiscale` (random, SimVTP's), `resized` (random, Inception's) or `centre`, in training;
+    `multiscale` (random, SimVTP's), `resized` (random, Inception's), `window` (random, in the size
+    that it has) or `centre`, in training;
     repeats: crops of one decoded clip, in training, as views "v t h w c" if more than one; views:
     (segments, crops) of SimVTP's test, or None for one clip in the middle, in evaluation.
     """
@@ -90,26 +111,6 @@ class Look(NamedTuple):
         return self.picture if self.repeats == 1 else (self.repeats, *self.picture)
 
 
-class Order(NamedTuple):
-    """Which clip stands where. A process numbers the rows it gives 0, 1, ...: their places.
-
-    find: positions in the global sequence -> (epochs, indices); index -1 is padding
-    """
-
-    batch: int
-    process: tuple[int, int]
-    find: Callable[[Ints], tuple[Ints, Ints]]
-
-    @property
-    def rows(self) -> int:
-        """Rows of a batch that this process gives."""
-        return self.batch // self.process[1]
-
-    def at(self, places: Ints) -> tuple[Ints, Ints]:
-        step, row = np.divmod(places, self.rows)
-        return self.find(step * self.batch + self.process[0] * self.rows + row)
-
-
 def make(
     *,
     kind: str,
@@ -128,9 +129,11 @@ def make(
 ) -> Data:
     """The training batches and evaluation streams of video files, or of shapes drawn in memory.
 
-    kind:    `files` (decoded inside tf.data) or `shapes` (without files and TensorFlow)
+    kind:    `files` (decoded inside tf.data) or `shapes` (without files and TensorFlow); a set may
+             say its own
     batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
-    train:   of files: the arguments of `sources.load`; of shapes: those of `open_shapes`
+    train:   of files: the arguments of `open_files`; of shapes: those of `open_shapes`; or
+             dict(mix={name: as `train`, and its `weight`}): rows of several sets, in proportion
     also:    {name: the fields of `More`}: sources of another structure, such as images, whose
              batches alternate with those of `train`, which has `turns` turns in a round; the order
              is drawn anew for each round
@@ -144,22 +147,19 @@ def make(
 
     Raises UserError on what does not fit together.
     """
-    kinds = dict(files=(open_files, run_tfdata), shapes=(open_shapes, run_here))
-    if kind not in kinds:
-        raise UserError(f"data.kind={kind!r} is not known; known: {', '.join(kinds)}")
     for name, rows in (("batch", batch), ("eval_batch", eval_batch or batch)):
         if rows < 1 or rows % process[1]:
             raise UserError(f"data.{name}={rows} does not divide over {process[1]} processes")
-    open_clips, run = kinds[kind]
+    run = run_here if kind == "shapes" else run_tfdata
     run = functools.partial(run, workers=workers or os.cpu_count() or 1)
     look = open_look("data.video", video)
     parts = {"data.train": More(train, turns=turns)}
     parts |= {f"data.also.{k}": fit(f"data.also.{k}", More, one) for k, one in (also or {}).items()}
-    clips = {where: fit(where, open_clips, one.train, "train") for where, one in parts.items()}
+    clips = {where: open_set(where, kind, one.train, "train") for where, one in parts.items()}
     if text:
         for where, one in clips.items():
             check_captions(one.source, where)
-    everything = sources.Source("", tuple(c for one in clips.values() for c in one.source.clips))
+    everything = sources.join([one.source for one in clips.values()])
     words = fit("data.text", open_text, text, everything) if text else None
 
     def open_training(where: str) -> alternate.Training:
@@ -168,16 +168,17 @@ def make(
         if rows % process[1]:
             raise UserError(f"{where}.batch={rows} does not divide over {process[1]} processes")
         check_views(clips[where], where, "repeats", look.repeats > 1)
+        check_stride(clips[where], where, look)
         source = clips[where].source
-        order = shuffled_order(rows, process, seed, len(source.clips))
-        ledger, labels = Ledger(source, max_failed), labels_of(source)
+        order = make_order(clips[where], rows, process, seed)
+        ledger, classes = Ledger(source, max_failed), source.survey().classes
         return alternate.Training(
-            spec=make_spec(rows, clips[where], look, words, labels),
+            spec=make_spec(rows, clips[where], look, words, classes),
             batches=functools.partial(
                 train_batches, clips[where], look, words, order, seed, run, ledger
             ),
             rows=len(source.clips),
-            classes=0 if labels is None else int(labels.max()) + 1,
+            classes=classes,
             counts=ledger.counts,
         )
 
@@ -186,8 +187,9 @@ def make(
     )
     streams = {}
     for name, given in (evals or {}).items():
-        held_out = fit(f"data.evals.{name}", open_clips, given, "val")
+        held_out = open_set(f"data.evals.{name}", kind, given, "val")
         check_views(held_out, f"data.evals.{name}", "views", look.views is not None)
+        check_stride(held_out, f"data.evals.{name}", look)
         order = functools.partial(list_order, eval_batch or batch, process)
         streams[name] = stream_videos(held_out, look, words, order, run)
         if words:
@@ -218,6 +220,67 @@ def fit(where: str, function: Callable[..., Any], given: Mapping[str, Any], *fir
     return function(*first, **given)
 
 
+def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Clips:
+    """The clips of one set, or of several that are mixed: see `make`."""
+    given = dict(given)
+    kind = given.pop("kind", kind)
+    if kind not in OPENERS:
+        raise UserError(f"{where}: kind={kind!r} is not known; known: {', '.join(OPENERS)}")
+    if "mix" not in given:
+        return fit(where, OPENERS[kind], given, split)
+    parts = {name: dict(one) for name, one in given.pop("mix").items()}
+    if given or not parts:
+        raise UserError(f"{where}.mix takes sets by name, and nothing beside it")
+    weights = [float(one.pop("weight", 1.0)) for one in parts.values()]
+    return mix(
+        [open_set(f"{where}.mix.{name}", kind, one, split) for name, one in parts.items()], weights
+    )
+
+
+def mix(parts: Sequence[Clips], weights: Sequence[float]) -> Clips:
+    """Several sets as one."""
+    if len({one.pieces for one in parts}) > 1:
+        raise UserError("sets that are mixed must have the same number of pieces")
+    source = sources.join([one.source for one in parts])
+    starts = sources.Joined([one.source for one in parts])
+
+    def read(index: int, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
+        part, own = starts.find(index)
+        return parts[part].read(own, choose)
+
+    def show(
+        index: int, choose: video.Choose, boxes: Boxes, size: int
+    ) -> UInt8[np.ndarray, "v t s s c"]:
+        part, own = starts.find(index)
+        return parts[part].show(own, choose, boxes, size)
+
+    return Clips(
+        source,
+        read,
+        pieces=parts[0].pieces,
+        every=math.lcm(*(one.every for one in parts)),
+        cut=show,
+        sets=[(len(one.source.clips), w) for one, w in zip(parts, weights, strict=True)],
+    )
+
+
+def make_order(clips: Clips, rows: int, process: tuple[int, int], seed: int) -> Order:
+    """The order of training."""
+    if not clips.sets:
+        return shuffled_order(rows, process, seed, len(clips.source.clips))
+    counts, weights = zip(*clips.sets, strict=True)
+    return mixed_order(rows, process, seed, counts, weights)
+
+
+def check_stride(clips: Clips, where: str, look: Look) -> None:
+    if look.frames > 1 and look.stride % clips.every:
+        raise UserError(
+            f"{where}: frames {look.stride} apart are asked for, of shards that hold every "
+            f"{clips.every}th; set data.video.stride to a multiple, or prepare them with "
+            f"--every {math.gcd(look.stride, clips.every)}"
+        )
+
+
 class More(NamedTuple):
     """A further source of training batches. train: as `make`'s; video: what differs from `make`'s;
     batch: rows, by default as many; turns: how many of its batches come in a round."""
@@ -230,8 +293,8 @@ class More(NamedTuple):
 
 def open_look(where: str, video: Mapping[str, Any]) -> Look:
     look = fit(where, Look, video)
-    if look.crop not in CROPS:
-        raise UserError(f"{where}.crop={look.crop!r} is not known; known: {', '.join(CROPS)}")
+    if look.crop not in BOXES:
+        raise UserError(f"{where}.crop={look.crop!r} is not known; known: {', '.join(BOXES)}")
     return look
 
 
@@ -296,6 +359,9 @@ def open_shapes(
     return Clips(source, read, pieces)
 
 
+OPENERS: Mapping[str, Callable[..., Clips]] = dict(files=open_files, shapes=open_shapes)
+
+
 def open_text(
     source: sources.Source,
     *,
@@ -317,7 +383,7 @@ def open_text(
 
 
 def check_captions(source: sources.Source, where: str) -> None:
-    if not all(clip.captions for clip in source.clips):
+    if not source.survey().captions:
         raise UserError(f"{where} has no captions to read; name caption_column, or drop data.text")
 
 
@@ -329,40 +395,13 @@ def check_views(clips: Clips, where: str, name: str, asked: bool) -> None:
         )
 
 
-# The order.
-
-
-@functools.lru_cache(maxsize=4)
-def permute(seed: int, epoch: int, count: int) -> Ints:
-    return np.random.default_rng([ORDER, seed, epoch]).permutation(count)
-
-
-def shuffled_order(batch: int, process: tuple[int, int], seed: int, count: int) -> Order:
-    """Endless: every epoch of `count` positions is a permutation of its own."""
-
-    def find(positions: Ints) -> tuple[Ints, Ints]:
-        epochs, ranks = np.divmod(positions, count)
-        indices = [permute(seed, int(e), count)[r] for e, r in zip(epochs, ranks, strict=True)]
-        return epochs, np.asarray(indices)
-
-    return Order(batch, process, find)
-
-
-def list_order(batch: int, process: tuple[int, int], count: int) -> Order:
-    """0, 1, ... count - 1 and then padding."""
-
-    def find(positions: Ints) -> tuple[Ints, Ints]:
-        return np.zeros_like(positions), np.where(positions < count, positions, -1)
-
-    return Order(batch, process, find)
-
-
 # The pixels.
 
-CROPS: Mapping[str, Callable[..., UInt8[np.ndarray, "t s s c"]]] = dict(
-    multiscale=ops.crop_multiscale,
-    resized=ops.crop_resized,
-    centre=lambda frames, size, rng: ops.crop_centre(frames, size),
+BOXES: Mapping[str, Callable[..., ops.Box]] = dict(
+    multiscale=ops.box_multiscale,
+    resized=ops.box_resized,
+    window=ops.box_window,
+    centre=ops.box_centre,
 )
 
 
@@ -374,9 +413,11 @@ def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int) -> 
     def choose(n: int) -> Ints:
         return ops.sample_frames(n, look.frames, look.stride, rng)
 
-    frames = clips.read(index, ops.in_parts(clips.pieces, choose))
-    crops = [CROPS[look.crop](frames, look.size, rng) for _ in range(look.repeats)]
-    return in_order(clips, crops[0]) if look.repeats == 1 else np.stack(crops)
+    def boxes(h: int, w: int) -> list[ops.Box]:
+        return [BOXES[look.crop](h, w, look.size, rng) for _ in range(look.repeats)]
+
+    crops = clips.show(index, ops.in_parts(clips.pieces, choose), boxes, look.size)
+    return in_order(clips, crops[0]) if look.repeats == 1 else crops
 
 
 def show_centre(clips: Clips, look: Look, index: int) -> Pixels:
@@ -385,8 +426,11 @@ def show_centre(clips: Clips, look: Look, index: int) -> Pixels:
     def choose(n: int) -> Ints:
         return ops.centre_frames(n, look.frames, look.stride)
 
-    frames = clips.read(index, ops.in_parts(clips.pieces, choose))
-    return in_order(clips, ops.crop_centre(frames, look.size))
+    def boxes(h: int, w: int) -> list[ops.Box]:
+        return [ops.box_centre(h, w, look.size)]
+
+    (crop,) = clips.show(index, ops.in_parts(clips.pieces, choose), boxes, look.size)
+    return in_order(clips, crop)
 
 
 def in_order(clips: Clips, frames: Pixels) -> Pixels:
@@ -409,7 +453,8 @@ def attempt(
     show: Callable[[int, int], Pixels], order: Order, shape: Sequence[int], place: int
 ) -> tuple[Pixels, np.int32]:
     """The pixels of a row, or zeros and why. Whatever else goes wrong is an error of ours."""
-    (epoch,), (index,) = order.at(np.asarray([place]))
+    step, row = divmod(place, order.rows)
+    epoch, index = (column[row] for column in rows_of(order, step))
     cause = PADDING
     if index >= 0:
         try:
@@ -496,19 +541,15 @@ def row_shape(clips: Clips, look: Look) -> tuple[int, ...]:
     return look.shown if clips.pieces == 1 else (clips.pieces, *look.picture)
 
 
-def labels_of(source: sources.Source) -> Int[np.ndarray, "n"] | None:
-    """The classes of a source's clips, -1 where one has none; None where none has."""
-    labels = [-1 if clip.label is None else clip.label for clip in source.clips]
-    return np.asarray(labels, np.int32) if max(labels) >= 0 else None
+def classify(source: sources.Source, classes: int, indices: Ints) -> dict[str, Any]:
+    """The classes of clips, -1 of those that have none; nothing where none of the source has."""
+    if not classes:
+        return {}
+    labels = [source.clips[i].label if i >= 0 else None for i in indices.tolist()]
+    return dict(label=np.asarray([-1 if k is None else k for k in labels], np.int32))
 
 
-def classify(labels: Int[np.ndarray, "m"] | None, indices: Ints) -> dict[str, Any]:
-    return {} if labels is None else dict(label=np.where(indices < 0, -1, labels[indices]))
-
-
-def make_spec(
-    batch: int, clips: Clips, look: Look, words: Words | None, labels: Int[np.ndarray, "n"] | None
-) -> Spec:
+def make_spec(batch: int, clips: Clips, look: Look, words: Words | None, classes: int) -> Spec:
     """Shapes and dtypes of a global training batch."""
     told = encode(words, [""] * clips.pieces, clips.pieces)
     sample = dict(
@@ -516,7 +557,7 @@ def make_spec(
         id=np.int32(0),
         valid=np.bool_(True),
         **{key: rows[0] for key, rows in told.items()},
-        **{key: rows[0] for key, rows in classify(labels, np.zeros(1, int)).items()},
+        **(dict(label=np.int32(0)) if classes else {}),
     )
     return {k: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for k, x in sample.items()}
 
@@ -532,13 +573,13 @@ def train_batches(
     first_step: int,
 ) -> Iterator[Batch]:
     """Endless training batches from a step on; nothing before it is decoded."""
-    shape, labels = row_shape(clips, look), labels_of(clips.source)
+    shape, classes = row_shape(clips, look), clips.source.survey().classes
     show = functools.partial(show_random, clips, look, seed)
     first = first_step * order.rows
     ledger.clear()
     pieces = run(functools.partial(attempt, show, order, shape), shape, order.rows, first, None)
     for step, (pixels, causes) in enumerate(pieces, first_step):
-        epochs, indices = order.at(np.arange(step * order.rows, (step + 1) * order.rows))
+        epochs, indices = rows_of(order, step)
         captions = [
             caption
             for e, i in zip(epochs, indices, strict=True)
@@ -548,7 +589,7 @@ def train_batches(
         yield dict(
             video=pixels,
             **encode(words, captions, clips.pieces),
-            **classify(labels, indices),
+            **classify(clips.source, classes, indices),
             id=indices.astype(np.int32),
             valid=causes == GOOD,
         )
@@ -620,7 +661,7 @@ def stream_videos(
         shape = (look.views[0] * look.views[1], *shape)
     elif clips.pieces > 1:
         shape = (clips.pieces, *shape)
-    table, labels = make_table(clips.source), labels_of(clips.source)
+    table, classes = make_table(clips.source), clips.source.survey().classes
     look_at = show_centre if look.views is None else show_views
     ledger = Ledger(clips.source, max_failed=1.0)
 
@@ -631,14 +672,14 @@ def stream_videos(
         stop = order.rows * -(-count // order.batch)
         made = run(functools.partial(attempt, show, order, shape), shape, order.rows, 0, stop)
         for step, (pixels, causes) in enumerate(made):
-            _, indices = order.at(np.arange(step * order.rows, (step + 1) * order.rows))
+            _, indices = rows_of(order, step)
             ledger.enter(indices, causes)
             blank, told = [""] * clips.pieces, table["captions"]
             captions = [c for i in indices for c in (told[i] if i >= 0 else blank)[: clips.pieces]]
             yield dict(
                 video=pixels,
                 **encode(words, captions, clips.pieces),
-                **classify(labels, indices),
+                **classify(clips.source, classes, indices),
                 id=indices.astype(np.int32),
                 valid=causes == GOOD,
             )

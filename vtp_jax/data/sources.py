@@ -8,8 +8,10 @@ order of the file. Labels are whole numbers from 0 on.
 
 from __future__ import annotations
 
+import bisect
 import csv
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,21 +26,69 @@ VIDEOS = frozenset(
 
 
 class Clip(NamedTuple):
-    """A video, by its path under the source's root, its captions and its class."""
+    """A video, by its path under the source's root, its captions and its class. spans: of each
+    caption, from when to when it holds, in seconds, where that is known."""
 
     path: str
     captions: tuple[str, ...]
     label: int | None = None
+    spans: tuple[tuple[float, float], ...] = ()
+
+
+class Facts(NamedTuple):
+    """What holds for all clips of a source. captions: the fewest of a clip; classes: labels are
+    below it, and 0 where there are none."""
+
+    captions: int
+    classes: int
 
 
 class Source(NamedTuple):
-    """Videos with captions. A clip's position in `clips` is its id in batches."""
+    """Videos with captions. A clip's position in `clips`, which may be read from disk one by one,
+    is its id in batches. facts: where they are known without looking at every clip."""
 
     root: str
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
+    facts: Facts | None = None
 
     def file(self, index: int) -> str:
         return os.path.join(self.root, self.clips[index].path)
+
+    def survey(self) -> Facts:
+        """The facts, found out by looking at every clip if need be."""
+        if self.facts is not None:
+            return self.facts
+        classes = (-1 if clip.label is None else clip.label for clip in self.clips)
+        fewest = min((len(clip.captions) for clip in self.clips), default=0)
+        return Facts(fewest, max(classes, default=-1) + 1)
+
+
+class Joined(Sequence[Clip]):
+    """The clips of several sources, one after the other, by their whole paths."""
+
+    def __init__(self, parts: Sequence[Source]):
+        self.parts = parts
+        self.starts = list(itertools.accumulate((len(p.clips) for p in parts), initial=0))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def find(self, index: int) -> tuple[int, int]:
+        """Which source has a clip, and its number there."""
+        part = bisect.bisect_right(self.starts, index) - 1
+        return part, index - self.starts[part]
+
+    def __getitem__(self, index: Any) -> Any:
+        part, own = self.find(range(len(self))[index])
+        source = self.parts[part]
+        return source.clips[own]._replace(path=source.file(own))
+
+
+def join(parts: Sequence[Source]) -> Source:
+    """One source of several. Labels mean the same in all of them."""
+    facts = [part.survey() for part in parts]
+    known = Facts(min(f.captions for f in facts), max(f.classes for f in facts))
+    return Source("", Joined(parts), known)
 
 
 def load(

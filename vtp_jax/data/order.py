@@ -1,0 +1,164 @@
+"""Which clip stands at which place of a run: functions of (seed, position), in constant memory.
+
+Nothing is shuffled in memory and nothing is remembered: a permutation is computed where it is asked
+for, so that a million records cost what a thousand do, and step 1,000,000 what step 1 does. The
+global sequence knows no processes: each takes its rows out of it, whatever their number.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from vtp_jax.types import UserError
+
+ORDER, DEAL = 1, 5  # what a random generator is for, beside those of pipeline and alternate
+TURNS = 8  # of the Feistel network; four would do for chance, the rest is for small sets
+ROUND = 1000  # rows: in each the sets of a mixture have their exact shares
+
+Ints = Int[np.ndarray, "n"]
+Find = Callable[[Ints], tuple[Ints, Ints]]
+
+
+class Order(NamedTuple):
+    """Which clip stands where. A process numbers the rows it gives 0, 1, ...: their places.
+
+    find: positions in the global sequence -> (epochs, indices); index -1 is padding
+    """
+
+    batch: int
+    process: tuple[int, int]
+    find: Find
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that this process gives."""
+        return self.batch // self.process[1]
+
+    def at(self, places: Ints) -> tuple[Ints, Ints]:
+        step, row = np.divmod(places, self.rows)
+        return self.find(step * self.batch + self.process[0] * self.rows + row)
+
+
+@functools.lru_cache(maxsize=64)
+def rows_of(order: Order, step: int) -> tuple[Ints, Ints]:
+    """(epochs, indices) of this process's rows of a batch."""
+    return order.at(np.arange(step * order.rows, (step + 1) * order.rows))
+
+
+def list_order(batch: int, process: tuple[int, int], count: int) -> Order:
+    """0, 1, ... count - 1 and then padding."""
+
+    def find(positions: Ints) -> tuple[Ints, Ints]:
+        return np.zeros_like(positions), np.where(positions < count, positions, -1)
+
+    return Order(batch, process, find)
+
+
+def shuffled_order(batch: int, process: tuple[int, int], seed: int, count: int) -> Order:
+    """Endless: every epoch of `count` positions is a permutation of its own."""
+    return Order(batch, process, functools.partial(find_shuffled, (seed,), count))
+
+
+def mixed_order(
+    batch: int,
+    process: tuple[int, int],
+    seed: int,
+    counts: Sequence[int],
+    weights: Sequence[float],
+) -> Order:
+    """Endless rows of several sets, which have so many clips each, in proportion to weights.
+
+    Of every ROUND positions each set has its share, in an order drawn anew, and goes through
+    permutations of its own; epochs are those of the set. Indices number on from set to set.
+    Raises UserError on a weight too small to have a row.
+    """
+    shares = share_out(weights)
+    starts = np.cumsum([0, *counts])
+
+    def find(positions: Ints) -> tuple[Ints, Ints]:
+        epochs, indices = np.empty_like(positions), np.empty_like(positions)
+        rounds, places = np.divmod(positions, ROUND)
+        for number in np.unique(rounds).tolist():
+            here = np.flatnonzero(rounds == number)
+            sets, ranks = deal(shares, seed, number)
+            for k in np.unique(sets[places[here]]).tolist():
+                mine = here[sets[places[here]] == k]
+                own = number * shares[k] + ranks[places[mine]]
+                epochs[mine], found = find_shuffled((seed, k), counts[k], own)
+                indices[mine] = starts[k] + found
+        return epochs, indices
+
+    return Order(batch, process, find)
+
+
+def share_out(weights: Sequence[float]) -> tuple[int, ...]:
+    """Whole numbers in proportion to weights that add up to ROUND: the largest remainders are
+    rounded up."""
+    if not all(np.isfinite(weights)) or min(weights) <= 0:
+        raise UserError(f"weights {list(weights)}: each must be a number above 0")
+    exact = np.asarray(weights) * (ROUND / sum(weights))
+    shares = np.floor(exact).astype(int)
+    last = np.argsort(shares - exact, kind="stable")[: ROUND - shares.sum()]
+    shares[last] += 1
+    if not all(shares):
+        raise UserError(
+            f"weights {list(weights)}: the smallest has less than one of {ROUND} rows; raise it"
+        )
+    return tuple(shares.tolist())
+
+
+@functools.lru_cache(maxsize=4)
+def deal(shares: tuple[int, ...], seed: int, number: int) -> tuple[Ints, Ints]:
+    """Of each place of a round, which set it belongs to, and how many of that set are before it."""
+    slots = permute(np.arange(ROUND), ROUND, (DEAL, seed, number))
+    sets = np.repeat(np.arange(len(shares)), shares)[slots]
+    ranks = np.empty_like(sets)
+    for k, share in enumerate(shares):
+        ranks[sets == k] = np.arange(share)
+    return sets, ranks
+
+
+def find_shuffled(key: Sequence[int], count: int, positions: Ints) -> tuple[Ints, Ints]:
+    epochs, ranks = np.divmod(positions, count)
+    indices = np.empty_like(ranks)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        indices[here] = permute(ranks[here], count, (ORDER, *key, epoch))
+    return epochs, indices
+
+
+def permute(ranks: Ints, count: int, key: Sequence[int]) -> Ints:
+    """Where the permutation of range(count) that `key` draws sends `ranks`.
+
+    A Feistel network permutes the smallest 4^k >= count numbers; what lands outside goes through
+    it again, until it is inside (Black and Rogaway, 2002): at most four times, on average.
+    """
+    half = max((count - 1).bit_length() + 1, 2) // 2
+    keys = np.random.SeedSequence(key).generate_state(TURNS, np.uint64)
+    numbers = encipher(ranks.astype(np.uint64), half, keys)
+    while (outside := numbers >= count).any():
+        numbers[outside] = encipher(numbers[outside], half, keys)
+    return numbers.astype(np.int64)
+
+
+def encipher(
+    numbers: UInt64[np.ndarray, "n"], half: int, keys: UInt64[np.ndarray, "k"]
+) -> UInt64[np.ndarray, "n"]:
+    """A permutation of the numbers of twice `half` bits."""
+    mask = np.uint64((1 << half) - 1)
+    left, right = numbers >> np.uint64(half), numbers & mask
+    for key in keys:
+        left, right = right, left ^ (mix(right ^ key) & mask)
+    return (left << np.uint64(half)) | right
+
+
+def mix(numbers: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+    """Every bit depends on every bit: the end of splitmix64 (Steele et al., 2014)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
