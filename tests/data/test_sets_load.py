@@ -1,0 +1,190 @@
+"""From a set's files to a source; what is missing; and the table that docs/datasets.md shows."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from vtp_jax.data import sets, sources
+from vtp_jax.data.sets import __main__ as entry
+from vtp_jax.types import UserError
+
+DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
+QUESTIONS = [
+    dict(answer=answer, id=n, question=f"q{n}", video_id=n % 2, category_id=0)
+    for n, answer in enumerate(["dog", "cat", "ant", "cat", "dog", "bee"])
+]
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def jsfusion(folder, *names):
+    rows = [f"ret{n},msr{n},{name},sentence {n}\n" for n, name in enumerate(names)]
+    table = "".join(["key,vid_key,video_id,sentence\n", *rows])
+    (folder / "MSRVTT_JSFUSION_test.csv").write_text(table)
+
+
+def test_files_are_found_wherever_and_whatever_their_suffix(tmp_path):
+    touch(
+        tmp_path, "a/b/video7.webm", "video7.mp4", "c/video7.mp4", "1004_Juno_00.58.46.362.avi",
+        "x.GIF", "j_60.0_210.0.mp4", "lists/train.json", "other/train.json", "wave/w.avi",
+        "run/w.avi",
+    )  # fmt: skip
+    folder = sets.Folder(tmp_path)
+    assert folder.find(["video7"]) == "video7.mp4"  # the least deep
+    assert folder.find(["c/video7.avi"]) == "c/video7.mp4"  # in the folder named
+    assert folder.find(["videos/wave/w.avi"]) == "wave/w.avi"
+    assert folder.find(["absent", "b/video7"]) == "a/b/video7.webm"  # names in turn
+    assert folder.find(["1004_Juno_00.58.46.362"]) == "1004_Juno_00.58.46.362.avi"
+    assert folder.find(["j_60.0_210.0"]) == "j_60.0_210.0.mp4" and folder.find(["x"]) == "x.GIF"
+    assert folder.find([]) is None and folder.find(["", "video8"]) is None
+    assert folder.annotations("val.json | other/train.json") == [tmp_path / "other/train.json"]
+    assert folder.annotations("train.json") == [tmp_path / "lists/train.json"]
+    assert folder.annotations("*.json") == [
+        tmp_path / p for p in ("lists/train.json", "other/train.json")
+    ]
+
+
+def test_links_are_followed_once(tmp_path):
+    touch(tmp_path, "far/v1.mp4", "near/list.txt")
+    os.symlink(tmp_path / "far", tmp_path / "near" / "videos")
+    os.symlink(tmp_path / "near", tmp_path / "near" / "videos" / "circle")
+    assert sets.Folder(tmp_path / "near").find(["v1"]) == "videos/v1.mp4"
+
+
+def test_nothing_outside_the_folder_is_reached(tmp_path):
+    touch(tmp_path, "secret.mp4", "set/video0.mp4")
+    jsfusion(tmp_path / "set", "../secret", "/etc/passwd", "video0")
+    source = sets.load("msrvtt", "test_1k", tmp_path / "set", max_absent=1.0)
+    assert [clip.path for clip in source.clips] == ["secret", "passwd", "video0.mp4"]
+    assert not os.path.exists(source.file(0))
+
+
+def test_captions(tmp_path):
+    touch(tmp_path, "all/video1.mp4", "all/video2.mp4")
+    jsfusion(tmp_path, "video2", "video1")
+    source = sets.load("msrvtt", "test_1k", tmp_path)
+    assert source.root == str(tmp_path)
+    assert list(source.clips) == [
+        sources.Clip("all/video2.mp4", ("sentence 0",)),
+        sources.Clip("all/video1.mp4", ("sentence 1",)),
+    ]
+
+
+def test_absent_videos(tmp_path):
+    touch(tmp_path, "video1.mp4")
+    jsfusion(tmp_path, "video2", "video1")
+    with pytest.raises(UserError, match="1 of 2 videos are nowhere.*first 'video2'.*max_absent"):
+        sets.load("msrvtt", "test_1k", tmp_path)
+    source = sets.load("msrvtt", "test_1k", tmp_path, max_absent=0.5)
+    assert [clip.path for clip in source.clips] == ["video2", "video1.mp4"]  # it keeps its place
+
+
+def test_answers_are_numbered_by_how_common_they_are(tmp_path):
+    touch(tmp_path, "video0.mp4", "video1.mp4")
+    (tmp_path / "train_qa.json").write_text(json.dumps(QUESTIONS))
+    (tmp_path / "val_qa.json").write_text(json.dumps(QUESTIONS[2:4]))
+    source = sets.load("msrvtt_qa", "train", tmp_path, answers=3)
+    assert [clip.label for clip in source.clips] == [1, 0, 2, 0, 1, 3]  # cat, dog, ant; others
+    assert source.clips[1] == sources.Clip("video1.mp4", ("q1",), 0)
+    held_out = sets.load("msrvtt_qa", "val", tmp_path, answers=3)  # numbers of training
+    assert [clip.label for clip in held_out.clips] == [2, 0]
+    (tmp_path / "answers.txt").write_text("ant\nbee\n")
+    given = sets.load("msrvtt_qa", "val", tmp_path, answers=str(tmp_path / "answers.txt"))
+    assert [clip.label for clip in given.clips] == [0, 2]
+
+
+def test_options_are_captions_and_the_label_says_which(tmp_path):
+    touch(tmp_path, "g.gif")
+    head = "gif_name\tquestion\ta1\ta2\ta3\ta4\ta5\tanswer\tvid_id\tkey\n"
+    row = "g\twhat ?\teat\thold\tfall\ttalk\tflap\t2\t1\t1\n"
+    (tmp_path / "Test_action_question.csv").write_text(head + row)
+    (clip,) = sets.load("tgif_qa", "test_action", tmp_path).clips
+    assert clip.captions[2] == "what ? fall" and len(clip.captions) == 5 and clip.label == 2
+
+
+def test_parts_of_longer_videos(tmp_path):
+    """A whole video is found, and told, but not taken for the clip."""
+    rows = [dict(videoID=f"id_{n}_00000{n}_00001{n}", enCap=["x"]) for n in (1, 2)]
+    (tmp_path / "vatex_training_v1.0.json").write_text(json.dumps(rows))
+    touch(tmp_path, "id_1_000001_000011.mp4", "id_2.mkv")
+    found = list(sets.locate(sets.read("vatex", "train_en", tmp_path), tmp_path))
+    assert [(path, span) for _, path, span in found] == [
+        ("id_1_000001_000011.mp4", None),
+        ("id_2.mkv", (2, 12)),
+    ]
+    with pytest.raises(UserError, match="1 of 2 rows are parts of longer videos.*id_2_000002"):
+        sets.load("vatex", "train_en", tmp_path)
+    (report,) = sets.check("vatex", tmp_path, "train_en")
+    assert report.parts == 1 and not report.missing
+
+
+def test_boxes_are_no_source(tmp_path):
+    (tmp_path / "ava_val_v2.2.csv").write_text("v,0902,0.1,0.1,0.2,0.2,9,1\n")
+    with pytest.raises(UserError, match="boxes are no part of a source"):
+        sets.load("ava", "val", tmp_path)
+
+
+# What is missing.
+
+
+def test_the_checker_counts_and_names(tmp_path, capsys, monkeypatch):
+    touch(tmp_path, "video1.mp4")
+    jsfusion(tmp_path, "video2", "video1", "video3", "video1")
+    with pytest.raises(SystemExit) as done:
+        missing = str(tmp_path / "missing.txt")
+        entry.main(
+            ["check", "--set", "msrvtt", "--manual-dir", str(tmp_path), "--missing", missing]
+        )
+    assert done.value.code == 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(sets.SETS["msrvtt"].splits)
+    assert "msrvtt/test_1k: 4 rows, published were 1,000; 1 ids stand there twice; " in said[2]
+    assert "2 videos are missing, first video2, video3" in said[2]
+    assert "lacks `MSRVTT_data.json` or `MSR_VTT.json`, `MSRVTT_train.9k.csv`" in said[0]
+    assert Path(missing).read_text() == "video2\nvideo3\n"
+    # What is all there does not fail.
+    splits = sets.SETS["msrvtt"].splits
+    monkeypatch.setitem(splits, "test_1k", splits["test_1k"]._replace(rows=2))
+    touch(tmp_path, "video2.mp4")
+    jsfusion(tmp_path, "video2", "video1")
+    entry.main(["check", "--set=msrvtt", f"--manual-dir={tmp_path}", "--split=test_1k"])
+    assert capsys.readouterr().out == "msrvtt/test_1k: 2 rows, as published; all videos are there\n"
+
+
+def test_the_checker_goes_on_after_a_damaged_file(tmp_path):
+    (tmp_path / "train.json").write_text("[]")
+    (tmp_path / "val_1.json").write_text("{}")
+    train, val, other = sets.check("activitynet", tmp_path)
+    assert "must be an object" in train.wrong and val.rows == 0 and other.lacking == ("val_2.json",)
+    with pytest.raises(UserError, match="no data set 'x'"):
+        sets.check("x", tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        sets.check("msrvtt", tmp_path / "nowhere")
+
+
+# The table.
+
+
+def test_docs_show_the_table():
+    """`python -m vtp_jax.data.sets list` writes it."""
+    assert "\n".join(entry.table()) in DOCS.read_text(encoding="utf-8")
+
+
+def test_one_set_is_described(capsys):
+    entry.main(["list", "--set", "didemo"])
+    said = capsys.readouterr().out
+    assert "train: 8,392 rows; `train_data.json`; (`train_list.txt`)" in said
+    with pytest.raises(UserError, match="no data set 'dideno'; did you mean 'didemo'"):
+        entry.main(["list", "--set", "dideno"])
+
+
+def test_vocabularies_are_splits():
+    for one in sets.SETS.values():
+        assert all(not s.vocabulary or s.vocabulary in one.splits for s in one.splits.values())

@@ -1,0 +1,223 @@
+"""The community's data sets, read from the community's own annotation files.
+
+    rows = sets.read("msrvtt", "train_9k", "data/msrvtt")      what the files say, as `Row`s
+    found = sets.locate(rows, "data/msrvtt")                   with the files that show them
+    source = sets.load("msrvtt", "train_9k", "data/msrvtt")    what the pipeline trains on
+    sets.check("msrvtt", "data/msrvtt")                        what is missing
+
+`SETS` is the table of them all; docs/datasets.md is made from it. Nothing here downloads, and
+nothing imports TensorFlow: `builders.make` makes a TFDS builder of any set.
+"""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from vtp_jax.data import sources
+from vtp_jax.data.sets import moments, pretraining, questions, recognition, retrieval
+from vtp_jax.data.sets.folder import Folder
+from vtp_jax.data.sets.rows import Box, Row, Set, Sets, Span, Split
+from vtp_jax.types import UserError
+
+__all__ = [
+    "SETS", "Box", "Folder", "Found", "Report", "Row", "Set", "Span", "Split",
+    "check", "find", "load", "locate", "read",
+]  # fmt: skip
+
+SETS: Sets = {
+    **pretraining.SETS,
+    **recognition.SETS,
+    **retrieval.SETS,
+    **questions.SETS,
+    **moments.SETS,
+}
+Place = str | os.PathLike[str] | Folder
+
+
+class Found(NamedTuple):
+    """A row and the file, below the folder, that shows it; `span` is the part of the file, or None
+    where it is all of it. path: None where there is no such file."""
+
+    row: Row
+    path: str | None
+    span: Span | None
+
+
+def find(name: str, split: str) -> Split:
+    """The split of a set."""
+    if name not in SETS:
+        raise UserError(f"no data set '{name}'{suggest(name, SETS)}")
+    if split not in SETS[name].splits:
+        raise UserError(f"{name} has no split '{split}'{suggest(split, SETS[name].splits)}")
+    return SETS[name].splits[split]
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def read(name: str, split: str, manual_dir: Place) -> Iterator[Row]:
+    """The rows of a split, in the order of its files, which lie anywhere below `manual_dir`.
+
+    Raises UserError, at once or when the row's turn comes, on files that are absent or wrong.
+    """
+    chosen, folder, origin = find(name, split), open_folder(manual_dir), f"{name}/{split}"
+    if lacking := find_lacking(chosen, folder):
+        raise UserError(
+            f"{origin} needs {lacking[0]}, which is nowhere below {folder.root}; "
+            f"where to get it: {SETS[name].get}"
+        )
+    files = []
+    for file in chosen.files:
+        found: list[Path] = folder.annotations(file)
+        files.append(found if "*" in file else found[0] if found else None)
+    return (row._replace(origin=origin) for row in chosen.read(*files))
+
+
+def open_folder(place: Place) -> Folder:
+    return place if isinstance(place, Folder) else Folder(place)
+
+
+def find_lacking(split: Split, folder: Folder) -> list[str]:
+    """The files of a split that are not there."""
+    needed = (file for file in split.files if not file.startswith("?"))
+    return [file for file in needed if not folder.annotations(file)]
+
+
+def locate(rows: Iterable[Row], manual_dir: Place) -> Iterator[Found]:
+    """Each row with its file: the one cut for it, or else the whole video of which it is a part."""
+    folder = open_folder(manual_dir)
+    for row in rows:
+        if path := folder.find(row.media):
+            yield Found(row, path, None)
+        elif path := folder.find(row.whole):
+            yield Found(row, path, row.span)
+        else:
+            yield Found(row, None, None)
+
+
+# The bridge to training.
+
+
+def load(
+    name: str,
+    split: str,
+    manual_dir: str | os.PathLike[str],
+    *,
+    answers: int | str = 1500,
+    max_absent: float = 0.0,
+) -> sources.Source:
+    """A split as what the pipeline reads: a clip for each row.
+
+    Captions are the row's; of a question they are the question, and with options one for each,
+    question and option. The label is the class, the right option, or the answer's number among
+    `answers`: so many of the commonest of training (of those as common, in the order of the
+    alphabet), or a file with one on each line; one that is not among them gets the number after
+    the last. Moments and saliency are not part of a source: see `read`.
+
+    max_absent: the share of rows whose files may be absent; they keep their places and count as
+    unreadable (`missing`).
+    """
+    chosen, folder = find(name, split), open_folder(manual_dir)
+    known: Mapping[str, int] = {}
+    if chosen.vocabulary and isinstance(answers, str):
+        known = sources.read_answers(Path(answers))
+    elif chosen.vocabulary:
+        known = count_answers(read(name, chosen.vocabulary, folder), int(answers))
+    clips, absent, parts = [], [], []
+    for row, path, span in locate(read(name, split, folder), folder):
+        if row.boxes:
+            raise UserError(f"{name}: boxes are no part of a source yet; read them with sets.read")
+        if path is None:
+            absent.append(row.id)
+        elif span is not None:
+            parts.append(row.id)
+        clips.append(to_clip(row, path or os.path.basename((row.media or row.whole)[0]), known))
+    if not clips:
+        raise UserError(f"{name}/{split}: its files list nothing; get them again")
+    if parts:
+        raise UserError(
+            f"{name}/{split}: {len(parts)} of {len(clips)} rows are parts of longer videos, first "
+            f"'{parts[0]}'; cut them into files of such names, or into shards (vtp_jax.prepare)"
+        )
+    if len(absent) > max_absent * len(clips):
+        raise UserError(
+            f"{name}/{split}: {len(absent)} of {len(clips)} videos are nowhere below "
+            f"{folder.root}, first '{absent[0]}'; `python -m vtp_jax.data.sets check --set {name}` "
+            "names them; allow a share with max_absent"
+        )
+    return sources.Source(str(folder.root), tuple(clips))
+
+
+def count_answers(rows: Iterable[Row], most: int) -> dict[str, int]:
+    """{answer: its number} of the commonest answers."""
+    counts = collections.Counter(answer for row in rows for answer in row.answers)
+    ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    return {answer: n for n, answer in enumerate(ranked[:most])}
+
+
+def to_clip(row: Row, path: str, known: Mapping[str, int]) -> sources.Clip:
+    captions, label = row.captions, row.label
+    if row.options:
+        captions = tuple(f"{row.question} {option}".strip() for option in row.options)
+    elif row.question:
+        captions = (row.question,)
+    if label is None and known and row.answers:
+        label = known.get(row.answers[0], len(known))
+    return sources.Clip(path, captions, label)
+
+
+# What is missing.
+
+
+class Report(NamedTuple):
+    """What of a split is there.
+
+    lacking: annotation files that are not; wrong: what is wrong with those that are, if anything
+    rows, published: how many there are, and should be (None: not known)
+    missing: the names of the videos that are absent, each once; parts: rows of which there is the
+    whole video only; repeated: rows with the id of an earlier one
+    """
+
+    split: str
+    lacking: tuple[str, ...] = ()
+    wrong: str = ""
+    rows: int = 0
+    published: int | None = None
+    missing: tuple[str, ...] = ()
+    parts: int = 0
+    repeated: int = 0
+
+    @property
+    def complete(self) -> bool:
+        sized = self.published is None or self.rows == self.published
+        return sized and not (self.lacking or self.wrong or self.missing or self.repeated)
+
+
+def check(name: str, manual_dir: Place, split: str | None = None) -> list[Report]:
+    """A report on a split, or on each of a set's. Files are looked for, not decoded."""
+    if split is None and name in SETS:
+        folder = open_folder(manual_dir)
+        return [report for one in SETS[name].splits for report in check(name, folder, one)]
+    chosen, folder = find(name, split or ""), open_folder(manual_dir)
+    report = Report(split or "", published=chosen.rows)
+    if lacking := find_lacking(chosen, folder):
+        return [report._replace(lacking=tuple(lacking))]
+    ids, missing = set(), {}
+    try:
+        for row, path, span in locate(read(name, split or "", folder), folder):
+            repeated = report.repeated + (row.id in ids)
+            parts = report.parts + (path is not None and span is not None)
+            report = report._replace(rows=report.rows + 1, repeated=repeated, parts=parts)
+            ids.add(row.id)
+            if path is None:
+                missing[(row.media or row.whole)[0]] = True
+    except UserError as error:
+        return [report._replace(wrong=str(error), missing=tuple(missing))]
+    return [report._replace(missing=tuple(missing))]

@@ -1,0 +1,85 @@
+"""Where the files of a set lie: anywhere below the folder that they were put into.
+
+People unpack the same archives in a dozen ways. So files are found by their names, whatever folder
+and, of videos, whatever suffix they have; and nothing outside the folder is ever looked at.
+"""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from vtp_jax.data.sources import VIDEOS
+from vtp_jax.types import UserError
+
+MEDIA = VIDEOS | {".gif"}
+
+
+class Folder:
+    """An index of the files below `root`, links to folders included."""
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"no folder '{root}'; manual_dir must hold the files of the set")
+        self.media: dict[str, list[str]] = collections.defaultdict(list)
+        self.others: list[str] = []
+        seen: set[str] = set()
+        for parent, folders, names in os.walk(self.root, followlinks=True):
+            folders.sort()
+            if (real := os.path.realpath(parent)) in seen:  # a link that leads in a circle
+                folders.clear()
+                continue
+            seen.add(real)
+            below = PurePosixPath(Path(parent).relative_to(self.root).as_posix())
+            for name in sorted(names):
+                path = str(below / name)
+                if (key := strip(name)) != name:
+                    self.media[key].append(path)
+                else:
+                    self.others.append(path)
+        self.others.sort(key=lambda path: (path.count("/"), path))
+
+    def find(self, names: Iterable[str]) -> str | None:
+        """The path, below the folder, of the video that has one of the names, tried in order.
+
+        A name may hold folders, "class/video". Of several files of that name the one wins that is
+        in the folders named, then the one least deep, then the first by its path.
+        """
+        for name in names:
+            wanted = PurePosixPath(strip(name)).parts
+            if not wanted:
+                continue
+            if found := self.media.get(wanted[-1]):
+                return min(found, key=lambda path: (-match(path, wanted), path.count("/"), path))
+        return None
+
+    def annotations(self, file: str) -> list[Path]:
+        """The files that a name of `Split.files` means; none where there is none."""
+        for name in file.removeprefix("?").split(" | "):
+            pattern = f"*/{name}"
+            found = [p for p in self.others if fnmatch.fnmatchcase(f"/{p}", pattern)]
+            if found:
+                return [self.root / p for p in (found if "*" in name else found[:1])]
+        return []
+
+
+def strip(name: str) -> str:
+    """A name without the suffix of a video, if it has one; ids may hold dots."""
+    head, suffix = os.path.splitext(name)
+    return head if suffix.lower() in MEDIA else name
+
+
+def match(path: str, wanted: Sequence[str]) -> int:
+    """How many of the folders before a file's name are those wanted."""
+    have = PurePosixPath(path).parent.parts
+    pairs = zip(reversed(have), reversed(wanted[:-1]), strict=False)
+    count = 0
+    for one, other in pairs:
+        if one != other:
+            break
+        count += 1
+    return count
