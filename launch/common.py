@@ -1,0 +1,70 @@
+"""What the launchers share: arguments, the command that is run there, names of slices."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+# Of a chip: the cloud's name for a slice, how many of its counting units are a chip (v5p counts
+# cores), and the machine image that has its driver.
+SLICES = dict(
+    v5e=("v5litepod", 1, "v2-alpha-tpuv5-lite"),
+    v6e=("v6e", 1, "v2-alpha-tpuv6e"),
+    v5p=("v5p", 2, "v2-alpha-tpuv5"),
+)
+# A fresh machine: Python of its own, the project as it was sent, the build for its accelerator.
+INSTALL = """\
+python3 -m pip install --quiet --user uv
+~/.local/bin/uv venv --quiet --allow-existing --python 3.11 .venv
+~/.local/bin/uv pip install --quiet --python .venv/bin/python -e '.[{extra}]'"""
+
+
+def parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m launch.{name}", description=(about or "").split("\n")[0]
+    )
+    parser.add_argument("--config", required=True, help="as vtp_jax.train takes it")
+    parser.add_argument("--workdir", required=True, help="a folder that all hosts see")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, only")
+    return parser
+
+
+def main(
+    parser: argparse.ArgumentParser,
+    render: Callable[[argparse.Namespace, str], str],
+    run: Sequence[str],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Renders what the arguments ask for; prints it, or gives it to `run` on its stdin.
+
+    render: (arguments, the training command) -> text
+    """
+    args, rest = parser.parse_known_args(argv)
+    if unknown := [a for a in rest if not a.startswith("--config.")]:
+        parser.error(f"unknown argument '{unknown[0]}'; what training takes is --config.x=value")
+    text = render(args, command(args, rest))
+    if args.dry_run:
+        print(text)
+        return
+    sys.exit(subprocess.run(run, input=text, text=True).returncode)
+
+
+def command(args: argparse.Namespace, rest: Sequence[str]) -> str:
+    """The shell's words for the training that all places run."""
+    words = ["-m", "vtp_jax.train", "--config", args.config, "--workdir", args.workdir, *rest]
+    return f".venv/bin/python {shlex.join(words)}"
+
+
+def slice_of(topology: str) -> tuple[str, str]:
+    """('v5litepod-16', its machine image) of 'v5e:4x4', the name that vtp_jax.plan takes."""
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
+    if not found or found[1] not in SLICES:
+        known = ", ".join(SLICES)
+        sys.exit(f"error: no topology '{topology}'; write CHIP:AxB as in v5e:4x4, CHIP of {known}")
+    name, units, image = SLICES[found[1]]
+    return f"{name}-{units * math.prod(map(int, found[2].split('x')))}", image
