@@ -17,7 +17,7 @@ env: $(STAMP)
 $(STAMP): setup.py requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; then \
-	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.lock && \
+	  $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock && \
 	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
 	else \
 	  $(BIN)/python -m pip install --quiet -r requirements.lock && \
@@ -36,11 +36,14 @@ demo:
 	@started=$$(date +%s); $(MAKE) --no-print-directory env && \
 	$(BIN)/python -m vtp_jax.demo --started $$started $(if $(ABLATION),--ablation $(ABLATION)) $(ARGS)
 
+# A file's tests share what they make, so a file stays with one worker; dear files come first, in
+# the order of tests/conftest.py, so that both workers end together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: env $(TORCH)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: env $(TORCH)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -31,3 +31,13 @@ from hypothesis import settings  # noqa: E402 - jax reads the flags above when i
 # failure is one for everybody.
 settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("suite")
+
+DEAR = (  # files, by what they cost
+    "test_train", "test_every_tiny", "test_every_method", "test_every_config", "test_simvtp",
+    "test_convert", "test_tvtsv2", "test_classify", "test_optim",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: i for i, name in enumerate(DEAR)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(DEAR)))

@@ -1,6 +1,6 @@
 """Tiny configs train, evaluate and write through the real main: one of each method whose step
 compiles quickly and one task; the others in `make test-all`, and their steps in
-test_every_method.py."""
+test_every_method.py. The demo's goes through test_train.py and test_demo.py."""
 
 import pytest
 
@@ -10,7 +10,6 @@ from vtp_jax import cli, metrics, train
 QUICK = [
     f"configs/{name}.py:tiny"
     for name in (
-        "demo",
         "simvtp/pretrain_webvid",
         "videomae/finetune_k400",
         "snclr/pretrain_imagenet",

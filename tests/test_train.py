@@ -30,7 +30,8 @@ def go(workdir, *overrides):
 
 
 def losses(workdir):
-    lines = metrics.read(workdir / "metrics.jsonl")
+    path = workdir / "metrics.jsonl"
+    lines = metrics.read(path) if path.exists() else []
     return {x["step"]: x["train/loss"] for x in lines if "train/loss" in x}
 
 
@@ -38,40 +39,60 @@ def params(workdir):
     return tree.flatten(checkpoint.restore_params(workdir))
 
 
-def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
-    go(tmp_path / "whole")
-    go(tmp_path / "parts", "--config.steps=3", "--config.optim.lr.steps=12")
-    assert max(losses(tmp_path / "parts")) == 3
-    go(tmp_path / "parts")
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
-    a, b = params(tmp_path / "whole"), params(tmp_path / "parts")
-    assert all((a[name] == b[name]).all() for name in a)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of a run that nothing stopped, and its last numbers."""
+    workdir = tmp_path_factory.mktemp("whole")
+    before = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        return workdir, go(workdir)
+    finally:
+        os.chdir(before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path, number):
+def same(one, two):
+    """Whether two runs had the same losses, and ended in the same parameters."""
+    a, b = params(one), params(two)
+    return losses(one) == losses(two) and all((a[name] == b[name]).all() for name in a)
+
+
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path, whole):
+    go(tmp_path, "--config.steps=3", "--config.optim.lr.steps=12")
+    assert max(losses(tmp_path)) == 3
+    go(tmp_path)
+    assert same(tmp_path, whole[0])
+
+
+def start(workdir, steps):
+    """A process that trains on one device."""
+    command = [sys.executable, "-m", "vtp_jax.train", "--config", CONFIG, "--workdir", str(workdir)]
+    changes = dict(steps=steps, checkpoint__every=4, log__every=1, evals__retrieval__every=0)
+    command += [f"--config.{name.replace('__', '.')}={x}" for name, x in changes.items()]
+    env = {**os.environ, "XLA_FLAGS": ""}
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)
+
+
+def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = ["--config.steps=60", "--config.checkpoint.every=3", "--config.evals.retrieval.every=0"]
-    go(whole, *more)
-    command = [sys.executable, "-m", "vtp_jax.train", "--config", CONFIG, "--workdir", str(parts)]
-    command += [*more, "--config.log.every=1"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    until = time.monotonic() + 240
-    while not list(parts.glob("checkpoints/[0-9]*")) or max(losses(parts), default=0) < 5:
-        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
-        time.sleep(0.02)
-    os.kill(process.pid, number)
-    process.wait()
-    stopped = max(losses(parts))
-    if number == signal.SIGTERM:  # it saved before it went
-        assert process.returncode == 0
-        assert checkpoint.find_step(parts) >= 5
-    go(parts, *more)
-    assert losses(whole) == losses(parts) and stopped >= 5
-    a, b = params(whole), params(parts)
-    assert all((a[name] == b[name]).all() for name in a)
+    assert start(whole, 40).wait() == 0
+    for number, after in ((signal.SIGTERM, 6), (signal.SIGKILL, 14)):
+        process = start(parts, 1_000_000)  # it does not end by itself
+        until = time.monotonic() + 240
+        while max(losses(parts), default=0) < after:
+            assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+            time.sleep(0.02)
+        os.kill(process.pid, number)
+        process.wait()
+        stopped, kept = max(losses(parts)), checkpoint.find_step(parts)
+        assert after <= stopped < 40
+        if number == signal.SIGTERM:  # it saved before it went
+            assert process.returncode == 0 and kept == stopped
+        else:
+            assert process.returncode == -number and 0 < kept <= stopped
+    assert start(parts, 40).wait() == 0
+    assert same(whole, parts)
 
 
 def broken_at(steps, value):
@@ -150,22 +171,20 @@ def test_another_net_in_the_same_workdir_is_refused(tmp_path):
         train.train(workdir=str(tmp_path), **config)
 
 
-def test_the_resolved_config_runs_again(tmp_path):
-    go(tmp_path / "a")
-    path = str(tmp_path / "a" / "config.json")
-    train.main(["--config", path, "--workdir", str(tmp_path / "b")])
-    assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    first, second = ((tmp_path / x / "config.json").read_text() for x in "ab")
-    assert json.loads(first) == json.loads(second)
+def test_the_resolved_config_runs_again(tmp_path, whole):
+    train.main(["--config", str(whole[0] / "config.json"), "--workdir", str(tmp_path)])
+    assert losses(tmp_path) == losses(whole[0])
+    first, second = (json.loads((x / "config.json").read_text()) for x in (tmp_path, whole[0]))
+    assert first == second
 
 
-def test_evaluate_reads_what_train_wrote(tmp_path, capsys):
+def test_evaluate_reads_what_train_wrote(tmp_path, whole, capsys):
     from vtp_jax import evaluate
 
-    last = go(tmp_path)
+    workdir, last = whole
     capsys.readouterr()
-    evaluate.main(["--workdir", str(tmp_path)])
-    found = json.loads((tmp_path / "evaluation.json").read_text())
+    evaluate.main(["--workdir", str(workdir)])
+    found = json.loads((workdir / "evaluation.json").read_text())
     for name, value in found["numbers"].items():
         np.testing.assert_allclose(value, last[f"eval/{name}"], rtol=1e-5)
     assert "Ties" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 official code are in test_tvtsv2_golden.py."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -201,8 +202,6 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
     assert numbers({**mixed, "valid": rows})[0] != pytest.approx(a, rel=1e-3)
 
 
-# Passes alone, failed twice inside the whole suite for a cause not found yet; see the issue's note.
-@pytest.mark.slow
 @pytest.mark.parametrize("time_init", ["zero", "reference"])
 def test_attention_over_time_adds_nothing_at_first_and_one_start_is_a_saddle(time_init):
     with jax.enable_x64(True):
@@ -311,24 +310,30 @@ def test_it_starts_as_clip(tmp_path):
     np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
 
 
-def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
-    """Sources that take turns and texts in order included."""
-    c = cli.plain(config.get_config("tiny"))
+def test_a_run_that_stopped_goes_on_as_if_it_had_not():
+    """Sources that take turns and texts in order included: state and place tell all."""
     source = dict(clips=8, side=16, frames=8)
-    c["data"]["train"] = dict(source, pieces=4)
-    c["data"]["also"] = dict(captions=dict(train=source, video=dict(frames=8, stride=1)))
-    c["data"].update(evals={}, video=dict(frames=2, stride=4, size=16))
+    also = dict(captions=dict(train=source, video=dict(frames=8, stride=1)))
+    c = cli.plain(config.get_config("tiny"))
+    data = dict(c["data"], train=dict(source, pieces=4), also=also, evals={})
+    loaded = build.data({**data, "video": dict(frames=2, stride=4, size=16)}, batch=8, seed=0)
     small = (16, 1, 1, 16)
     c["method"].update(size=small, text_size=small, features=16, side=16)
-    c.update(batch=8, evals={}, checkpoint=dict(every=2))
+    method = build.method(c["method"], loaded.facts)
+    begin, optimizer = build.start(method, c["optim"], loaded.spec, 0)
+    step = jax.jit(train.make_step(method, optimizer, 0))
 
-    def run(name, steps):
-        return train.train(workdir=str(tmp_path / name), **{**c, "steps": steps})
+    def go(state, first):
+        for batch in itertools.islice(loaded.batches(first), 4 - first):
+            state, numbers = step(state, batch)
+            states.append(jax.device_get((state, numbers)))
 
-    whole, _, parts = run("a", 4), run("b", 2), run("b", 4)
-    assert whole["train/sort_accuracy"] > 0 and whole.keys() == parts.keys()
-    a, b = (build.restore(tmp_path / x).state.params for x in "ab")
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    states = []
+    go(jax.jit(begin)(), 0)
+    whole, states = states, []
+    go(jax.tree.map(jnp.asarray, whole[1][0]), 2)
+    assert len({batch["text"].shape for batch in itertools.islice(loaded.batches(0), 4)}) == 2
+    jax.tree.map(np.testing.assert_array_equal, whole[2:], states)
 
 
 @pytest.mark.parametrize(
