@@ -4,9 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from vtp_jax.data import sets, sources
+from vtp_jax.data import pipeline, sets, shapes, sources
 from vtp_jax.data.sets import __main__ as entry
 from vtp_jax.types import UserError
 
@@ -129,6 +130,29 @@ def test_boxes_are_no_source(tmp_path):
     (tmp_path / "ava_val_v2.2.csv").write_text("v,0902,0.1,0.1,0.2,0.2,9,1\n")
     with pytest.raises(UserError, match="boxes are no part of a source"):
         sets.load("ava", "val", tmp_path)
+
+
+def test_moments_are_spans_where_there_is_one(tmp_path):
+    touch(tmp_path, "A.mp4", "B.mp4")
+    (tmp_path / "charades_sta_test.txt").write_text("A 0.5 6.9##a person sits.\n")
+    (clip,) = sets.load("charades_sta", "test", tmp_path).clips
+    assert clip == sources.Clip("A.mp4", ("a person sits.",), None, ((0.5, 6.9),))
+    row = dict(annotation_id=1, description="x", video="B.avi", times=[[0, 0], [1, 1]])
+    (tmp_path / "val_data.json").write_text(json.dumps([row]))
+    assert sets.load("didemo_moments", "val", tmp_path).clips[0].spans == ()
+
+
+def test_the_pipeline_opens_sets_by_name(tmp_path):
+    shapes.write(tmp_path, shapes.Plan(train=2, val=1, side=32, frames=4))
+    one, two = sorted(tmp_path.rglob("train/*.mp4"))
+    one.rename(tmp_path / "video7.mp4"), two.rename(tmp_path / "video9.mp4")
+    jsfusion(tmp_path, "video9", "video7")
+    given = dict(set="msrvtt", split="test_1k", manual_dir=str(tmp_path))
+    clips = pipeline.open_set("data.train", "sets", given, "train")
+    assert [clip.path for clip in clips.source.clips] == ["video9.mp4", "video7.mp4"]
+    assert clips.read(1, lambda n: np.arange(n)).shape == (4, 32, 32, 3)
+    with pytest.raises(UserError, match="data.train: .*manual_dir"):
+        pipeline.open_set("data.train", "sets", dict(set="msrvtt", split="test_1k"), "train")
 
 
 # What is missing.

@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int, UInt8
 
-from vtp_jax.data import alternate, ops, shapes, sources, video
+from vtp_jax.data import alternate, ops, sets, shapes, sources, video
 from vtp_jax.data import text as tokens
 from vtp_jax.data.order import Order, list_order, mixed_order, rows_of, shuffled_order
 from vtp_jax.types import Batch, Data, Spec, Stream, UserError
@@ -359,7 +359,24 @@ def open_shapes(
     return Clips(source, read, pieces)
 
 
-OPENERS: Mapping[str, Callable[..., Clips]] = dict(files=open_files, shapes=open_shapes)
+def open_community(
+    _: str,
+    /,
+    *,
+    set: str,
+    split: str,
+    manual_dir: str,
+    answers: int | str = 1500,
+    max_absent: float = 0.0,
+) -> Clips:
+    """A split of one of the community's data sets, by name: see `sets.load`."""
+    source = sets.load(set, split, manual_dir, answers=answers, max_absent=max_absent)
+    return Clips(source, lambda i, choose: video.read_frames(source.file(i), choose))
+
+
+OPENERS: Mapping[str, Callable[..., Clips]] = dict(
+    files=open_files, shapes=open_shapes, sets=open_community
+)
 
 
 def open_text(

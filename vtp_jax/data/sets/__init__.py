@@ -119,7 +119,7 @@ def load(
     question and option. The label is the class, the right option, or the answer's number among
     `answers`: so many of the commonest of training (of those as common, in the order of the
     alphabet), or a file with one on each line; one that is not among them gets the number after
-    the last. Moments and saliency are not part of a source: see `read`.
+    the last. Of moments a clip has the span, where there is one; saliency is in `read` alone.
 
     max_absent: the share of rows whose files may be absent; they keep their places and count as
     unreadable (`missing`).
@@ -170,7 +170,9 @@ def to_clip(row: Row, path: str, known: Mapping[str, int]) -> sources.Clip:
         captions = (row.question,)
     if label is None and known and row.answers:
         label = known.get(row.answers[0], len(known))
-    return sources.Clip(path, captions, label)
+    # A caption that holds at several moments has no one span.
+    spans = row.moments if len(row.moments) == len(captions) == 1 else ()
+    return sources.Clip(path, captions, label, spans)
 
 
 # What is missing.

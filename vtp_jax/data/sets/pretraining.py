@@ -166,7 +166,7 @@ SETS = {
         {"train": Split(read_internvid, ("InternVid-10M-flt.jsonl",), 10_000_000, sure=False)},
         "YouTube ids; a third-party resized copy on OpenDataLab is named by its authors",
         "CC-BY-NC-SA (from memory)",
-        "cut clips are looked for as <id>_<start>_<end>, else the whole video as <id>",
+        "cut clips are looked for as `id_start_end`, else the whole video as `id`",
     ),
     "panda70m": Set(
         "Panda-70M",
@@ -180,8 +180,8 @@ SETS = {
         },
         "YouTube ids",
         "non-commercial research (Snap)",
-        "cut clips are looked for as <id>_<00000>, numbered in the video (a rule of ours), else "
-        "the whole video as <id>",
+        "cut clips are looked for as `id_00000`, numbered in the video (a rule of ours), else "
+        "the whole video as `id`",
     ),
     "webvid": Set(
         "WebVid",
@@ -193,6 +193,6 @@ SETS = {
         },
         "withdrawn in February 2024, addresses too; for holders of old copies",
         "non-commercial",
-        "media as <page_dir>/<videoid>.mp4",
+        "media as `page_dir/videoid.mp4`",
     ),
 }

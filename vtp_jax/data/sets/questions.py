@@ -139,7 +139,7 @@ SETS = {
         },
         "videos as msvd; questions: xudejing/video-question-answering",
         "not known",
-        "videos are found by MSVD's names, or as vid<number>",
+        "videos are found by MSVD's names, or as `vid7`",
     ),
     "tgif_qa": Set(
         "TGIF-QA",
