@@ -30,6 +30,8 @@ CORE = [
     "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
 ]
+# Builders of the community's sets, and parquet. TFDS imports importlib_resources without saying so.
+TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 
 setup(
     name="vtp_jax",
@@ -47,7 +49,9 @@ setup(
         "tpu": ["jax[tpu]"],
         # To write .pth files, and for the tests that hold our nets against PyTorch's.
         "torch": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.8"],
+        "tfds": TFDS,
         "dev": [
+            *TFDS,
             "beartype>=0.22",
             "hypothesis>=6.150",
             "pyright>=1.1.400",

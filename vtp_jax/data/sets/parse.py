@@ -209,7 +209,7 @@ def open_parquet(file: Path) -> Any:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError(f"{file}: parquet needs pyarrow; pip install pyarrow") from None
+        raise UserError(f"{file}: parquet needs pyarrow; pip install 'vtp_jax[tfds]'") from None
     try:
         return pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowException as error:
