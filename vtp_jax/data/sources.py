@@ -24,15 +24,23 @@ VIDEOS = frozenset(
     (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 )
 
+KNOWN, SPAN = ("id", "source", "licence"), ("start", "end")  # columns that a file may have
+
 
 class Clip(NamedTuple):
-    """A video, by its path under the source's root, its captions and its class. spans: of each
-    caption, from when to when it holds, in seconds, where that is known."""
+    """A video, by its path under the source's root, its captions and its class.
+
+    spans: of each caption, from when to when it holds, in seconds, where that is known; id: what
+    others call it, if not by its path; source, licence: where it is from, on which terms
+    """
 
     path: str
     captions: tuple[str, ...]
     label: int | None = None
     spans: tuple[tuple[float, float], ...] = ()
+    id: str = ""
+    source: str = ""
+    licence: str = ""
 
 
 class Facts(NamedTuple):
@@ -120,10 +128,13 @@ def load(
     for number, row in enumerate(rows):
         path, label = row["path"], row.get("label")
         key = path if known is None else f"{path}?{number}"
-        clip = merged.setdefault(key, Clip(path, (), label))
+        clip = merged.setdefault(key, Clip(path, (), label, **row["known"]))
         if clip.label != label:
             raise UserError(f"{captions}: '{path}' has labels {clip.label} and {label}; keep one")
-        merged[key] = clip._replace(captions=clip.captions + tuple(filter(None, [row["caption"]])))
+        merged[key] = clip._replace(
+            captions=clip.captions + tuple(filter(None, [row["caption"]])),
+            spans=clip.spans + tuple(filter(None, [row["span"]])),
+        )
     if not merged:
         raise UserError(f"{captions} lists no captions; it needs a row for every video")
     absent = [clip.path for clip in merged.values() if not (root / clip.path).is_file()]
@@ -201,7 +212,8 @@ def read_rows(
     file: Path, columns: Mapping[str, str], answers: Mapping[str, int] | None = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of a file, in its order: path, and caption and label, None unless `columns` names
-    the column that holds them. answers: the numbers of labels that are words."""
+    the column that holds them; and what is in columns of the names `KNOWN` and `SPAN`, if any.
+    answers: the numbers of labels that are words."""
     readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json, ".txt": read_txt}
     reader = readers.get(file.suffix.lower())
     if reader is None:
@@ -211,6 +223,7 @@ def read_rows(
     try:
         for where, found in reader(file, columns):
             row = {k: found[k] if k in columns else None for k in ("path", "caption", "label")}
+            span = [found.get(name) for name in SPAN]
             path, caption, label = row.values()
             if not (isinstance(path, str) and path):
                 raise UserError(f"{file}, {where}: the path is {path!r}; it must be text")
@@ -229,6 +242,11 @@ def read_rows(
                         "number, 0 or more"
                     )
                 row["label"] = int(str(label))
+            try:
+                row["span"] = None if None in span else tuple(float(str(at)) for at in span)
+            except ValueError:
+                raise UserError(f"{file}, {where}: start and end are {span}, no seconds") from None
+            row["known"] = {k: str(found[k]).strip() for k in KNOWN if found.get(k)}
             yield row
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
@@ -247,7 +265,7 @@ def read_csv(file: Path, columns: Mapping[str, str]) -> Rows:
             raise UserError(f"{file} is empty; its first line must name the columns")
         check_columns(file, known, columns.values())
         for row in table:
-            yield f"line {table.line_num}", {k: row[name] for k, name in columns.items()}
+            yield f"line {table.line_num}", pick(row, columns)
 
 
 def read_jsonl(file: Path, columns: Mapping[str, str]) -> Rows:
@@ -260,7 +278,13 @@ def read_jsonl(file: Path, columns: Mapping[str, str]) -> Rows:
                 names = " and ".join(columns.values())
                 raise UserError(f"{file}, line {number}: not an object with {names}")
             check_columns(file, list(row), columns.values())
-            yield f"line {number}", {k: row[name] for k, name in columns.items()}
+            yield f"line {number}", pick(row, columns)
+
+
+def pick(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The columns asked for, by what they hold, and those that go by names of ours."""
+    more = {name: row[name] for name in (*KNOWN, *SPAN) if name in row}
+    return more | {k: row[name] for k, name in columns.items()}
 
 
 def read_json(file: Path, columns: Mapping[str, str]) -> Rows:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import io
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,11 +26,15 @@ CAUSES = {
     "not_a_video": "the container is damaged or of no known format",
     "no_video_stream": "the container has no video",
     "no_frames": "the video has no frame",
-    "too_large": "its frames have more than MAX_PIXELS pixels",
+    "too_large": "its frames have more than MAX_PIXELS pixels, or need more memory than there is",
+    "too_slow": "decoding takes longer than it may",
     "truncated": "it ends well before the frames that its header promises",
     "damaged": "decoding fails before the last frame asked for",
 }
-MAX_PIXELS = 8192 * 8192
+MAX_PIXELS = 8192 * 4608  # 8K; decoders keep up to seventeen such pictures
+MAX_BYTES = 2**31  # of all frames that are asked for at once
+MAX_SECONDS = 60.0  # of one core, for the frames of one clip
+SCAN_SECONDS = 1800.0  # of one core, for a whole video
 SHORTFALL = (
     0.1  # of the promised frames may be missing: edit lists and hidden frames are counted in
 )
@@ -36,9 +42,12 @@ SHORTFALL = (
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,h264,hevc"
 )
-OPTIONS = dict(protocol_whitelist="file", format_whitelist=FORMATS)
+# Bytes come from a file or from memory: there is no way to the network. No picture that is larger
+# than it may be is allocated, whatever the codec finds in the stream.
+OPTIONS = dict(protocol_whitelist="file,pipe", format_whitelist=FORMATS, max_pixels=str(MAX_PIXELS))
 SEEK_PAYS = 24  # frames: to skip fewer, decoding on is cheaper than seeking
 
+File = str | os.PathLike[str] | bytes  # a path, or what is in the file
 Choose = Callable[[int], Int[np.ndarray, "t"]]  # frames in the video -> numbers of those wanted
 
 
@@ -92,20 +101,25 @@ class Lost(Exception):
     """After seeking, frames did not come out as the time stamps told."""
 
 
-def probe(path: str | os.PathLike[str]) -> Info:
+def probe(path: File) -> Info:
     """What a file says of its video; decodes one frame. Raises Unreadable."""
     frames = survey(path).frames
     with open_video(path) as (container, stream):
         frame = next(container.decode(stream), None)
         if frame is None:
             raise Unreadable("no_frames")
-        sides = (frame.width, frame.height)
-        width, height = sides[::-1] if frame.rotation % 180 else sides
-        rate = float(stream.average_rate or 0)
-        return Info(frames, width, height, rate, stream.codec_context.name, frame.rotation)
+        return describe_video(frames, frame, stream)
 
 
-def read_frames(path: str | os.PathLike[str], choose: Choose) -> UInt8[np.ndarray, "t h w c"]:
+def describe_video(frames: int, frame: av.VideoFrame, stream: Any) -> Info:
+    """What is known of a video by its number of frames and one of them."""
+    sides = (stream.width, stream.height)
+    width, height = sides[::-1] if frame.rotation % 180 else sides
+    rate = float(stream.average_rate or 0)
+    return Info(frames, width, height, rate, stream.codec_context.name, frame.rotation)
+
+
+def read_frames(path: File, choose: Choose) -> UInt8[np.ndarray, "t h w c"]:
     """The frames whose numbers `choose(frames in the video)` gives, upright, uint8 RGB "t h w c".
 
     Numbers may come in any order and repeat. A frame that is not asked for is not converted to RGB,
@@ -132,20 +146,41 @@ def check_length(frames: int, promised: int) -> None:
         raise Unreadable("truncated", f"{frames} frames of {promised}")
 
 
-def scan(path: str | os.PathLike[str]) -> int:
-    """Decodes a whole video, keeps nothing, and counts its frames. Raises Unreadable."""
-    promised = survey(path).frames
-    frames = 0
+def scan(
+    path: File,
+    every: int = 1,
+    use: Callable[[UInt8[np.ndarray, "h w c"]], object] | None = None,
+    seconds: float = SCAN_SECONDS,
+) -> Info:
+    """Decodes a whole video, keeps nothing, and tells what it found. Raises Unreadable.
+
+    use: is given frames 0, every, 2 every, ..., upright RGB, one after the other
+    seconds: of one core, that it may take
+    """
+    promised, frames, reformatter = survey(path).frames, 0, VideoReformatter()
     with open_video(path) as (container, stream):
-        for frame in container.decode(stream):
+        for frame in limit(container.decode(stream), seconds):
             if frame.is_corrupt:
                 raise Unreadable("damaged", f"frame {frames} is marked as corrupt")
+            if use is not None and frames % every == 0:
+                use(convert(frame, stream, reformatter))
             frames += 1
-    check_length(frames, promised)
-    return frames
+        check_length(frames, promised)
+        return describe_video(frames, frame, stream)
 
 
-def survey(path: str | os.PathLike[str]) -> Table:
+def limit(frames: Iterator[Any], seconds: float) -> Iterator[Any]:
+    """The same frames, until one is too large or they take too long on this thread."""
+    end = time.thread_time() + seconds
+    for frame in frames:
+        if frame.width * frame.height > MAX_PIXELS:
+            raise Unreadable("too_large", f"{frame.width}x{frame.height}")
+        if time.thread_time() > end:
+            raise Unreadable("too_slow", f"more than {seconds:.0f} s")
+        yield frame
+
+
+def survey(path: File) -> Table:
     """What the header tells of a video's packets; where it is silent, what the packets tell."""
     with open_video(path) as (container, stream):
         if not stream.frames:
@@ -173,9 +208,7 @@ def tabulate(container: Any, stream: Any) -> Table:
     return Table(len(packets), keys, numbers)
 
 
-def take(
-    path: str | os.PathLike[str], numbers: Int[np.ndarray, "t"], table: Table
-) -> UInt8[np.ndarray, "t h w c"]:
+def take(path: File, numbers: Int[np.ndarray, "t"], table: Table) -> UInt8[np.ndarray, "t h w c"]:
     """The frames of these numbers. Raises Short at the undamaged end of a shorter video."""
     unique, places = np.unique(numbers, return_inverse=True)
     wanted = unique.tolist()
@@ -193,19 +226,19 @@ def can_skip(table: Table, at: int, number: int) -> bool:
     return table.key_before(number)[0] - at >= SEEK_PAYS
 
 
-def decode(
-    path: str | os.PathLike[str], wanted: Sequence[int], table: Table
-) -> list[UInt8[np.ndarray, "h w c"]]:
+def decode(path: File, wanted: Sequence[int], table: Table) -> list[UInt8[np.ndarray, "h w c"]]:
     """Frames of ascending numbers: from key frame to key frame by the table, or from the start."""
     reformatter = VideoReformatter()
     got = []
     with open_video(path) as (container, stream):
-        at, sought = 0, False
-        frames: Iterator[Any] = container.decode(stream)
+        if 3 * stream.width * stream.height * len(wanted) > MAX_BYTES:
+            raise Unreadable("too_large", f"{len(wanted)} of {stream.width}x{stream.height}")
+        end, at, sought = time.thread_time() + MAX_SECONDS, 0, False
+        frames: Iterator[Any] = limit(container.decode(stream), MAX_SECONDS)
         for number in wanted:
             if can_skip(table, at, number):
                 container.seek(table.key_before(number)[1], stream=stream)
-                frames = container.decode(stream)
+                frames = limit(container.decode(stream), end - time.thread_time())
                 first = next(frames, None)
                 at = table.numbers.get(first.pts, number + 1) if first else number + 1
                 if at > number:
@@ -235,12 +268,18 @@ def convert(
 
 
 @contextlib.contextmanager
-def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
+def open_video(path: File) -> Iterator[tuple[Any, Any]]:
     """(container, its first video stream); every failure within becomes Unreadable."""
-    if not os.path.isfile(path):
+    if isinstance(path, bytes):
+        file: Any = io.BytesIO(path)
+    elif os.path.isfile(path):
+        file = f"file:{os.fspath(path)}"
+    else:
         raise Unreadable("missing", str(path))
     try:
-        container = av.open(f"file:{os.fspath(path)}", options=OPTIONS, metadata_errors="ignore")
+        container = av.open(file, options=OPTIONS, metadata_errors="ignore")
+    except MemoryError as error:
+        raise Unreadable("too_large", describe(error)) from None
     except (av.error.FFmpegError, ValueError) as error:
         raise Unreadable("not_a_video", describe(error)) from None
     with container:
@@ -251,8 +290,11 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
             raise Unreadable("too_large", f"{stream.width}x{stream.height}")
         # Videos are decoded side by side; threads within one would only compete.
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = dict(max_pixels=str(MAX_PIXELS))
         try:
             yield container, stream
+        except MemoryError as error:
+            raise Unreadable("too_large", describe(error)) from None
         except av.error.FFmpegError as error:
             raise Unreadable("damaged", describe(error)) from None
 
