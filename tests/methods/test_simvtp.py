@@ -179,6 +179,38 @@ def test_sharing_the_joint_pass_is_the_same_without_dropout_only():
     assert abs(a - b) > 1e-6
 
 
+def test_chunks_of_rows_change_neither_losses_nor_gradients():
+    batch = example(8)
+
+    def run(**changes):
+        method, params = build(groups=2, **changes)
+        loss = jax.value_and_grad(method.loss, has_aux=True)
+        (value, out), grads = jax.jit(loss)(params, {}, batch, KEY, STEP)
+        return value, {k: v.value() for k, v in out.metrics.items()}, grads
+
+    whole, parts = run(), run(chunks=4, contrast_chunks=2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole[:2], parts[:2])
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole[2]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale),
+        whole[2], parts[2],
+    )  # fmt: skip
+
+
+def test_a_decoder_asked_at_running_cells_counts_hidden_cubes_alone():
+    method, params = build(decoder_ratio=0.5)
+    batch, net = example(), method.loss.args[0]
+    draws = simvtp.draw(net, KEY, batch)
+    assert draws.ask.shape == (4, 16) and draws.mask.drop.shape == (4, 24)
+    out = simvtp.forward(net, params, batch, draws)
+    assert out.pixels.shape == out.target.shape == (4, 16, 384)
+    scored = masking.take(draws.mask.dropped, draws.ask)
+    assert 0 < scored.sum() < scored.size
+    error = ((out.pixels - out.target) ** 2).mean(axis=-1)
+    found = simvtp.terms(net, out, batch, draws)["loss_video"].value()
+    np.testing.assert_allclose(found, error[scored].mean(), rtol=1e-5)
+
+
 def test_a_key_decides_all_randomness():
     method, _ = build(dropout=0.1, drop_path=0.1)
     batch = example()

@@ -7,7 +7,8 @@ import pytest
 
 from vtp_jax import tree
 from vtp_jax.nn import pool, sizes
-from vtp_jax.nn.transformer import BEIT, BERT, Stack, attend
+from vtp_jax.nn.attention import attend
+from vtp_jax.nn.transformer import BEIT, BERT, Stack
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
@@ -44,6 +45,26 @@ def test_unrolling_and_rematerialising_keep_parameters_and_numbers(change):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, other.init(KEY, X))
     grads = [jax.grad(lambda p, m=m: jnp.sum(m.apply(p, X) ** 2))(params) for m in (plain, other)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *grads)
+
+
+@pytest.mark.parametrize("depth, change", [(1, {}), (3, dict(remat="nothing_saveable"))])
+def test_a_stack_of_which_some_tokens_are_read_gives_their_numbers_and_gradients(depth, change):
+    module, mask = (
+        Stack(sizes.Size(32, depth, 2, 48), **change),
+        jnp.array([[True] * 6 + [False]] * 2),
+    )
+    params = module.init(KEY, X)
+
+    def loss(params, x, read):
+        y = module.apply(params, x, mask, read=read)
+        return jnp.sum(jnp.sin(y[:, -3:])), y.shape
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
+    (a, shape), grads = run(params, X, 3)
+    (b, _), whole = run(params, X, None)
+    assert shape == (2, 3, 32)
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), grads, whole)
 
 
 def test_layers_differ_and_start_as_the_reference_draws_them():

@@ -41,7 +41,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vtp_jax import masking
 from vtp_jax.nn import embed, pool, sizes
-from vtp_jax.nn.transformer import Linear, Stack, layer_norm
+from vtp_jax.nn.chunks import in_chunks
+from vtp_jax.nn.transformer import AttentionMask, Linear, Stack, layer_norm
 from vtp_jax.objectives import contrastive, reconstruction
 from vtp_jax.objectives.classification import accuracy, cross_entropy
 from vtp_jax.types import (
@@ -72,10 +73,14 @@ class SimVTP(nn.Module):
     dtype: Any = "bfloat16"  # of activations and matrix products
     remat: str | None = None  # see nn.transformer.Stack
     unroll: int = 1
+    attention: str = "auto"  # see nn.attention.attend
+    chunks: int = 1  # the encoder and decoder run over this part of the rows at a time
+    contrast_chunks: int = 1  # VTC's logits: see objectives.contrastive.info_nce
     # The recipe.
     mask: str = "tubes"  # or "tokens": every frame's places by themselves
     video_ratio: float = 0.9
     text_ratio: float = 0.75
+    decoder_ratio: float = 0.0  # of places the decoder is not asked at; 0.5 is VideoMAE V2's cells
     weights: Mapping[str, float] = nn.FrozenDict(WEIGHTS)  # a loss with weight 0 is not computed
     temperature: float = 0.05
     contrast_text: str = "clean"  # or "masked"
@@ -94,7 +99,9 @@ class SimVTP(nn.Module):
 
     def setup(self):
         d, dtype = self.encoder_size.width, jnp.dtype(self.dtype)
-        stack: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
+        stack: Any = dict(
+            dtype=dtype, remat=self.remat, unroll=self.unroll, attention=self.attention
+        )
         self.patch_embed = embed.CubeEmbed(d, self.cube, len(self.mean), dtype)
         self.text_embed = embed.WordEmbed(
             self.vocab_size, d, self.pad_id, self.text_length, dropout=self.dropout, dtype=dtype
@@ -121,24 +128,26 @@ class SimVTP(nn.Module):
         return self.text_embed(ids)
 
     def encode(
-        self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+        self, tokens: Float[Array, "b n d"], mask: AttentionMask = None
     ) -> Float[Array, "b n d"]:
         """The shared encoder, over tokens of either kind or of both one after the other."""
         return self.encoder_norm(self.encoder(tokens, mask))
 
-    def decode(self, seen: Float[Array, "b k e"], mask: TokenMask) -> Float[Array, "b d p"]:
-        """Predicted cubes at the hidden places, from the encoder's output at the visible ones."""
+    def decode(
+        self, seen: Float[Array, "b k e"], keep: Int[Array, "b k"], ask: Int[Array, "b d"], n: int
+    ) -> Float[Array, "b d p"]:
+        """Predicted cubes at places `ask` of n, from the encoder's output at places `keep`."""
         x = self.encoder_to_decoder(seen)
-        place = embed.positions(mask.dropped.shape[1], x.shape[-1], x.dtype)
-        hidden = self.variables["params"]["mask_token"].astype(x.dtype) + place[mask.drop]
-        x = self.decoder(jnp.concatenate([x + place[mask.keep], hidden], axis=1))
-        return self.decoder_head(self.decoder_norm(x[:, mask.keep.shape[1] :]))
+        place = embed.positions(n, x.shape[-1], x.dtype)
+        asked = self.variables["params"]["mask_token"].astype(x.dtype) + place[ask]
+        x = jnp.concatenate([x + place[keep], asked], axis=1)
+        return self.decoder_head(self.decoder_norm(self.decoder(x, read=ask.shape[1])))
 
     def restore_words(self, words: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Logits over the vocabulary for every word."""
         return self.text_cls(words)
 
-    def match(self, pooled: Float[Array, "m d"]) -> Float[Array, "m 2"]:
+    def match(self, pooled: Float[Array, "*m d"]) -> Float[Array, "*m 2"]:
         """Logits: not a pair, a pair."""
         return self.vtm_head(pooled)
 
@@ -148,7 +157,7 @@ class SimVTP(nn.Module):
         mask = masking.tokens(jax.random.key(0), b, n, 0.5)
         video = self.embed_video(masking.take(cubes, mask.keep), mask.keep, n)
         words = self.encode(self.embed_text(ids))
-        self.decode(self.encode(video), mask)
+        self.decode(self.encode(video), mask.keep, mask.drop, n)
         self.restore_words(words)
         self.match(pool.mean(words))
 
@@ -163,6 +172,7 @@ class Draws(NamedTuple):
     hidden: Bool[Array, "b l"]  # words to restore
     masked: Int[Array, "b l"]  # the caption with these words replaced
     negative: Int[Array, " b"]  # the row whose video makes a wrong pair with this row's caption
+    ask: Int[Array, "b d"] | None = None  # places the decoder is asked at; None: all that is hidden
 
 
 class Outputs(NamedTuple):
@@ -178,7 +188,7 @@ class Outputs(NamedTuple):
 
 def draw(net: SimVTP, rng: Array, batch: Batch) -> Draws:
     """Section 3 of the paper: 90 % of the tubes, 75 % of the words; one wrong video a caption."""
-    mask_key, word_key, negative_key = jax.random.split(rng, 3)
+    mask_key, word_key, negative_key, cell_key = jax.random.split(rng, 4)
     grid = embed.grid_of(batch["video"].shape, net.cube)
     b, n = batch["video"].shape[0], math.prod(grid)
     if net.mask == "tubes":
@@ -187,15 +197,18 @@ def draw(net: SimVTP, rng: Array, batch: Batch) -> Draws:
         mask = masking.tokens(mask_key, b, n, net.video_ratio)
     hidden = masking.words(word_key, batch["maskable"], net.text_ratio)
     masked = jnp.where(hidden, net.mask_id, batch["text"])
-    return Draws(mask, hidden, masked, masking.negatives(negative_key, batch["valid"], net.groups))
+    negative, ask = masking.negatives(negative_key, batch["valid"], net.groups), None
+    if net.decoder_ratio:
+        ask = masking.running_cells(cell_key, b, grid, net.decoder_ratio).keep
+    return Draws(mask, hidden, masked, negative, ask)
 
 
 def forward(
     net: SimVTP, params: Params, batch: Batch, draws: Draws, rng: Array | None = None
 ) -> Outputs:
     """All passes of a step: video and words together, each alone, and wrong pairs."""
-    bound, weights, out = bind(net, params, rng), net.weights, Outputs()
-    mask, text_mask = draws.mask, batch["text_mask"]
+    embed_key, pass_key = (None, None) if rng is None else jax.random.split(rng)
+    bound, weights, mask = bind(net, params, embed_key), net.weights, draws.mask
 
     # Cut in uint8: only cubes that are looked at become floats and tokens, once.
     cubes = embed.cut(batch["video"], net.cube)
@@ -204,40 +217,73 @@ def forward(
     text = {"masked": bound.embed_text(draws.masked)}
     if "clean" in (net.contrast_text, net.match_text):
         text["clean"] = bound.embed_text(batch["text"])
-    k = video.shape[1]
+    k, ask = video.shape[1], mask.drop if draws.ask is None else draws.ask
 
-    def joint(video: Float[Array, "b k d"], words: Float[Array, "b l d"]) -> Float[Array, "b n d"]:
-        tokens = jnp.concatenate([video, words], axis=1)
-        return bound.encode(tokens, beside(k, text_mask))
-
-    pair = joint(video, text["masked"])
-    if weights["video"]:
-        target = reconstruction.normalise(embed.to_unit(masking.take(cubes, mask.drop)))
-        out = out._replace(target=target, pixels=bound.decode(pair[:, :k], mask))
-    if weights["text"]:
-        out = out._replace(words=bound.restore_words(pair[:, k:]))
-
-    pooled = jnp.ones_like(text_mask) if net.pool_padding else text_mask
+    # Each alone: one pass too, in which neither sees the other.
+    together = beside(k, batch["text_mask"])[:, None]
+    is_text = jnp.arange(together.shape[-1]) >= k
+    alone = together & (is_text[:, None] == is_text)
+    passes = {"pair": (video, text["masked"], together)}
     if weights["vtc"]:
-        words = bound.encode(text[net.contrast_text], text_mask)
-        out = out._replace(video=pool.mean(bound.encode(video)), text=pool.mean(words, pooled))
+        passes["alone"] = (video, text[net.contrast_text], alone)
     if weights["vtm"]:
         words = text[net.match_text]
         if net.second_draw:
             words = bound.embed_text(batch["text"] if net.match_text == "clean" else draws.masked)
-        shared = net.match_text == "masked" and not net.second_draw
-        right = pair if shared else joint(video, words)
-        wrong = joint(video[draws.negative], words)
-        tokens, keep = jnp.concatenate([right, wrong]), beside(k, pooled)
-        out = out._replace(match=bound.match(pool.mean(tokens, jnp.concatenate([keep, keep]))))
+        if net.match_text == "clean" or net.second_draw:
+            passes["right"] = (video, words, together)
+        passes["wrong"] = (video[draws.negative], words, together)
+
+    def run(rng: Array | None, passes: Any, keep: Any, ask: Any, real: Any) -> Outputs:
+        bound, out = bind(net, params, rng), Outputs()
+        seen = encode_passes(bound, passes)
+        if weights["video"]:
+            out = out._replace(pixels=bound.decode(seen["pair"][:, :k], keep, ask, cubes.shape[1]))
+        if weights["text"]:
+            out = out._replace(words=bound.restore_words(seen["pair"][:, k:]))
+        if weights["vtc"]:
+            each = seen["alone"][:, :k], seen["alone"][:, k:]
+            out = out._replace(video=pool.mean(each[0]), text=pool.mean(each[1], real))
+        if weights["vtm"]:
+            pairs = (seen.get("right", seen["pair"]), seen["wrong"])
+            pooled = [pool.mean(tokens, beside(k, real)) for tokens in pairs]
+            out = out._replace(match=bound.match(jnp.stack(pooled, axis=1)))
+        return out
+
+    real = jnp.ones_like(batch["text_mask"]) if net.pool_padding else batch["text_mask"]
+    out = in_chunks(run, net.chunks)(pass_key, passes, mask.keep, ask, real)
+    if out.pixels is not None:
+        target = reconstruction.normalise(embed.to_unit(masking.take(cubes, ask)))
+        out = out._replace(target=target)
+    if out.match is not None:
+        out = out._replace(match=out.match.swapaxes(0, 1).reshape(-1, 2))
     return out
+
+
+def encode_passes(
+    bound: SimVTP, passes: Mapping[str, tuple[Array, Array, Array]]
+) -> Mapping[str, Float[Array, "b n d"]]:
+    """The encoder's output for (video "b k d", words "b l d", who sees whom "b n n" or "b 1 n") by
+    name. All are rows of one batch: a weight is read once, its gradient made in one product."""
+    n = sum(x.shape[1] for x in next(iter(passes.values()))[:2])
+    tokens, sees = [], []
+    for video, words, mask in passes.values():
+        tokens.append(jnp.concatenate([video, words], axis=1))
+        sees.append(jnp.broadcast_to(mask, (len(mask), n, n)))
+    # Passes behind rows: a device that has a row has all of its passes.
+    x, mask = jnp.stack(tokens, axis=1), jnp.stack(sees, axis=1)
+    y = bound.encode(x.reshape(-1, *x.shape[2:]), mask.reshape(-1, n, n)).reshape(x.shape)
+    return {name: y[:, i] for i, name in enumerate(passes)}
 
 
 def terms(net: SimVTP, out: Outputs, batch: Batch, draws: Draws) -> dict[str, Mean]:
     """L_v, L_t, L_vtc and L_vtm (section 3), and how often words and pairs were right."""
     valid, found = batch["valid"], {}
     if out.pixels is not None and out.target is not None:
-        found["loss_video"] = reconstruction.squared_error(out.pixels, out.target, valid)
+        scored = valid
+        if draws.ask is not None:  # what the encoder saw may be asked for, and does not count
+            scored = masking.take(draws.mask.dropped, draws.ask) & valid[:, None]
+        found["loss_video"] = reconstruction.squared_error(out.pixels, out.target, scored)
     if out.words is not None:
         asked = draws.hidden & valid[:, None]
         found["loss_text"] = cross_entropy(out.words, batch["text"], asked, net.groups)
@@ -249,6 +295,7 @@ def terms(net: SimVTP, out: Outputs, batch: Batch, draws: Draws) -> dict[str, Me
             valid,
             temperature=net.temperature,
             groups=net.groups,
+            chunks=net.contrast_chunks,
             sum_directions=net.sum_directions,
         )
     if out.match is not None:
@@ -346,7 +393,8 @@ def reconstruct(
     """What a person looks at, masks drawn with `rng`, dropout off: `reconstruction.pictures`, and
     text, masked_text, predicted_text i32 "b l"; text_hidden bool "b l"."""
     draws = draw(net, jax.random.key(0) if rng is None else rng, batch)
-    net = net.clone(weights={"video": 1.0, "text": 1.0, "vtc": 0.0, "vtm": 0.0})
+    weights = {"video": 1.0, "text": 1.0, "vtc": 0.0, "vtm": 0.0}
+    net = net.clone(weights=weights, decoder_ratio=0.0, chunks=1)
     out = forward(net, params, batch, draws)
     assert out.pixels is not None and out.words is not None  # their weights are not 0
     said = jnp.argmax(out.words, axis=-1).astype(jnp.int32)

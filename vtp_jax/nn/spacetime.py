@@ -7,7 +7,6 @@ clip, as TVTSv2 (2305.14173) has them. CLIP's weights are taken over by name; wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vtp_jax.nn.attention import Drop, attend
 from vtp_jax.nn.sizes import Size
-from vtp_jax.nn.transformer import CLIP, Attention, Mlp, Style, attend, layer_norm
+from vtp_jax.nn.transformer import CLIP, Attention, Mlp, Style, layer_norm
 from vtp_jax.nn.vit import ViT
 from vtp_jax.types import UserError
 
@@ -33,7 +33,7 @@ def attend_divided(
     k: Float[Array, "b n h k"],
     v: Float[Array, "b n h k"],
     mask: None = None,
-    drop: Callable[[Array], Array] = lambda weights: weights,
+    drop: Drop | None = None,
     *,
     frames: int,
     along: str,

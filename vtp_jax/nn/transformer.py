@@ -1,8 +1,7 @@
 """Transformer blocks with one parameter layout: layers stacked along axis 0.
 
 Shapes: b rows, n tokens, d width, h heads, k width of a head; m other tokens of width e.
-Matrix products run in `dtype`; softmax and norm statistics in fp32 or wider (architecture:
-Numerics).
+Matrix products run in `dtype`; softmax and norm statistics in fp32 or wider.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vtp_jax.nn.attention import attend
 from vtp_jax.nn.sizes import Size
 
 # As PyTorch's xavier_uniform_ on the fused (3d, d) matrix: bound sqrt(6 / 4d).
@@ -92,24 +92,6 @@ def layer_norm(dtype: Any, eps: float = 1e-6, name: str | None = None) -> nn.Lay
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def attend(
-    q: Float[Array, "b n h k"],
-    k: Float[Array, "b m h k"],
-    v: Float[Array, "b m h k"],
-    mask: CrossMask = None,
-    drop: Callable[[Array], Array] = lambda weights: weights,
-) -> Float[Array, "b n h k"]:
-    """Scaled dot-product attention; keys where `mask` is False are not attended to, by any query
-    or, with an axis more, by query n. `drop` is dropout of the weights "b h n m"."""
-    logits = jnp.einsum("bnhk,bmhk->bhnm", q * q.shape[-1] ** -0.5, k)
-    logits = logits.astype(jnp.promote_types(q.dtype, jnp.float32))
-    if mask is not None:
-        mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    weights = drop(jax.nn.softmax(logits).astype(v.dtype))
-    return jnp.einsum("bhnm,bmhk->bnhk", weights, v)
-
-
 def remember(
     module: nn.Module,
     k: Float[Array, "b n h k"],
@@ -143,9 +125,15 @@ class Dropout(nn.Module):
         return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x)
 
 
+def dropping(module: nn.Module, rate: float) -> Dropout | None:
+    """Dropout for a function that has a cheaper way where there is none."""
+    return Dropout(rate) if rate and module.has_rng("dropout") else None
+
+
 class Attention(nn.Module):
     """Self-attention. dropout: of the attention weights. how: `attend`, or a function of its
-    arguments in which not every token attends to all. qkv_init, proj_init: of the two kernels."""
+    arguments in which not every token attends to all. qkv_init, proj_init: of the two kernels.
+    read: the last tokens alone ask, and have an output; None: all do."""
 
     heads: int
     style: Style = BEIT
@@ -154,9 +142,10 @@ class Attention(nn.Module):
     how: Callable[..., Array] = attend
     qkv_init: Callable[..., Any] = QKV_INIT
     proj_init: Callable[..., Any] = XAVIER
+    read: int | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], mask: AttentionMask) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], mask: AttentionMask) -> Float[Array, "b r d"]:
         b, n, d = x.shape
         h, k = self.heads, d // self.heads
         # Heads come before q, k, v so that a tensor axis splits one array dimension.
@@ -167,13 +156,21 @@ class Attention(nn.Module):
             bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias], axis=1)
         else:
             bias = self.param("qkv_bias", nn.initializers.zeros, (h, 3, k))
-        qkv = product(x, kernel.reshape(d, h * 3 * k)).reshape(b, n, h, 3, k)
-        qkv = qkv + bias.astype(self.dtype)
-        qkv = nn.with_logical_constraint(qkv, ("act_batch", "act_len", "act_heads", None, None))
-        keys, values = remember(self, qkv[..., 1, :], qkv[..., 2, :], mask)
-        out = self.how(qkv[..., 0, :], keys, values, mask, Dropout(self.dropout))
+
+        def project(x: Float[Array, "b n d"], first: int, last: int) -> list[Array]:
+            w, bs = kernel[:, :, first:last], bias[:, first:last]
+            y = product(x, w.reshape(d, -1)).reshape(b, -1, *w.shape[1:]) + bs.astype(self.dtype)
+            y = nn.with_logical_constraint(y, ("act_batch", "act_len", "act_heads", None, None))
+            return [y[..., i, :] for i in range(last - first)]
+
+        if self.read is None:
+            q, keys, values = project(x, 0, 3)
+        else:
+            q, keys, values = *project(x[:, n - self.read :], 0, 1), *project(x, 1, 3)
+        keys, values = remember(self, keys, values, mask)
+        out = self.how(q, keys, values, mask, dropping(self, self.dropout))
         proj = Linear(d, init=self.proj_init, dtype=self.dtype, name="proj")
-        return proj(out.reshape(b, n, d))
+        return proj(out.reshape(b, -1, d))
 
 
 class CrossAttention(nn.Module):
@@ -213,7 +210,7 @@ class CrossAttention(nn.Module):
                 self.put_variable("context", "kv", kv)
         q = nn.with_logical_constraint(q, ("act_batch", "act_len", "act_heads", None))
         kv = nn.with_logical_constraint(kv, ("act_batch", "act_len", "act_heads", None, None))
-        out = attend(q, kv[..., 0, :], kv[..., 1, :], mask, Dropout(self.dropout))
+        out = attend(q, kv[..., 0, :], kv[..., 1, :], mask, dropping(self, self.dropout))
         return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
 
 
@@ -236,12 +233,15 @@ class Block(nn.Module):
     """x += attention(norm x); x += cross-attention(norm x, other) where there is an `other`;
     x += mlp(norm x); with `Style.norm` "post" the norms follow the sums. With a `dropout` rng,
     `dropout` acts on what a branch adds and on attention weights (BERT's two places), and each
-    branch may be dropped for a row (stochastic depth) with the layer's probability."""
+    branch may be dropped for a row (stochastic depth) with the layer's probability.
+    attention: see `nn.attention.attend`. read: the last tokens alone have an output; None: all."""
 
     size: Size
     style: Style = BEIT
     dtype: Any = jnp.float32
     dropout: float = 0.0
+    attention: str = "auto"
+    read: int | None = None
 
     @nn.compact
     def __call__(
@@ -251,7 +251,7 @@ class Block(nn.Module):
         mask: AttentionMask,
         other: Float[Array, "c m e"] | None = None,
         other_mask: OtherMask = None,
-    ) -> tuple[Float[Array, "b n d"], None]:
+    ) -> tuple[Float[Array, "b r d"], None]:
         size, style = self.size, self.style
         x = nn.with_logical_constraint(x, ("act_batch", "act_len", "act_emb"))
 
@@ -264,11 +264,15 @@ class Block(nn.Module):
 
         def add(x: Float[Array, "b n d"], f: Callable[..., Array], norm: str) -> Array:
             normalise = layer_norm(self.dtype, style.eps, norm)
-            if style.norm == "post":
-                return normalise(x + branch(f(x)))
-            return x + branch(f(normalise(x)))
+            post = style.norm == "post"
+            y = branch(f(x if post else normalise(x)))
+            y = x[:, x.shape[1] - y.shape[1] :] + y
+            return normalise(y) if post else y
 
-        attention = Attention(size.heads, style, self.dtype, self.dropout, name="attn")
+        how = partial(attend, kernel=self.attention)
+        attention = Attention(
+            size.heads, style, self.dtype, self.dropout, how, name="attn", read=self.read
+        )
         x = add(x, lambda y: attention(y, mask), "norm1")
         if other is not None:
             cross = CrossAttention(size.heads, style, self.dtype, self.dropout, name="cross")
@@ -293,6 +297,10 @@ class Stack(nn.Module):
                backward pass ("nothing_saveable" keeps the inputs of the blocks alone).
     unroll:    blocks per step of the loop; `depth` removes it (longer to compile, faster on CPU).
     dropout:   of what a branch adds and of attention weights: BERT's, 0.1.
+    attention: the kernel, see `nn.attention.attend`.
+
+    read: the output of the last tokens alone, for which alone the last block asks: the same
+    numbers for less work. Not with a cache.
     """
 
     size: Size
@@ -302,6 +310,7 @@ class Stack(nn.Module):
     remat: str | None = None
     unroll: int = 1
     dropout: float = 0.0
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -310,21 +319,37 @@ class Stack(nn.Module):
         mask: AttentionMask = None,
         other: Float[Array, "c m e"] | None = None,
         other_mask: OtherMask = None,
-    ) -> Float[Array, "b n d"]:
+        read: int | None = None,
+    ) -> Float[Array, "b r d"]:
         depth = self.size.depth
         block = Block
         if self.remat is not None:
             policy = getattr(jax.checkpoint_policies, self.remat)
             block = nn.remat(Block, policy=policy, prevent_cse=self.unroll > 1)
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0, "cache": 0, "context": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=depth,
-            unroll=min(self.unroll, depth),
-        )
+
+        def scan(length: int) -> Any:
+            return nn.scan(
+                block,
+                variable_axes={"params": 0, "cache": 0, "context": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                length=length,
+                unroll=min(self.unroll, length),
+            )
+
         drop = jnp.linspace(0.0, self.drop_path, depth, dtype=jnp.float32)
-        return stack(self.size, self.style, self.dtype, self.dropout, name="blocks")(
-            x.astype(self.dtype), drop, mask, other, other_mask
-        )[0]
+        options = (self.size, self.style, self.dtype, self.dropout, self.attention)
+        x, rest = x.astype(self.dtype), (mask, other, other_mask)
+        if read is None or self.is_initializing():
+            x = scan(depth)(*options, name="blocks")(x, drop, *rest)[0]
+            return x if read is None else x[:, x.shape[1] - read :]
+
+        def part(module: nn.Module, layers: slice | int, x: Array) -> Array:
+            own = jax.tree.map(lambda w: w[layers], self.variables["params"]["blocks"])
+            key = self.make_rng("dropout") if self.has_rng("dropout") else None
+            rngs = {} if key is None else {"dropout": key}
+            return module.apply({"params": own}, x, drop[layers], *rest, rngs=rngs)[0]  # pyright: ignore[reportReturnType, reportIndexIssue]
+
+        if depth > 1:
+            x = part(scan(depth - 1)(*options, parent=None), slice(depth - 1), x)
+        return part(block(*options, read, parent=None), depth - 1, x)

@@ -1,0 +1,214 @@
+"""Attention: one function, and the ways to compute it.
+
+Shapes: b rows, n queries, m keys, h heads, k width of a head. Logits and softmax are fp32 or wider
+in every kernel; the products run in the dtype of what is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vtp_jax.types import UserError
+
+# Keys that may be attended to: by every query, or by each query its own.
+Mask = Bool[Array, "b m"] | Bool[Array, "#b #n m"] | None
+Drop = Callable[[Array], Array]  # dropout of the weights
+AXES = ("act_batch", "act_len", "act_heads", None)  # what a mesh may split of "b n h k"
+LONG = 1024**2  # from this many pairs of a query and a key on, their weights are not stored
+
+
+def attend(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b m h k"],
+    v: Float[Array, "b m h k"],
+    mask: Mask = None,
+    drop: Drop | None = None,
+    kernel: str = "auto",
+) -> Float[Array, "b n h k"]:
+    """Scaled dot-product attention: softmax(q k^T / sqrt k) v. Keys where `mask` is False are not
+    attended to, by any query or, with an axis more, by query n.
+
+    kernel: "xla"    products and a softmax, weights "b h n m" stored for the backward pass
+            "heads"  one head of one row at a time, weights made again for the backward pass: they
+                     stay in a CPU's cache
+            "cudnn"  the fused kernel of NVIDIA's library, bf16 and fp16
+            "flash"  the fused Pallas kernel for TPUs
+            "auto"   what suits the platform, the shapes and the mesh, see `choose`
+    With `drop` there are weights to be dropped, which "xla" alone has. Raises UserError on an
+    unknown kernel, and where a kernel that was asked for by name cannot take the arguments.
+    """
+    if kernel == "auto":
+        kernel = choose(q, k, mask, drop)
+    elif kernel not in KERNELS:
+        raise UserError(f"attention='{kernel}'; known: auto, {', '.join(KERNELS)}")
+    if drop is not None:
+        return by_xla(q, k, v, mask, drop)
+    return KERNELS[kernel](q, k, v, mask)
+
+
+def choose(q: Array, k: Array, mask: Mask, drop: Drop | None) -> str:
+    """The kernel for arguments of `attend` on the platform that the ambient mesh is of (a mesh may
+    be of a machine that is not here), or else on this one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device: Any = mesh.abstract_device or jax.devices()[0]
+    n, m, width = q.shape[1], k.shape[1], q.shape[-1]
+    plain = mask is None or mask.ndim == 2
+    if drop is not None:
+        return "xla"
+    if "NVIDIA" in device.device_kind:
+        fits = q.dtype.itemsize == 2 and width % 8 == 0 and width <= 128
+        return "cudnn" if fits and (mask is None or n % 2 == m % 2 == 0) else "xla"
+    if n * m >= LONG and plain:
+        if device.platform == "tpu":
+            return "flash"
+        if device.platform == "cpu" and mesh.size <= 1:
+            return "heads"
+    return "xla"
+
+
+def by_xla(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b m h k"],
+    v: Float[Array, "b m h k"],
+    mask: Mask = None,
+    drop: Drop | None = None,
+) -> Float[Array, "b n h k"]:
+    logits = jnp.einsum("bnhk,bmhk->bhnm", q * q.shape[-1] ** -0.5, k)
+    logits = logits.astype(jnp.promote_types(q.dtype, jnp.float32))
+    if mask is not None:
+        logits = jnp.where(spread(mask), logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhk->bnhk", weights if drop is None else drop(weights), v)
+
+
+def spread(mask: Bool[Array, "b *n m"]) -> Bool[Array, "b 1 #n m"]:
+    """A mask as it stands beside logits "b h n m"."""
+    return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+
+
+def by_heads(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b m h k"],
+    v: Float[Array, "b m h k"],
+    mask: Mask = None,
+) -> Float[Array, "b n h k"]:
+    b, n, h, _ = q.shape
+    if mask is None:
+        mask = jnp.ones((b, k.shape[1]), bool)
+    if mask.ndim > 2:
+        raise UserError("attention='heads' takes masks of keys, 'b m', alone")
+    bias = jnp.where(mask, 0, jnp.finfo(jnp.promote_types(q.dtype, jnp.float32)).min)
+    split = [x.swapaxes(1, 2).reshape(b * h, -1, x.shape[-1]) for x in (q, k, v)]
+    out = one_by_one(*split, jnp.repeat(bias, h, axis=0))
+    return out.reshape(b, h, n, -1).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def one_by_one(
+    q: Float[Array, "g n k"],
+    k: Float[Array, "g m k"],
+    v: Float[Array, "g m k"],
+    bias: Float[Array, "g m"],
+) -> Float[Array, "g n k"]:
+    """Attention of g heads, one after the other; `bias` is added to logits and has no gradient."""
+    return jax.lax.map(lambda some: attend_one(*some)[0], (q, k, v, bias))
+
+
+def attend_one(
+    q: Float[Array, "n k"], k: Float[Array, "m k"], v: Float[Array, "m k"], bias: Float[Array, " m"]
+) -> tuple[Float[Array, "n k"], Float[Array, " n"]]:
+    """One head's output, and the logarithm of the sum of its exponentials."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.T + bias
+    high = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - high)
+    total = weights.sum(axis=-1, keepdims=True)
+    # Divided after the product: n k numbers and not n m.
+    out = (weights.astype(v.dtype) @ v) / total
+    return out.astype(v.dtype), (high + jnp.log(total))[:, 0]
+
+
+def one_by_one_fwd(q: Array, k: Array, v: Array, bias: Array) -> tuple[Array, Any]:
+    out, norm = jax.lax.map(lambda some: attend_one(*some), (q, k, v, bias))
+    return out, (q, k, v, bias, out, norm)
+
+
+def one_by_one_bwd(kept: Any, grad: Array) -> tuple[Array, Array, Array, None]:
+    def back(some: Any) -> tuple[Array, Array, Array]:
+        (q, k, v, bias, out, norm), grad = some
+        scale = q.shape[-1] ** -0.5
+        weights = jnp.exp((q * scale) @ k.T + bias - norm[:, None])
+        slope = grad @ v.T - (grad * out).sum(axis=-1, keepdims=True)
+        slope, weights = (weights * slope * scale).astype(q.dtype), weights.astype(v.dtype)
+        return slope @ k, slope.T @ q, weights.T @ grad
+
+    return *jax.lax.map(back, (kept, grad)), None
+
+
+one_by_one.defvjp(one_by_one_fwd, one_by_one_bwd)
+
+
+def by_cudnn(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b m h k"],
+    v: Float[Array, "b m h k"],
+    mask: Mask = None,
+) -> Float[Array, "b n h k"]:
+    if mask is not None:  # the kernel wants whole matrices, though not one for each head
+        mask = jnp.broadcast_to(spread(mask), (len(q), 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+
+
+def by_flash(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b m h k"],
+    v: Float[Array, "b m h k"],
+    mask: Mask = None,
+) -> Float[Array, "b n h k"]:
+    if mask is None:
+        mask = jnp.ones(k.shape[:2], bool)
+    if mask.ndim > 2:
+        raise UserError("attention='flash' takes masks of keys, 'b m', alone")
+    mesh, run = jax.sharding.get_abstract_mesh(), flash
+    if mesh.size > 1:  # a Pallas kernel is not split by the compiler
+        spec, rows = (nn.logical_to_mesh_axes(axes) for axes in (AXES, (AXES[0], None)))
+        run = jax.shard_map(
+            flash, mesh=mesh, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False
+        )
+    return run(q, k, v, mask)
+
+
+def flash(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """The kernel's tiles are whole: tokens are filled up, and keys told apart by numbers: 1 may be
+    attended to, 0 may not."""
+    from jax.experimental.pallas.ops.tpu import flash_attention as kernels
+
+    n, width = q.shape[1], q.shape[-1]
+    q, k, v, mask = (fill(x) for x in (q, k, v, mask))
+    rows, columns = q.shape[1], k.shape[1]
+    across, down = math.gcd(rows, 512), math.gcd(columns, 512)
+    sizes = kernels.BlockSizes(
+        block_b=1, block_q=across, block_k_major=down, block_k=down,
+        block_q_major_dkv=across, block_k_major_dkv=down, block_k_dkv=down, block_q_dkv=across,
+        block_k_major_dq=down, block_k_dq=down, block_q_dq=across,
+    )  # fmt: skip
+    ids = kernels.SegmentIds(jnp.ones((len(q), rows), jnp.int32), mask.astype(jnp.int32))
+    heads = (x.swapaxes(1, 2) for x in (q, k, v))
+    out = kernels.flash_attention(*heads, segment_ids=ids, sm_scale=width**-0.5, block_sizes=sizes)
+    return out.swapaxes(1, 2)[:, :n]
+
+
+def fill(x: Array, tile: int = 128) -> Array:
+    """Zeros after the tokens, up to whole tiles."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile)) + ((0, 0),) * (x.ndim - 2))
+
+
+KERNELS: dict[str, Callable[..., Array]] = dict(
+    xla=by_xla, heads=by_heads, cudnn=by_cudnn, flash=by_flash
+)
