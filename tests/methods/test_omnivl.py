@@ -8,6 +8,7 @@ import pytest
 
 from vtp_jax import tree
 from vtp_jax.methods import omnivl
+from vtp_jax.nn import blip
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
@@ -176,8 +177,8 @@ def test_the_writer_sees_no_later_word_and_the_matcher_does(made):
     @jax.jit
     def run(ids):
         full = jnp.ones(ids.shape, bool)
-        write = omnivl.bind(net, omnivl.writing(made.params), None).write(ids, full, seen)
-        return write, omnivl.bind(net, made.params, None).fuse(ids, full, seen)
+        write = blip.bind(net, blip.writing(made.params), None).write(ids, full, seen)
+        return write, blip.bind(net, made.params, None).fuse(ids, full, seen)
 
     (write, fuse), (write2, fuse2) = run(ids), run(changed)
     np.testing.assert_allclose(write[:, :4], write2[:, :4], atol=1e-5)

@@ -38,99 +38,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtp_jax import masking, schedules, tree
-from vtp_jax.nn import embed, sizes
+from vtp_jax.nn import blip, sizes
 from vtp_jax.nn import generate as generation
-from vtp_jax.nn.divided import DividedViT
-from vtp_jax.nn.text import Bert, WordHead, causal
-from vtp_jax.nn.transformer import Linear
+from vtp_jax.nn.blip import Blip
 from vtp_jax.objectives import contrastive, queue
 from vtp_jax.objectives.classification import accuracy, cross_entropy
 from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError
 
 WEIGHTS = {"contrast": 1.0, "match": 1.0, "words": 1.0}
-OWN = ("attn", "norm1")  # what the causal decoder's blocks do not share
 TWIN = r"visual/.*|text/text_embed/.*|text/encoder/blocks/(attn|norm1|norm2|mlp)/.*|\w+_proj/.*"
-KINDS = ("video", "text")
-
-
-class OmniVL(nn.Module):
-    """The net: parameters, and the verbs that the loss below is written in."""
-
-    size: sizes.Size
-    text_size: sizes.Size
-    features: int
-    picture: int
-    frames: int
-    cube: tuple[int, int, int]
-    dropout: float
-    drop_path: float
-    dtype: Any
-    remat: str | None
-    unroll: int
-    vocab_size: int
-    text_length: int
-    pad_id: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def setup(self):
-        dtype, (t, h, w) = jnp.dtype(self.dtype), self.cube
-        more: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
-        self.visual = DividedViT(
-            self.size, (self.picture // h) * (self.picture // w), self.frames // t,
-            self.cube, len(self.mean), drop_path=self.drop_path, **more,
-        )  # fmt: skip
-        self.text = Bert(
-            self.text_size, self.vocab_size, self.pad_id, self.text_length, self.dropout,
-            tasks=2, **more,
-        )  # fmt: skip
-        self.video_proj, self.text_proj = (Linear(self.features, dtype=dtype) for _ in KINDS)
-        self.match_head = Linear(2, dtype=dtype)
-        self.word_head = WordHead(dtype=dtype)
-
-    def see(self, video: Any) -> Float[Array, "b n d"]:
-        """Tokens of a clip or, of one frame, an image, before the last norm; the class token's
-        first. Pixels uint8, or floats in [0, 1]."""
-        return self.visual.encode(
-            (embed.to_unit(video) - jnp.array(self.mean)) / jnp.array(self.std)
-        )
-
-    def read(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
-        return self.text.encode(ids, mask)
-
-    def fuse(
-        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "b n e"]
-    ) -> Float[Array, "b l d"]:
-        """The text, each block of which attends to what is seen; the first token sums up both."""
-        return self.text.encode(ids.at[:, 0].set(self.vocab_size), mask, seen)
-
-    def write(
-        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "c n e"]
-    ) -> Float[Array, "b l v"]:
-        """Logits of the word after each, over the vocabulary and the two task words; b / c texts of
-        each of the clips. Expects parameters as `writing` makes them."""
-        ids = ids.at[:, 0].set(self.vocab_size + 1)
-        return self.tell(self.text.encode(ids, causal(ids.shape[1]) & mask[:, None], seen))
-
-    def tell(self, tokens: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
-        words = self.variables["params"]["text"]["text_embed"]
-        return self.word_head(tokens, jnp.concatenate([words["word"], words["task"]]))
-
-    def visit(self, image: Any, clip: Any, ids: Int[Array, "b l"]) -> None:
-        """Every part once, and no stack twice: linen creates only what init touches."""
-        self.visual.embed(image)
-        seen = self.visual.norm(self.see(clip))
-        fused = self.fuse(ids, jnp.ones(ids.shape, bool), seen)
-        self.match_head(fused)
-        self.video_proj(seen)
-        self.text_proj(fused)
-        self.tell(fused)
 
 
 class Recipe(NamedTuple):
@@ -153,15 +74,15 @@ class Embedded(NamedTuple):
     text: Float[Array, "b e"]
 
 
-def embedded(net: OmniVL, params: Params, batch: Batch, rng: Array | None = None) -> Embedded:
-    bound = bind(net, params, rng)
+def embedded(net: Blip, params: Params, batch: Batch, rng: Array | None = None) -> Embedded:
+    bound = blip.bind(net, params, rng)
     seen = bound.visual.norm(bound.see(batch["video"]))
     words = bound.read(batch["text"], batch["text_mask"])
     return Embedded(seen, bound.video_proj(seen[:, 0]), bound.text_proj(words[:, 0]))
 
 
 def match(
-    net: OmniVL,
+    net: Blip,
     params: Params,
     batch: Batch,
     seen: Float[Array, "b n d"],
@@ -171,7 +92,7 @@ def match(
 ) -> dict[str, Mean]:
     """VLM: each row's pair, its text with a wrong video, and its video with a wrong text."""
     b, text, mask = len(asked), batch["text"], batch["text_mask"]
-    bound = bind(net, params, rng)
+    bound = blip.bind(net, params, rng)
     ids, mask = (jnp.concatenate([x, x, x[wrong["text"]]]) for x in (text, mask))
     fused = bound.fuse(ids, mask, jnp.concatenate([seen, seen[wrong["video"]], seen]))
     logits, label = bound.match_head(fused[:, 0]), (jnp.arange(3 * b) < b).astype(jnp.int32)
@@ -183,7 +104,7 @@ def match(
 
 
 def write(
-    net: OmniVL,
+    net: Blip,
     recipe: Recipe,
     params: Params,
     batch: Batch,
@@ -192,13 +113,13 @@ def write(
 ) -> Mean:
     """LM: every word of the text from those before it and from what is seen."""
     text, mask = batch["text"], batch["text_mask"]
-    logits = bind(net, writing(params), rng).write(text, mask, seen)[:, :-1]
+    logits = blip.bind(net, blip.writing(params), rng).write(text, mask, seen)[:, :-1]
     asked = mask[:, 1:] & batch["valid"][:, None]
     return cross_entropy(logits, text[:, 1:], asked, smoothing=recipe.smoothing)
 
 
 def loss(
-    net: OmniVL,
+    net: Blip,
     recipe: Recipe,
     params: Params,
     extra: Extra,
@@ -247,7 +168,7 @@ def names(batch: Batch) -> Int[Array, " b"]:
 # What is carried from step to step.
 
 
-def init(net: OmniVL, recipe: Recipe, rng: Array, spec: Spec) -> Params:
+def init(net: Blip, recipe: Recipe, rng: Array, spec: Spec) -> Params:
     """The causal decoder's own attention starts as the text encoder's, as both start from BERT."""
     *_, h, w, c = spec["video"].shape
     image, clip = (jnp.zeros((1, frames, h, w, c)) for frames in (1, net.frames))
@@ -256,12 +177,12 @@ def init(net: OmniVL, recipe: Recipe, rng: Array, spec: Spec) -> Params:
     blocks = params["text"]["encoder"]["blocks"]
     return {
         **params,
-        "decoder": {"blocks": {name: blocks[name] for name in OWN}},
+        "decoder": {"blocks": {name: blocks[name] for name in blip.OWN}},
         "temperature": jnp.float32(recipe.temperature),
     }
 
 
-def start(net: OmniVL, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
+def start(net: Blip, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
     """The twin of what encodes, and empty queues."""
     feature = jax.ShapeDtypeStruct((net.features,), jnp.float32)
     name = jax.ShapeDtypeStruct((), jnp.int32)
@@ -270,7 +191,7 @@ def start(net: OmniVL, recipe: Recipe, rng: Array, spec: Spec, params: Params) -
 
 
 def after_update(
-    net: OmniVL, recipe: Recipe, params: Params, extra: Extra, step: Array
+    net: Blip, recipe: Recipe, params: Params, extra: Extra, step: Array
 ) -> tuple[Params, Extra]:
     twin = queue.moving_average(extra["twin"], encoders(params), recipe.momentum)
     temperature = jnp.clip(params["temperature"], 0.001, 0.5)
@@ -282,21 +203,14 @@ def encoders(params: Params) -> Params:
     return tree.split(params, lambda name: re.fullmatch(TWIN, name) is not None)[0]
 
 
-def writing(params: Params) -> Params:
-    """The parameters with the causal decoder's self-attention in the text encoder's place."""
-    text = params["text"]
-    blocks = {**text["encoder"]["blocks"], **params["decoder"]["blocks"]}
-    return {**params, "text": {**text, "encoder": {"blocks": blocks}}}
-
-
 # What the trained net is used for.
 
 
 def encode_video(
-    net: OmniVL, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: Blip, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
     """memory: the normed tokens, which the decoders attend to."""
-    bound = bind(net, params, rng)
+    bound = blip.bind(net, params, rng)
     raw = bound.see(batch["video"])
     tokens = bound.visual.norm(raw)
     found = dict(raw=raw, tokens=tokens, mask=jnp.ones(raw.shape[:2], bool), memory=tokens)
@@ -304,16 +218,16 @@ def encode_video(
 
 
 def encode_text(
-    net: OmniVL, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: Blip, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
     """memory: the ids, which the decoders read anew. BERT's blocks end in their norm."""
-    bound = bind(net, params, rng)
+    bound = blip.bind(net, params, rng)
     tokens = bound.read(batch["text"], batch["text_mask"])
     found = dict(raw=tokens, tokens=tokens, mask=batch["text_mask"], memory=batch["text"])
     return with_embedding(bound, "text", found)
 
 
-def with_embedding(bound: OmniVL, kind: str, found: dict[str, Array]) -> Encoded:
+def with_embedding(bound: Blip, kind: str, found: dict[str, Array]) -> Encoded:
     """Tasks may drop the projections."""
     if f"{kind}_proj" not in bound.variables["params"]:
         return found
@@ -322,7 +236,7 @@ def with_embedding(bound: OmniVL, kind: str, found: dict[str, Array]) -> Encoded
 
 
 def score_pair(
-    net: OmniVL,
+    net: Blip,
     params: Params,
     extra: Extra,
     video: Encoded,
@@ -331,7 +245,7 @@ def score_pair(
 ) -> Encoded:
     """score: VLM's log odds that row i of the one belongs to row i of the other; embedding: the
     fused token that tells it."""
-    bound = bind(net, params, rng)
+    bound = blip.bind(net, params, rng)
     fused = bound.fuse(text["memory"], text["mask"], video["memory"])[:, 0]
     fused = fused.astype(jnp.promote_types(fused.dtype, jnp.float32))
     if "match_head" not in params:
@@ -341,7 +255,7 @@ def score_pair(
 
 
 def generate(
-    net: OmniVL,
+    net: Blip,
     beams: int,
     end_id: int,
     params: Params,
@@ -352,7 +266,7 @@ def generate(
     """ids i32 "b l": a text for each clip, as long at most as the batch's own, of which only the
     first token is read; score f32 "b": the mean log probability of its words. Every step reads the
     text so far anew, for texts are short."""
-    bound = bind(net, writing(params), rng)
+    bound = blip.bind(net, blip.writing(params), rng)
     seen, ids = bound.visual.norm(bound.see(batch["video"])), batch["text"]
 
     def read(ids: Int[Array, "r l"], mask: Bool[Array, "r l"]) -> Float[Array, "r l v"]:
@@ -409,7 +323,7 @@ def make(
         raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(WEIGHTS)}")
     if frames < 2 * cube[0]:
         raise UserError(f"method.frames={frames}: a clip has 2 cubes of {cube[0]} frames or more")
-    net = OmniVL(
+    net = Blip(
         sizes.pick(sizes.ENCODERS, size, "method.size"),
         sizes.pick(sizes.ENCODERS, text_size, "method.text_size"),
         features, picture, frames, (cube[0], cube[1], cube[2]), dropout, drop_path, dtype, remat,
@@ -428,8 +342,3 @@ def make(
         start=partial(start, net, recipe),
         after_update=partial(after_update, net, recipe),
     )
-
-
-def bind(net: OmniVL, params: Params, rng: Array | None) -> OmniVL:
-    """The net with its parameters; dropout and drop path act when there is a key."""
-    return net.bind({"params": params}, rngs={} if rng is None else {"dropout": rng})

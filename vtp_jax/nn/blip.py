@@ -1,0 +1,116 @@
+"""The skeleton of BLIP (arXiv 2201.12086) and OmniVL (2209.07526), for images and clips: a visual
+encoder, and one BERT that is three nets.
+
+Read alone it is the text encoder; with attention to what is seen after each self-attention it tells
+pairs apart; with a causal self-attention of its own (`writing`) it writes. The latter two begin
+with a word of their own in [CLS]'s place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vtp_jax.nn import embed, sizes
+from vtp_jax.nn.divided import DividedViT
+from vtp_jax.nn.text import Bert, WordHead, causal
+from vtp_jax.nn.transformer import Linear
+from vtp_jax.types import Params
+
+OWN = ("attn", "norm1")  # what the causal decoder's blocks do not share
+KINDS = ("video", "text")
+
+
+class Blip(nn.Module):
+    """Parameters of the nets, and the verbs that losses are written in.
+
+    size, text_size: of the blocks; features: width of embeddings. picture: pixels of a side;
+    frames: of a clip, at most; cube: frames, rows and columns of a clip's token, of which an
+    image's is one frame. dropout: BERT's. text_length: the longest text. The rest as in
+    nn.transformer.Stack.
+    """
+
+    size: sizes.Size
+    text_size: sizes.Size
+    features: int
+    picture: int
+    frames: int
+    cube: tuple[int, int, int]
+    dropout: float
+    drop_path: float
+    dtype: Any
+    remat: str | None
+    unroll: int
+    vocab_size: int
+    text_length: int
+    pad_id: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def setup(self):
+        dtype, (t, h, w) = jnp.dtype(self.dtype), self.cube
+        more: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
+        self.visual = DividedViT(
+            self.size, (self.picture // h) * (self.picture // w), self.frames // t,
+            self.cube, len(self.mean), drop_path=self.drop_path, **more,
+        )  # fmt: skip
+        self.text = Bert(
+            self.text_size, self.vocab_size, self.pad_id, self.text_length, self.dropout,
+            tasks=2, **more,
+        )  # fmt: skip
+        self.video_proj, self.text_proj = (Linear(self.features, dtype=dtype) for _ in KINDS)
+        self.match_head = Linear(2, dtype=dtype)
+        self.word_head = WordHead(dtype=dtype)
+
+    def see(self, video: Any) -> Float[Array, "b n d"]:
+        """Tokens of a clip or, of one frame, an image, before the last norm; the class token's
+        first. Pixels uint8, or floats in [0, 1]."""
+        return self.visual.encode(
+            (embed.to_unit(video) - jnp.array(self.mean)) / jnp.array(self.std)
+        )
+
+    def read(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
+        return self.text.encode(ids, mask)
+
+    def fuse(
+        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "b n e"]
+    ) -> Float[Array, "b l d"]:
+        """The text, each block of which attends to what is seen; the first token sums up both."""
+        return self.text.encode(ids.at[:, 0].set(self.vocab_size), mask, seen)
+
+    def write(
+        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "c n e"]
+    ) -> Float[Array, "b l v"]:
+        """Logits of the word after each, over the vocabulary and the two task words; b / c texts of
+        each of the clips. Expects parameters as `writing` makes them."""
+        ids = ids.at[:, 0].set(self.vocab_size + 1)
+        return self.tell(self.text.encode(ids, causal(ids.shape[1]) & mask[:, None], seen))
+
+    def tell(self, tokens: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+        words = self.variables["params"]["text"]["text_embed"]
+        return self.word_head(tokens, jnp.concatenate([words["word"], words["task"]]))
+
+    def visit(self, image: Any, clip: Any, ids: Int[Array, "b l"]) -> None:
+        """Every part once, and no stack twice: linen creates only what init touches."""
+        self.visual.embed(image)
+        seen = self.visual.norm(self.see(clip))
+        fused = self.fuse(ids, jnp.ones(ids.shape, bool), seen)
+        self.match_head(fused)
+        self.video_proj(seen)
+        self.text_proj(fused)
+        self.tell(fused)
+
+
+def bind(net: Blip, params: Params, rng: Array | None) -> Blip:
+    """The net with its parameters; dropout and drop path act when there is a key."""
+    return net.bind({"params": params}, rngs={} if rng is None else {"dropout": rng})
+
+
+def writing(params: Params) -> Params:
+    """The parameters with the causal decoder's self-attention in the text encoder's place."""
+    text = params["text"]
+    blocks = {**text["encoder"]["blocks"], **params["decoder"]["blocks"]}
+    return {**params, "text": {**text, "encoder": {"blocks": blocks}}}
