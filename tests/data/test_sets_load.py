@@ -99,6 +99,13 @@ def test_answers_are_numbered_by_how_common_they_are(tmp_path):
     (tmp_path / "answers.txt").write_text("ant\nbee\n")
     given = sets.load("msrvtt_qa", "val", tmp_path, answers=str(tmp_path / "answers.txt"))
     assert [clip.label for clip in given.clips] == [0, 2]
+    for name, known in (("list", ["ant", "bee"]), ("lavis", {"bee": 1, "ant": 0})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(known))
+        told = sets.load("msrvtt_qa", "val", tmp_path, answers=str(tmp_path / f"{name}.json"))
+        assert told.clips == given.clips
+    (tmp_path / "odd.json").write_text('{"ant": 0, "bee": 2}')
+    with pytest.raises(UserError, match="odd.json: the answers must be numbered from 0 on"):
+        sets.load("msrvtt_qa", "val", tmp_path, answers=str(tmp_path / "odd.json"))
 
 
 def test_options_are_captions_and_the_label_says_which(tmp_path):

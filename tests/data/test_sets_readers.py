@@ -358,6 +358,13 @@ def test_the_other_names_of_files(tmp_path):
     assert row.captions == ("a", "b c")
 
 
+def test_vindlus_lists_of_questions(tmp_path):
+    row = {"question_id": 1, "question": "who?", "answer": "man", "video": "video7.mp4"}
+    write(tmp_path, {"msrvtt_qa_test.json": [row]})
+    (row,) = sets.read("msrvtt_qa", "test", tmp_path)
+    assert (row.id, row.media, row.answers) == ("1", ("video7.mp4",), ("man",))
+
+
 def test_ava_keeps_the_actions_that_are_listed(tmp_path):
     files, _ = CASES["ava/train"]
     for label in ('item {\n  name: "stand"\n  id: 80\n}', 'label {\n name: "s"\n label_id: 80\n}'):
@@ -476,9 +483,17 @@ def test_a_pickle_that_wants_to_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize("data", [b"\xff\xfe{", b'{"a": ' + b"[" * 100_000])
 def test_damaged_files(tmp_path, data):
-    (tmp_path / "train.json").write_bytes(data)
-    with pytest.raises(UserError, match="train.json.* is not"):
-        list(sets.read("activitynet", "train", tmp_path))
+    files = dict(activitynet="train.json", internvid="InternVid-10M-flt.jsonl")
+    for name, file in files.items():
+        (tmp_path / file).write_bytes(data)
+        with pytest.raises(UserError, match=f"{file}.* is not"):
+            list(sets.read(name, "train", tmp_path))
+
+
+def test_a_table_in_another_encoding(tmp_path):
+    (tmp_path / "OpenVid-1M.csv").write_bytes("video,caption\na,café\n".encode("latin1"))
+    with pytest.raises(UserError, match="OpenVid-1M.csv is not UTF-8"):
+        list(sets.read("openvid", "train", tmp_path))
 
 
 def test_seconds():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vtp_jax.data import sources
-from vtp_jax.data.sets import moments, pretraining, questions, recognition, retrieval
+from vtp_jax.data.sets import moments, parse, pretraining, questions, recognition, retrieval
 from vtp_jax.data.sets.folder import Folder
 from vtp_jax.data.sets.rows import Box, Row, Set, Sets, Span, Split
 from vtp_jax.types import UserError
@@ -118,7 +118,7 @@ def load(
     Captions are the row's; of a question they are the question, and with options one for each,
     question and option. The label is the class, the right option, or the answer's number among
     `answers`: so many of the commonest of training (of those as common, in the order of the
-    alphabet), or a file with one on each line; one that is not among them gets the number after
+    alphabet), or a file (`read_answers`); one that is not among them gets the number after
     the last. Of moments a clip has the span, where there is one; saliency is in `read` alone.
 
     max_absent: the share of rows whose files may be absent; they keep their places and count as
@@ -127,7 +127,7 @@ def load(
     chosen, folder = find(name, split), open_folder(manual_dir)
     known: Mapping[str, int] = {}
     if chosen.vocabulary and isinstance(answers, str):
-        known = sources.read_answers(Path(answers))
+        known = read_answers(Path(answers))
     elif chosen.vocabulary:
         known = count_answers(read(name, chosen.vocabulary, folder), int(answers))
     clips, absent, parts = [], [], []
@@ -153,6 +153,20 @@ def load(
             "names them; allow a share with max_absent"
         )
     return sources.Source(str(folder.root), tuple(clips))
+
+
+def read_answers(file: Path) -> dict[str, int]:
+    """{answer: its number}, of a text file, of VindLU's JSON list or LAVIS' {answer: number}."""
+    if file.suffix != ".json":
+        return sources.read_answers(file)
+    listed = parse.read_json(file)
+    if isinstance(listed, list):
+        listed = {answer: n for n, answer in enumerate(listed)}
+    record = parse.Record(listed, str(file))
+    known = {answer: record.count(answer) for answer in record.values}
+    if sorted(known.values()) != list(range(len(known))):
+        record.fail("the answers must be numbered from 0 on, each once")
+    return known
 
 
 def count_answers(rows: Iterable[Row], most: int) -> dict[str, int]:

@@ -60,10 +60,13 @@ class Folder:
     def annotations(self, file: str) -> list[Path]:
         """The files that a name of `Split.files` means; none where there is none."""
         for name in file.removeprefix("?").split(" | "):
-            pattern = f"*/{name}"
-            found = [p for p in self.others if fnmatch.fnmatchcase(f"/{p}", pattern)]
+            if "*" in name:
+                pattern = f"*/{name}"
+                found = [p for p in self.others if fnmatch.fnmatchcase(f"/{p}", pattern)]
+            else:
+                found = [p for p in self.others if f"/{p}".endswith(f"/{name}")][:1]
             if found:
-                return [self.root / p for p in (found if "*" in name else found[:1])]
+                return [self.root / path for path in found]
         return []
 
 

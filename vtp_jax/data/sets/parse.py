@@ -141,9 +141,11 @@ def read_table(file: Path) -> Json:
     return read_json(file) if file.suffix == ".json" else pickles.read(file)
 
 
-def parse_json(text: str, where: str) -> Json:
+def parse_json(text: str | bytes, where: str) -> Json:
     try:
         return json.loads(text)
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: is not UTF-8; save it as UTF-8") from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{where}: is not JSON ({error}); get the file again") from None
 
@@ -156,7 +158,7 @@ def read_object(file: Path) -> Record:
 def read_list(file: Path) -> Iterator[Record]:
     """The objects of a JSON list, or of JSON lines."""
     if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # too long for one
+        with file.open("rb") as lines:  # line by line: some have millions
             for n, line in enumerate(lines, 1):
                 if line.strip():
                     where = f"{file}, line {n}"

@@ -12,9 +12,9 @@ from vtp_jax.types import UserError
 
 
 def read_msrvtt_qa(file: Path) -> Iterator[Row]:
-    """Videos are numbers: 7 is video7."""
+    """Videos are numbers: 7 is video7, which VindLU's lists have as video7.mp4."""
     for row in read_list(file):
-        name = row.text("video_id").removeprefix("video")
+        name = row.text("video_id", "video").removeprefix("video")
         yield Row(
             row.text("id", "question_id"),
             media=(f"video{name}",),
@@ -116,7 +116,11 @@ SETS = {
         "questions",
         {
             split: Split(
-                read_msrvtt_qa, (f"{split}_qa.json",), rows, sure=False, vocabulary="train"
+                read_msrvtt_qa,
+                (f"{split}_qa.json | msrvtt_qa_{split}.json",),
+                rows,
+                sure=False,
+                vocabulary="train",
             )
             for split, rows in zip(SPLITS, (158_581, 12_278, 72_821), strict=True)
         },
