@@ -50,11 +50,16 @@ class Found(NamedTuple):
 
 def find(name: str, split: str) -> Split:
     """The split of a set."""
+    splits = find_set(name).splits
+    if split not in splits:
+        raise UserError(f"{name} has no split '{split}'{suggest(split, splits)}")
+    return splits[split]
+
+
+def find_set(name: str) -> Set:
     if name not in SETS:
         raise UserError(f"no data set '{name}'{suggest(name, SETS)}")
-    if split not in SETS[name].splits:
-        raise UserError(f"{name} has no split '{split}'{suggest(split, SETS[name].splits)}")
-    return SETS[name].splits[split]
+    return SETS[name]
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -218,22 +223,29 @@ class Report(NamedTuple):
 
 def check(name: str, manual_dir: Place, split: str | None = None) -> list[Report]:
     """A report on a split, or on each of a set's. Files are looked for, not decoded."""
-    if split is None and name in SETS:
-        folder = open_folder(manual_dir)
-        return [report for one in SETS[name].splits for report in check(name, folder, one)]
-    chosen, folder = find(name, split or ""), open_folder(manual_dir)
-    report = Report(split or "", published=chosen.rows)
+    splits = [split] if split is not None else list(find_set(name).splits)
+    folder = open_folder(manual_dir)
+    return [check_split(name, one, folder) for one in splits]
+
+
+def check_split(name: str, split: str, folder: Folder) -> Report:
+    chosen = find(name, split)
+    report = Report(split, published=chosen.rows)
     if lacking := find_lacking(chosen, folder):
-        return [report._replace(lacking=tuple(lacking))]
-    ids, missing = set(), {}
+        return report._replace(lacking=tuple(lacking))
+    ids: set[str] = set()
+    missing: dict[str, None] = {}
+    rows = parts = 0
+    wrong = ""
     try:
-        for row, path, span in locate(read(name, split or "", folder), folder):
-            repeated = report.repeated + (row.id in ids)
-            parts = report.parts + (path is not None and span is not None)
-            report = report._replace(rows=report.rows + 1, repeated=repeated, parts=parts)
+        for row, path, span in locate(read(name, split, folder), folder):
+            rows += 1
+            parts += path is not None and span is not None
             ids.add(row.id)
             if path is None:
-                missing[(row.media or row.whole)[0]] = True
+                missing[(row.media or row.whole)[0]] = None
     except UserError as error:
-        return [report._replace(wrong=str(error), missing=tuple(missing))]
-    return [report._replace(missing=tuple(missing))]
+        wrong = str(error)
+    return report._replace(
+        wrong=wrong, rows=rows, missing=tuple(missing), parts=parts, repeated=rows - len(ids)
+    )

@@ -68,9 +68,7 @@ def table() -> Iterator[str]:
 
 
 def describe(name: str) -> Iterator[str]:
-    if name not in sets.SETS:
-        raise UserError(f"no data set '{name}'{sets.suggest(name, sets.SETS)}")
-    one = sets.SETS[name]
+    one = sets.find_set(name)
     yield f"{one.title}: {one.task}"
     for what, text in (("get", one.get), ("licence", one.licence), ("note", one.note)):
         if text:

@@ -30,10 +30,7 @@ VERSION = "1.0.0"
 @functools.cache
 def make(name: str) -> Any:
     """The builder of a set: a subclass of tfds.core.GeneratorBasedBuilder, vtp_<set> to TFDS."""
-    if name not in sets.SETS:
-        raise UserError(f"no data set '{name}'{sets.suggest(name, sets.SETS)}")
-    tfds = import_tfds()
-    one = sets.SETS[name]
+    one, tfds = sets.find_set(name), import_tfds()
 
     def info(self: Any) -> Any:
         return tfds.core.DatasetInfo(

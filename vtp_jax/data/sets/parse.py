@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vtp_jax import pickles
-from vtp_jax.data.sets.rows import Json, Span
+from vtp_jax.data.sets.rows import Span
 from vtp_jax.types import UserError
 
 NO_LITERAL = (MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
@@ -132,16 +132,16 @@ def read_lines(file: Path) -> Iterator[tuple[str, str]]:
             yield f"{file}, line {n}", line.strip()
 
 
-def read_json(file: Path) -> Json:
+def read_json(file: Path) -> Any:
     return parse_json(read_text(file), str(file))
 
 
-def read_table(file: Path) -> Json:
+def read_table(file: Path) -> Any:
     """Plain data of a JSON file, or of a pickle, which is not executed."""
     return read_json(file) if file.suffix == ".json" else pickles.read(file)
 
 
-def parse_json(text: str | bytes, where: str) -> Json:
+def parse_json(text: str | bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except UnicodeDecodeError:

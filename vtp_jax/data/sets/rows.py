@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 Span = tuple[float, float]  # seconds: start, end
 
@@ -84,5 +84,3 @@ class Set(NamedTuple):
 
 
 Sets = Mapping[str, Set]
-Reader = Callable[..., Iterator[Row]]
-Json = Any  # what json.loads gives
