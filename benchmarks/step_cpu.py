@@ -1,0 +1,109 @@
+"""SimVTP ViT-B on this CPU: the loss and its gradients against the machine's own matrix products.
+
+    python -m benchmarks.step_cpu [--rounds 5] [--batch 4] [--profile DIR]
+
+fp32, 16 frames of 224 px, 32 words, four losses. The parts are run in turns, so that what else runs
+on the machine disturbs them alike, and the median of each is taken. FLOPs: 3 x those of the forward
+products that the method must compute (`must_compute`), whatever the program computes beside them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vtp_jax import bench, cli, metrics, synthetic
+from vtp_jax.methods import simvtp
+from vtp_jax.nn import sizes
+from vtp_jax.nn.sizes import Size
+
+OUT = Path(__file__).parent / "results" / "step_cpu.jsonl"
+DATA = dict(
+    train={}, video=dict(frames=16, stride=4, size=224), text=dict(kind="wordpiece", length=32)
+)
+CUBE, PLACES, FRAMES, WORDS, VOCABULARY = (2, 16, 16), 196, 8, 32, 30522
+
+
+def block(size: Size, n: int, asked: int | None = None) -> int:
+    """Multiply-accumulates of a block over n tokens, of which the last `asked` have an output."""
+    d, r = size.width, n if asked is None else asked
+    return 2 * n * d * d + 2 * r * d * d + 2 * r * d * size.mlp + 2 * r * n * d
+
+
+def must_compute(encoder: Size, decoder: Size) -> dict[str, float]:
+    """GFLOP forward a clip, by part, of SimVTP's recipe: three passes over video and words
+    (masked, right and wrong), each alone, the decoder over all places, four heads."""
+    seen, n = (PLACES - int(0.9 * PLACES)) * FRAMES, PLACES * FRAMES
+    hidden, pixels = n - seen, math.prod(CUBE) * 3
+    d, e = encoder.width, decoder.width
+    found = dict(
+        pairs=3 * encoder.depth * block(encoder, seen + WORDS),
+        alone=encoder.depth * (block(encoder, seen) + block(encoder, WORDS)),
+        decoder=(decoder.depth - 1) * block(decoder, n) + block(decoder, n, hidden),
+        heads=seen * d * e + hidden * e * pixels + WORDS * d * VOCABULARY + 2 * d * 2,
+        embedding=seen * pixels * d,
+    )
+    return {name: 2 * count / 1e9 for name, count in found.items()}
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.parser("step_cpu", __doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", default="B")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--unroll", type=int, default=1)
+    parser.add_argument("--profile", metavar="DIR")
+    args, _ = cli.parse(parser, argv)
+    spec, facts = synthetic.describe(DATA, args.batch)
+    words = {k: facts[k] for k in ("vocab_size", "pad_id", "mask_id")}
+    method = simvtp.make(
+        size=args.size, dtype="float32", attention=args.attention, unroll=args.unroll, **words
+    )
+    given = jax.device_put(synthetic.fill(spec, facts))
+    params = jax.jit(lambda: method.init(jax.random.key(0), spec))()
+
+    def loss(params: Any, batch: Any) -> Any:
+        return method.loss(params, {}, batch, jax.random.key(1), jnp.zeros((), jnp.int32))[0]
+
+    forward, both = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
+    multiply, flops = bench.products("float32")
+    runs = dict(
+        products=multiply,
+        forward=lambda: forward(params, given),
+        step=lambda: both(params, given),
+    )
+    took = {k: statistics.median(v) for k, v in bench.in_turns(runs, args.rounds).items()}
+    if args.profile:
+        with jax.profiler.trace(args.profile):
+            jax.block_until_ready(runs["step"]())
+    parts = must_compute(
+        sizes.pick(sizes.ENCODERS, args.size, "--size"),
+        sizes.pick(sizes.DECODERS, args.size, "--size"),
+    )
+    rate, work = flops / took["products"] / 1e9, args.batch * sum(parts.values())
+    found = dict(
+        batch=args.batch,
+        gflop_forward_a_clip=parts,
+        products_gflops=rate,
+        step_s_a_clip=took["step"] / args.batch,
+        forward_of_products=work / took["forward"] / rate,
+        step_of_products=3 * work / took["step"] / rate,
+        cores=len(os.sched_getaffinity(0)),
+        **bench.machine(),
+    )
+    bench.write(OUT, found)
+    metrics.print_table(
+        "SimVTP on this CPU", ("what", "value"), [(k, str(v)) for k, v in found.items()]
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,56 @@
+"""The entry that measures: on synthetic input, without TensorFlow, a line for each run."""
+
+import json
+import sys
+
+import jax
+import pytest
+
+from benchmarks import step_cpu
+from tests.configs import ROOT
+from vtp_jax import bench, build, cli, synthetic
+from vtp_jax.methods import simvtp
+from vtp_jax.nn import sizes
+from vtp_jax.types import UserError, check_batch
+
+CONFIG = str(ROOT / "configs/videomae/pretrain_k400.py:tiny")
+
+
+def test_a_step_is_measured_without_tensorflow_and_leaves_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.setattr(bench, "SQUARE", dict(cpu=(64, 2)))
+    out, trace = tmp_path / "step.jsonl", tmp_path / "trace"
+    options = ["--steps", "1", "--batch", "8", "--out", str(out), "--profile", str(trace)]
+    bench.main(["step", "--config", CONFIG, *options])
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert line["batch"] == 8 and line["config"] == CONFIG and "mfu" in capsys.readouterr().out
+    assert all(line[k] > 0 for k in ("step_ms", "clips_per_s", "mfu", "memory_gib", "model_tflop"))
+    assert list(trace.rglob("*.xplane.pb"))
+
+
+def test_synthetic_batches_are_what_the_pipeline_would_give():
+    cfg = cli.plain(cli.load_config(str(ROOT / "configs/simvtp/pretrain_webvid.py:tiny")))
+    data = build.data(cfg["data"], batch=4, seed=0)
+    spec, facts = synthetic.describe(cfg["data"], 4)
+    assert spec == dict(data.spec) and facts.keys() >= data.facts.keys() - {"words"}
+    batch = synthetic.fill(spec, facts)
+    check_batch(batch)
+    assert {k: v.shape for k, v in batch.items()} == {k: v.shape for k, v in spec.items()}
+    assert batch["valid"].all() and batch["text"].max() < facts["vocab_size"]
+
+
+def test_what_simvtp_must_compute_is_what_its_program_computes():
+    """Within what packing video and words into one pass costs, 0.3 %."""
+    spec, facts = synthetic.describe(step_cpu.DATA, 2)
+    words = {k: facts[k] for k in ("vocab_size", "pad_id", "mask_id")}
+    method = simvtp.make(size="B", dtype="float32", **words)
+    params = jax.eval_shape(lambda: method.init(jax.random.key(0), spec))
+    counted = bench.forward_flops(method, params, {}, spec) / 2 / 1e9
+    parts = step_cpu.must_compute(sizes.ENCODERS["B"], sizes.DECODERS["B"])
+    assert 1 <= counted / sum(parts.values()) < 1.003
+
+
+@pytest.mark.parametrize("argv, told", [([], "step"), (["stop"], "bench stop")])
+def test_what_to_measure_must_be_named(argv, told):
+    with pytest.raises(UserError, match=told):
+        bench.main(argv)

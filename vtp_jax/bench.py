@@ -1,0 +1,185 @@
+"""Measures a config on this machine, on synthetic input: step time, clips a second, MFU, memory.
+
+    python -m vtp_jax.bench step --config configs/demo.py [--steps 20] [--profile runs/profile]
+
+MFU: 3 x the multiplications of the loss's products forward (backward has twice as many; what remat
+computes again is not counted), over the machine's own rate in the same dtype, measured in between.
+A line of JSON is added to --out. The profile is for TensorBoard, XProf or Perfetto.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vtp_jax import build, cli, flops, metrics, sharding, synthetic
+from vtp_jax.train import make_step
+from vtp_jax.types import Method, Params, Spec, UserError
+
+TRACED = 3  # steps in a profile
+# Side of the square matrices that a platform's rate is measured with, and how many products.
+SQUARE = dict(cpu=(2048, 4), gpu=(8192, 8), tpu=(8192, 8))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long run() takes, until its result is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def in_turns(runs: Mapping[str, Callable[[], Any]], times: int) -> dict[str, list[float]]:
+    """Seconds of each run, one after the other, again and again, so that what disturbs the machine
+    disturbs all. The first round does not count."""
+    found = [{name: seconds(run) for name, run in runs.items()} for _ in range(times + 1)]
+    return {name: [one[name] for one in found[1:]] for name in runs}
+
+
+def products(dtype: Any) -> tuple[Callable[[], Any], float]:
+    """(a run of square matrix products on one device, its FLOPs): what a machine can do."""
+    n, times = SQUARE[jax.default_backend()]
+    x = jax.random.normal(jax.random.key(0), (n, n), jnp.dtype(dtype)) / n**0.5
+
+    @jax.jit
+    def chain(x: Any) -> Any:
+        return jax.lax.fori_loop(0, times, lambda _, y: y @ x, x)
+
+    return lambda: chain(x), 2.0 * n**3 * times
+
+
+def forward_flops(method: Method, params: Params, extra: Any, spec: Spec) -> int:
+    """FLOPs of the products of a loss, forward, counted from its program for one CPU: fused
+    kernels of other platforms would hide theirs."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, extra))
+    with sharding.activate(sharding.make_mesh(devices=jax.devices("cpu")[:1])):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        return 2 * flops.macs(method.loss, *shapes, dict(spec), key, step)
+
+
+def memory(compiled: Any) -> float:
+    """The most bytes that a device has held; where it does not say, what the program asks for."""
+    held = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if held:
+        return float(held)
+    asked = compiled.memory_analysis()
+    return float(
+        asked.temp_size_in_bytes
+        + asked.argument_size_in_bytes
+        + asked.output_size_in_bytes
+        - asked.alias_size_in_bytes
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What absolute numbers belong to."""
+    device = jax.devices()[0]
+    return dict(
+        machine=f"{platform.machine()}, {jax.device_count()} x {device.device_kind}",
+        python=platform.python_version(),
+        **{name: version(name) for name in ("jax", "jaxlib", "flax")},
+    )
+
+
+def measure_step(
+    cfg: Mapping[str, Any], steps: int, batch: int | None = None, profile: str | None = None
+) -> dict[str, Any]:
+    """The numbers of a whole training step of a config, as `train` takes it."""
+    rows = batch or cfg["batch"]
+    spec, facts = synthetic.describe(cfg["data"], rows)
+    method = build.method(cfg["method"], facts, cfg.get("task"))
+    start, optimizer = build.start(method, cfg["optim"], spec, cfg["seed"])
+    mesh = cli.call(sharding.make_mesh, "config.mesh", **cfg["mesh"])
+    shapes = jax.eval_shape(start)
+    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])
+    dtype = cfg["method"].get("dtype", "bfloat16")
+    model = 3 * forward_flops(method, shapes.params, shapes.extra, spec)
+    multiply, product_flops = products(dtype)
+    with sharding.activate(mesh):
+        given = sharding.put(synthetic.fill(spec, facts), mesh)
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        update = jax.jit(
+            make_step(method, optimizer, cfg["seed"]),
+            donate_argnums=0,
+            out_shardings=(placed, whole),
+        )
+        state = jax.jit(start, out_shardings=placed)()
+        began = time.perf_counter()
+        compiled = update.lower(state, given).compile()
+        compiling = time.perf_counter() - began
+        held = [state]
+
+        def step() -> Any:
+            held[0], numbers = compiled(held[0], given)
+            return numbers
+
+        took = in_turns(dict(step=step, products=multiply), steps)
+        if profile:
+            with jax.profiler.trace(profile):
+                for _ in range(TRACED):
+                    jax.block_until_ready(step())
+    second = statistics.median(took["step"])
+    rate = product_flops / statistics.median(took["products"])
+    return dict(
+        batch=rows,
+        dtype=str(dtype),
+        step_ms=1e3 * second,
+        clips_per_s=rows / second,
+        model_tflop=model / 1e12,
+        products_tflops=rate / 1e12,
+        mfu=model / second / (rate * mesh.size),
+        memory_gib=memory(compiled) / 2**30,
+        compile_s=compiling,
+        **machine(),
+    )
+
+
+def step(argv: Sequence[str]) -> None:
+    """`bench step`"""
+    parser = cli.parser("bench step", __doc__)
+    parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
+    parser.add_argument("--batch", type=int, help="rows, instead of the config's")
+    parser.add_argument("--profile", metavar="DIR", help=f"also trace {TRACED} steps into DIR")
+    parser.add_argument("--out", default="benchmarks/results/step.jsonl", help="adds a line there")
+    args, overrides = cli.parse(parser, argv)
+    if args.steps < 1:
+        raise UserError(f"--steps={args.steps}: at least 1")
+    cfg = cli.plain(cli.load_config(args.config, overrides))
+    found = dict(config=args.config, overrides=overrides)
+    found |= measure_step(cfg, args.steps, args.batch, args.profile)
+    write(Path(args.out), found)
+    rows = [(name, value) for name, value in found.items() if not isinstance(value, list)]
+    metrics.print_table("step", ("what", "value"), rows)
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    """Adds a line of JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = dict(step=step)
+
+
+def main(argv: Sequence[str]) -> None:
+    name = argv[0] if argv else ""
+    if name not in COMMANDS:
+        raise UserError(
+            f"bench {name}".rstrip() + f": what to measure? known: {', '.join(COMMANDS)}"
+        )
+    COMMANDS[name](argv[1:])
+
+
+if __name__ == "__main__":
+    cli.run(main)
