@@ -123,7 +123,9 @@ def read_webvid(file: Path) -> Iterator[Row]:
 
 
 FINEVIDEO = ("data/train-*.parquet | train-*.parquet",)
-VRIPT = "vript_{0}_videos_captions.jsonl | *_caption.json"
+VRIPT = (
+    "vript_{0}_videos_captions.jsonl | vript_{0}_videos_captions/*_caption.json | *_caption.json"
+)
 
 SETS = {
     "openvid": Set(
