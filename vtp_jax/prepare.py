@@ -3,6 +3,10 @@
 python -m vtp_jax.prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
 python -m vtp_jax.prepare check --root videos --captions train.csv
 python -m vtp_jax.prepare shapes --out data/shapes
+python -m vtp_jax.prepare shards --root videos --captions train.csv --out data/train
+python -m vtp_jax.prepare shards --tars openvid/*.tar --out data/openvid
+python -m vtp_jax.prepare shards --tfds ucf101 --label-column label --out data/ucf101
+python -m vtp_jax.prepare remove --shards data/train --ids taken_down.txt
 """
 
 from __future__ import annotations
@@ -10,13 +14,20 @@ from __future__ import annotations
 import argparse
 import collections
 import os
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from vtp_jax import cli
-from vtp_jax.data import shapes, sources, text, video
+import numpy as np
+
+from vtp_jax import cli, metrics
+from vtp_jax.data import sets, shapes, shards, sources, text, video
 from vtp_jax.types import UserError
+
+EVERY = 10.0  # seconds between plain lines of progress
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,10 +63,148 @@ def main(argv: Sequence[str]) -> None:
     command.add_argument("--seed", type=int, default=plan.seed)
     command.set_defaults(run=render_shapes)
 
+    add_shards(commands)
+
+    about = "take records out of finished shards"
+    command = commands.add_parser("remove", help=about, description=about)
+    command.add_argument("--shards", required=True, help="the folder of the shards")
+    command.add_argument("--ids", required=True, help="a file with an id on each line")
+    command.set_defaults(run=remove)
+
     args, overrides = cli.parse(parser, argv)
     if overrides:
         raise UserError(f"'{overrides[0]}': this entry takes no config")
     args.run(args)
+
+
+def add_shards(commands: Any) -> None:
+    """The arguments of `shards`."""
+    about = "store videos so that a training clip costs what it shows"
+    command = commands.add_parser("shards", help=about, description=about)
+    form = shards.Form()
+    add = command.add_argument
+    given = command.add_mutually_exclusive_group(required=True)
+    given.add_argument("--root", help="a folder of videos; see --captions")
+    given.add_argument("--tars", nargs="+", help="WebDataset tars, or folders of them")
+    given.add_argument("--tfds", help="a data set of TFDS that is prepared already")
+    given.add_argument("--set", help="one of the community's data sets; see docs/datasets.md")
+    add("--captions", help="of --root: the file that names the videos")
+    add("--split", default="train", help="of --tfds and --set")
+    add("--data-dir", help="of --tfds: where it is; of --set: the folder of files fetched by hand")
+    add("--path-column", default="path", help="of a .csv or .jsonl file")
+    add("--caption-column", default="caption", help="of a file, of .json in tars, of TFDS; or none")
+    add("--label-column", default="none", help="of a file, or of TFDS")
+    add("--video-column", default="video", help="of TFDS")
+    add("--id-column", default="none", help="of TFDS")
+    add("--source", default="", help="where the videos are from, unless they say so themselves")
+    add("--licence", default="", help="on which terms, unless they say so themselves")
+    add("--max-absent", type=float, default=1.0, help="share of named files that may be absent")
+    add("--out", required=True, help="the folder to write; begun there before, it goes on")
+    add("--short-side", type=int, default=form.short_side, help="pixels, of larger videos")
+    add("--every", type=int, default=form.every, help="store every so manieth frame")
+    add("--quality", type=int, default=form.quality, help="of JPEG, 1 to 95")
+    add("--ratio", type=float, default=form.ratio, help="lower it above so many times the bytes")
+    add("--per-shard", type=int, default=128, help="clips; a tar is always one shard")
+    add("--seconds", type=float, default=form.seconds, help="of one core, that a video may take")
+    add("--memory", type=float, default=4.0, help="GiB that a process may use")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    add("--runner", choices=("local", "beam"), default="local")
+    add("--beam", action="append", default=[], help="an option of Beam's own, with its dashes")
+    command.set_defaults(run=make_shards)
+
+
+def make_shards(args: argparse.Namespace) -> None:
+    for name, low in (("short_side", 16), ("every", 1), ("quality", 1), ("per_shard", 1)):
+        if getattr(args, name) < low:
+            raise UserError(f"--{name.replace('_', '-')} must be {low} or more")
+    columns = {
+        name: None if (given := getattr(args, f"{name}_column")) == "none" else given
+        for name in ("caption", "label", "id")
+    }
+    captioned = columns["caption"] is not None and args.set is None
+    form = shards.Form(
+        args.short_side, args.every, args.quality, args.ratio, args.seconds, captioned
+    )
+    tasks = plan_shards(args, columns)
+    out = Path(args.out)
+    left = shards.begin(out, tasks, form)
+    if len(left) < len(tasks):
+        print(f"{out}: {len(tasks) - len(left)} of {len(tasks)} shards are there already")
+    if args.runner == "beam":
+        shards.run_beam(left, out, form, args.beam)
+    else:
+        steps = shards.run(left, out, form, workers=args.workers, memory=args.memory)
+        show_progress(steps, sum(task.count for task in left))
+    print_manifest(out, shards.finish(out))
+
+
+def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> list[shards.Task]:
+    given = args.source, args.licence
+    if args.tars:
+        return shards.plan_tars(args.tars, columns["caption"] or "", *given)
+    if args.tfds:
+        caption, label, key = (columns[k] or "" for k in ("caption", "label", "id"))
+        named = (args.video_column, caption, label, key)
+        return shards.plan_tfds(args.tfds, args.split, args.data_dir, args.per_shard, named, *given)
+    if args.set:
+        if not args.data_dir:
+            raise UserError("--set needs --data-dir, the folder of the files fetched by hand")
+        source = sets.load(args.set, args.split, args.data_dir, max_absent=args.max_absent)
+    elif args.captions:
+        source = sources.load(
+            args.root,
+            args.captions,
+            path_column=args.path_column,
+            caption_column=columns["caption"],
+            label_column=columns["label"],
+            max_absent=args.max_absent,
+        )
+    else:
+        raise UserError("--root needs --captions, the file that names the videos")
+    clips = [
+        c._replace(source=c.source or args.source, licence=c.licence or args.licence)
+        for c in source.clips
+    ]
+    return shards.plan_files(source._replace(clips=clips), args.per_shard)
+
+
+def show_progress(steps: Iterable[int], total: int) -> None:
+    """Goes through `steps`: under a bar on a terminal, with a plain line now and then elsewhere."""
+    if metrics.is_terminal(sys.stderr):
+        from rich import progress
+        from rich.console import Console
+
+        columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
+        with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+            shown = bar.add_task("videos", total=total)
+            for step in steps:
+                bar.advance(shown, step)
+        return
+    done, start, said = 0, time.monotonic(), -np.inf
+    for step in steps:
+        done, now = done + step, time.monotonic()
+        if now - said >= EVERY and done:
+            said, left = now, (now - start) * (total - done) / done
+            rate, eta = done / max(now - start, 1e-9), metrics.duration(max(left, 0))
+            line = f"{done}/{total} videos  {metrics.number(rate)}/s  eta {eta}\n"
+            sys.stderr.write(line)
+
+
+def print_manifest(out: Path, made: Mapping[str, Any]) -> None:
+    size, ratio = made["bytes"] / 1e9, made["bytes"] / max(made["bytes_before"], 1)
+    print(f"{out}: {made['records']} records, {metrics.number(size)} GB, {ratio:.2f} x the videos'")
+    for cause, count in made["causes"].items():
+        print(f"{count:8d} {cause:16s} {shards.CAUSES.get(cause, '')}".rstrip())
+
+
+def remove(args: argparse.Namespace) -> None:
+    ids = Path(args.ids)
+    if not ids.is_file():
+        raise UserError(f"no file '{ids}'; write an id on each line")
+    wanted = set(filter(None, map(str.strip, ids.read_text(encoding="utf-8").splitlines())))
+    made = shards.remove(Path(args.shards), wanted)
+    gone = made["causes"].get("removed", 0)
+    print(f"{args.shards}: {made['records']} records are left, {gone} have been taken down")
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
 """Order, resume, processes, failures: batches of real mp4 files through tf.data, and of shapes."""
 
+import collections
+import contextlib
 import itertools
 import json
 import subprocess
@@ -9,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from vtp_jax.data import pipeline, shapes, sources, text
+from vtp_jax.data import pipeline, shapes, shards, sources, text
 from vtp_jax.types import UserError, check_batch
 
 ROWS = 12
@@ -189,6 +191,117 @@ def test_views(root):
         assert (views[:, 0] != views[:, 1]).any()
 
 
+# Shards.
+
+
+@pytest.fixture(scope="module")
+def sharded(corpus, tmp_path_factory):
+    """The same corpus as shards of five clips each, all frames at high quality."""
+    out = tmp_path_factory.mktemp("sharded")
+    clips = sources.load(corpus, corpus / "train.json")
+    tasks, form = shards.plan_files(clips, 5), shards.Form(every=1, quality=95, ratio=0.0)
+    for task in shards.begin(out, tasks, form):
+        shards.make_shard(task, out, form)
+    shards.finish(out)
+    return out
+
+
+def from_shards(root, **more):
+    return make(root, **{**dict(kind="shards", train=dict(root=str(root)), evals={}), **more})
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_shards_show_what_files_show(corpus, sharded, repeats):
+    """The same clips, frames, parts and captions, in training and evaluation."""
+    look = dict(video=dict(VIDEO, repeats=repeats, crop="centre", size=32))
+    both = [
+        make(
+            corpus, evals=dict(val=dict(root=str(corpus), captions=f"{corpus}/train.json")), **look
+        ),
+        from_shards(sharded, evals=dict(val=dict(root=str(sharded))), **look),
+    ]
+    assert both[0].spec == both[1].spec
+    a, b = ([*take(one, 5), *one.streams["val"].batches()] for one in both)
+    for old, new in zip(a, b, strict=True):
+        assert old.keys() == new.keys()
+        for key in old.keys() - {"video"}:
+            np.testing.assert_array_equal(old[key], new[key], key)
+        for film, again in zip(old["video"], new["video"], strict=True):
+            assert not film.any() or psnr(film, again) > 28
+    with pytest.raises(UserError, match="data.train: .*it takes root"):
+        from_shards(sharded, train=dict(captions="x"))
+
+
+def test_two_then_three_then_one_process_across_restarts(sharded):
+    """Together they give what one process gives in one go: ids, words and pixels."""
+
+    def run(count, first, steps):
+        parts = [take(from_shards(sharded, batch=6, process=(i, count)), steps, first)
+                 for i in range(count)]  # fmt: skip
+        return [{k: np.concatenate([p[k] for p in row]) for k in row[0]}
+                for row in zip(*parts, strict=True)]  # fmt: skip
+
+    whole = run(1, 0, 6)
+    for a, b in zip(whole, run(2, 0, 2) + run(3, 2, 2) + run(1, 4, 2), strict=True):
+        check_equal(a, b)
+
+
+def test_a_stride_between_stored_frames_is_refused(corpus, tmp_path):
+    (task,) = shards.plan_files(sources.load(corpus, corpus / "val.csv"), 9)
+    form = shards.Form(every=4)
+    shards.begin(tmp_path, [task], form)
+    shards.make_shard(task, tmp_path, form)
+    shards.finish(tmp_path)
+    with pytest.raises(UserError, match="frames 6 apart.*every 4th.*--every 2"):
+        from_shards(tmp_path, video=dict(frames=4, stride=6, size=32))
+    from_shards(tmp_path, video=dict(frames=1, stride=1, size=32))  # an image
+    assert from_shards(tmp_path, video=dict(frames=2, stride=4, size=32)).rows == 5
+
+
+# A corpus of which every twentieth file is damaged, each in a way of its own.
+
+
+@pytest.fixture(scope="module")
+def worn(tmp_path_factory):
+    """80 videos, {number: cause} of those that cannot be read."""
+    root = tmp_path_factory.mktemp("worn")
+    shapes.write(root, shapes.Plan(train=80, val=1, side=32, frames=8), workers=1)
+
+    def path(number):
+        return root / f"train/{number:05d}.mp4"
+
+    whole = path(1).read_bytes()
+    (root / "inner.ts").write_bytes(whole)
+    path(11).unlink()
+    path(23).write_bytes(b"")
+    path(42).write_text(f"#EXTM3U\n#EXTINF:1,\n{root}/inner.ts\n#EXT-X-ENDLIST\n")
+    body = whole.index(b"mdat") + 4
+    path(64).write_bytes(whole[:body] + bytes(len(whole) - body))
+    return root, {11: "missing", 23: "not_a_video", 42: "not_a_video", 64: "damaged"}
+
+
+def test_a_worn_corpus_is_gone_through_with_exact_counts(worn):
+    """With the default limit, which is as much: chance alone does not stop a run."""
+    root, bad = worn
+    train = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
+
+    def run():
+        data = make(root, train=train, evals={}, batch=16)
+        seen = take(data, 15)  # three epochs
+        wrong = [int(i) for batch in seen for i in batch["id"][~batch["valid"]]]
+        return data.counts(), sorted(wrong)
+
+    counts, wrong = run()
+    assert wrong == sorted([*bad] * 3)
+    causes = {f"failed/{k}": 3 * n for k, n in collections.Counter(bad.values()).items()}
+    assert counts == dict(rows=240, failed=12, **causes)
+    assert run() == (counts, wrong)
+
+
 # Mixtures.
 
 
@@ -291,6 +404,20 @@ def test_too_many_failures_stop_the_run(broken):
     assert "\n" not in str(caught.value)
 
 
+def test_too_many_of_a_large_corpus_stop_a_run_soon():
+    """Long before as many clips have failed as may; and chance does not."""
+    clips = tuple(sources.Clip(f"{k}", ()) for k in range(100_000))
+    causes = np.where(np.arange(100_000) % 50 == 0, 0, pipeline.GOOD)
+    for share, stops in ((0.02, False), (0.01, True)):
+        ledger = pipeline.Ledger(sources.Source("", clips), share)
+        told = contextlib.nullcontext() if not stops else pytest.raises(UserError, match="rows")
+        with told:
+            for start in range(0, 100_000, 500):
+                ledger.enter(np.arange(start, start + 500), causes[start : start + 500])
+        assert ledger.rows == (100_000 if not stops else ledger.rows) and ledger.rows > 100
+        assert not stops or ledger.rows < 5000
+
+
 def test_unreadable_in_a_stream(broken):
     evals = dict(val=broken_train(broken))
     (stream, captions) = make(broken, train=broken_train(broken), evals=evals).streams.values()
@@ -311,7 +438,7 @@ def test_an_error_of_ours_is_not_taken_for_a_bad_video(monkeypatch):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        (dict(kind="webdataset"), "data.train: kind='webdataset'.*files, shapes"),
+        (dict(kind="webdataset"), "data.train: kind='webdataset'.*files, shards"),
         (dict(batch=6, process=(0, 4)), "data.batch=6 does not divide over 4 processes"),
         (dict(eval_batch=6, process=(0, 4)), "data.eval_batch=6 does not divide"),
         (dict(video=dict(frame=4)), "data.video: .*'frame.*it takes frames, stride, size"),

@@ -1,5 +1,8 @@
 """Frames asked for are frames got: in rendered videos that show their numbers, in real files."""
 
+import resource
+import socket
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -149,6 +152,86 @@ def test_playlists_open_no_other_file(folder):
     (folder / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {inner}\n")
     assert cause_of(folder / "list.mp4") == "not_a_video"
     assert cause_of(folder / "concat.mp4") == "not_a_video"
+
+
+LURES = {
+    "hls.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}/a.ts\n#EXT-X-ENDLIST\n",
+    "hls.avi": "#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:1,\nconcat:{url}/a|file:///etc/passwd\n",
+    "concat.mp4": "ffconcat version 1.0\nfile {url}/a.mp4\n",
+    "stream.mp4": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "dash.mp4": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
+    "<BaseURL>{url}/</BaseURL><Period><AdaptationSet><Representation><BaseURL>a.mp4</BaseURL>"
+    "</Representation></AdaptationSet></Period></MPD>",
+    "smil.mkv": '<smil><body><video src="{url}/a"/></body></smil>',
+    "rtsp.mov": "RTSPtext\nrtsp://127.0.0.1:{port}/a\n",
+}
+
+
+@pytest.mark.parametrize("as_bytes", [False, True], ids=["file", "bytes"])
+def test_no_file_makes_us_reach_the_network(folder, as_bytes):
+    """Playlists and the like, that name a host which listens: nobody calls, and each is refused."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        for name, text in LURES.items():
+            content = text.format(url=f"http://127.0.0.1:{port}", port=port).encode()
+            (folder / name).write_bytes(content)
+            assert cause_of(content if as_bytes else folder / name) == "not_a_video", name
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    for url in (f"http://127.0.0.1:{port}/a", "concat:a|b", "subfile,,start,0,end,9,,:a", "pipe:0"):
+        assert cause_of(url) == "missing"
+
+
+def enlarge(codec, data, side):
+    """A picture whose header says that it has `side` x `side` pixels."""
+    if codec == "mjpeg":
+        at = data.index(b"\xff\xc0") + 5
+        return data[:at] + side.to_bytes(2, "big") * 2 + data[at + 4 :]
+    header = b"IHDR" + side.to_bytes(4, "big") * 2 + data[24:29]
+    return data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
+
+
+@pytest.mark.parametrize("codec, fmt", [("mjpeg", "yuvj420p"), ("png", "rgb24")])
+def test_a_picture_that_says_it_is_huge_is_not_allocated(folder, codec, fmt):
+    """30,000 x 30,000 pixels, in a file of a few kB whose container says 64 x 64."""
+    path = folder / f"{codec}.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(25))
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, fmt
+        for n, frame in enumerate(numbered(4)):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                new = av.Packet(enlarge(codec, bytes(packet), 30000) if n else bytes(packet))
+                new.stream, new.time_base = stream, packet.time_base
+                new.pts, new.dts, new.is_keyframe = packet.pts, packet.dts, True
+                container.mux(new)
+    assert path.stat().st_size < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert cause_of(path, (3,)) in ("damaged", "too_large")
+    with pytest.raises(video.Unreadable):
+        video.scan(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_decoding_has_an_end(folder, monkeypatch):
+    """Time, and the memory of what is asked for at once, are limited."""
+    path = write(folder / "long.mp4", *FORMATS["front.mp4"])
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "MAX_SECONDS", 0.0)
+        assert cause_of(path, (0, N - 1)) == "too_slow"
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "MAX_BYTES", 3 * SIDE * SIDE * 2)
+        assert cause_of(path, (0, 5, 9)) == "too_large"
+        video.read_frames(path, lambda n: np.asarray([0, 5, 5]))
+    with pytest.raises(video.Unreadable, match="too_slow"):
+        video.scan(path, seconds=0.0)
+
+
+def test_what_is_in_memory_reads_like_a_file(file):
+    wanted = np.asarray([3, N - 1, 40])
+    got = video.read_frames(file.read_bytes(), lambda n: wanted)
+    np.testing.assert_array_equal(got, video.read_frames(file, lambda n: wanted))
 
 
 def test_too_large(folder, monkeypatch):

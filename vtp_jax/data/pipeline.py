@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int, UInt8
 
-from vtp_jax.data import alternate, ops, sets, shapes, sources, video
+from vtp_jax.data import alternate, ops, records, sets, shapes, sources, video
 from vtp_jax.data import text as tokens
 from vtp_jax.data.order import Order, list_order, mixed_order, rows_of, shuffled_order
 from vtp_jax.types import Batch, Data, Spec, Stream, UserError
@@ -35,6 +35,7 @@ from vtp_jax.types import Batch, Data, Spec, Stream, UserError
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AHEAD = 2  # batches made before they are asked for
 JUDGED = 100  # rows (or an epoch, if that is less) before too many failures stop a run
+CHANCE = 5  # standard deviations
 LOOK, CAPTION = 2, 3  # what a random generator is for, beside those of order and alternate
 CAUSES = tuple(video.CAUSES)
 GOOD, PADDING = -1, -2  # beside the numbers of causes
@@ -129,10 +130,10 @@ def make(
 ) -> Data:
     """The training batches and evaluation streams of video files, or of shapes drawn in memory.
 
-    kind:    `files` (decoded inside tf.data) or `shapes` (without files and TensorFlow); a set may
-             say its own
+    kind:    `files`, `shards` (what `prepare shards` wrote), `sets` (the community's), each by
+             tf.data, or `shapes` (without files and TensorFlow); a set may say its own
     batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
-    train:   of files: the arguments of `open_files`; of shapes: those of `open_shapes`; or
+    train:   the arguments of `open_files`, `open_shards`, `open_shapes`, `open_community`; or
              dict(mix={name: as `train`, and its `weight`}): rows of several sets, in proportion
     also:    {name: the fields of `More`}: sources of another structure, such as images, whose
              batches alternate with those of `train`, which has `turns` turns in a round; the order
@@ -141,7 +142,7 @@ def make(
              and `name/captions` (every caption, no videos); of shapes, the held-out clips
     video:   the fields of `Look`
     text:    the arguments of `open_text`; without it no captions are read
-    max_failed: the run stops when a larger share of its training rows cannot be read
+    max_failed: the run stops when a larger share of its training clips cannot be read
     workers: videos decoded side by side, by default one for each core
     process: (index, count); this process gives its equal share of the rows of each batch, in order
 
@@ -374,8 +375,14 @@ def open_community(
     return Clips(source, lambda i, choose: video.read_frames(source.file(i), choose))
 
 
+def open_shards(split: str, *, root: str) -> Clips:
+    """The clips of a folder that `vtp_jax.prepare shards` wrote. `split` changes nothing."""
+    clips = records.Shards(root)
+    return Clips(clips.source, clips.read, every=clips.every, cut=clips.cut)
+
+
 OPENERS: Mapping[str, Callable[..., Clips]] = dict(
-    files=open_files, shapes=open_shapes, sets=open_community
+    files=open_files, shards=open_shards, shapes=open_shapes, sets=open_community
 )
 
 
@@ -648,14 +655,19 @@ class Ledger:
             if number >= 0:
                 self.failed[CAUSES[number]] += 1
                 self.name(index, CAUSES[number])
-        enough = self.rows >= min(JUDGED, len(self.source.clips))
-        if enough and self.failed.total() > self.max_failed * self.rows:
+        if self.rows >= min(JUDGED, len(self.source.clips)) and self.too_many():
             by_cause = ", ".join(f"{n} {cause}" for cause, n in self.failed.most_common())
             first = ", ".join(repr(self.source.clips[i].path) for i in list(self.named)[:3])
             raise UserError(
                 f"{self.failed.total()} of {self.rows} rows cannot be read ({by_cause}), more than "
                 f"max_failed={self.max_failed}; first {first}; look with vtp_jax.prepare check"
             )
+
+    def too_many(self) -> bool:
+        """Whether more clips have failed than may at all, or more rows than can be chance where as
+        many clips fail as may."""
+        clips, rows = (self.max_failed * n for n in (len(self.source.clips), self.rows))
+        return len(self.named) > clips or self.failed.total() > rows + CHANCE * math.sqrt(rows)
 
     def name(self, index: int, cause: str) -> None:
         if index not in self.named:

@@ -1,0 +1,215 @@
+"""Shards: what is written is read, only what is shown is read, and what has rotted is found."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtp_jax.data import ops, records, video
+from vtp_jax.data import order as orders
+from vtp_jax.types import UserError
+
+H, W, FRAMES, EVERY = 66, 90, 22, 4
+
+
+def film(seed=0):
+    """Smooth coloured frames that differ from each other."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (FRAMES, 4, 5, 3), dtype=np.uint8)
+    return ops.resize(small, H, W)
+
+
+def record(number=0, frames=None):
+    frames = film(number) if frames is None else frames
+    return records.Record(
+        id=f"clip {number}", captions=("one", "zwei \u00e9"), spans=((0.5, 2.0), (1.0, 3.25)),
+        label=number, source="there", licence="CC BY 4.0", sha256="ab" * 32, frames=FRAMES,
+        rate=29.97, every=EVERY, height=H, width=W,
+        jpegs=[records.encode_jpeg(f, 95) for f in frames[::EVERY]],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("shards")
+    counts = [records.write_shard(out / f"{k}.shard", map(record, range(k, k + 3))) for k in (0, 3)]
+    write_manifest(out, [f"{k}.shard" for k in (0, 3)], counts)
+    return out
+
+
+def write_manifest(out, names, counts):
+    listed = [dict(name=n, records=c) for n, c in zip(names, counts, strict=True)]
+    known = dict(format=records.FORMAT, every=EVERY, captions=2, classes=6, shards=listed)
+    (out / records.MANIFEST).write_text(json.dumps(known))
+
+
+def as_lists(one):
+    return json.loads(json.dumps({k: v for k, v in one._asdict().items() if k != "jpegs"}))
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
+
+
+def test_records_come_back_whole(folder):
+    found = list(records.Shard(folder / "3.shard").records())
+    assert len(found) == 3
+    for number, one in enumerate(found, 3):
+        wanted = record(number)
+        assert as_lists(one) == as_lists(wanted) and one.jpegs == wanted.jpegs
+
+
+def test_clips_of_all_shards_in_order(folder):
+    clips = records.Shards(folder)
+    assert len(clips) == 6 and clips.source.survey() == (2, 6)
+    for number, clip in enumerate(clips):
+        wanted = record(number)
+        assert clip[:3] == (wanted.id, wanted.captions, number) and clip.spans == wanted.spans
+    with pytest.raises(IndexError):
+        clips[6]
+
+
+@given(wanted=st.lists(st.integers(0, FRAMES - 1), min_size=1, max_size=6))
+def test_frames_asked_are_the_stored_ones_before(folder, wanted):
+    """Numbers are those of the video, in any order, repeated or not."""
+    frames = records.Shards(folder).read(4, lambda n: np.asarray(wanted))
+    for number, frame in zip(wanted, frames, strict=True):
+        assert psnr(film(4)[number // EVERY * EVERY], frame) > 34
+
+
+def test_only_what_is_shown_is_read(folder, monkeypatch):
+    clips, read = records.Shards(folder), []
+    real = records.Shard._read
+    monkeypatch.setattr(
+        records.Shard, "_read", lambda self, at, size: read.append(size) or real(self, at, size)
+    )
+    clips.read(1, lambda n: np.asarray([4, 8]))
+    sizes = [len(jpeg) for jpeg in record(1).jpegs]
+    assert read[-1] == sizes[1] + sizes[2] and sum(read[:-1]) < 2 * records.AT_ONCE
+
+
+@pytest.mark.parametrize("box", [(0, 0, 66, 66), (3, 7, 32, 32), (11, 5, 40, 51), (1, 1, 20, 16)])
+def test_parts_are_those_of_whole_frames(folder, box):
+    """Resized in YCbCr by FFmpeg here, in RGB by Pillow there: brightness is alike and nowhere
+    shifted; colour, of which there is one for four pixels, is so but for a pixel."""
+    clips, wanted, box = records.Shards(folder), np.asarray([0, 4, 4, 20]), ops.Box(*box)
+    (got,) = clips.cut(2, lambda n: wanted, lambda h, w: [box], 32)
+    whole = clips.read(2, lambda n: wanted)
+    pillow = ops.cut(whole, box, 32)
+    grey = np.asarray([0.299, 0.587, 0.114])
+    assert psnr(pillow @ grey, got @ grey) > 37 and psnr(pillow, got) > 28
+    shifted = ops.cut(whole, box._replace(x=box.x + 1), 32)
+    assert psnr(pillow @ grey, got @ grey) > psnr(shifted @ grey, got @ grey) + 3
+    np.testing.assert_array_equal(got[1], got[2])
+
+
+def test_several_parts_of_one_reading(folder):
+    boxes = [ops.Box(0, 0, 66, 66), ops.Box(0, 24, 66, 66), ops.Box(2, 2, 24, 30)]
+    clips = records.Shards(folder)
+    got = clips.cut(0, np.arange, lambda h, w: boxes if (h, w) == (H, W) else [], 24)
+    assert got.shape == (3, FRAMES, 24, 24, 3)
+    for box, clip in zip(boxes, got, strict=True):
+        (alone,) = clips.cut(0, np.arange, lambda h, w, box=box: [box], 24)
+        np.testing.assert_array_equal(alone, clip)
+
+
+@given(at=st.integers(0, 2**31), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_found(folder, tmp_path_factory, at, bit):
+    """Wherever it is: what can still be read is right, and the rest is `damaged`."""
+    data = bytearray((folder / "0.shard").read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    path = tmp_path_factory.getbasetemp() / "flipped.shard"
+    path.write_bytes(data)
+    found = 0
+    try:
+        shard = records.Shard(path)
+        for number in range(len(shard)):
+            try:
+                header = shard.header(number)
+                jpegs = shard.jpegs(header, range(len(header.sizes)))
+            except video.Unreadable as error:
+                assert error.cause == "damaged"
+                found += 1
+            else:
+                assert as_lists(header.record) == as_lists(record(number))
+                assert jpegs == record(number).jpegs
+    except video.Unreadable as error:
+        assert error.cause == "damaged"
+        return
+    assert found == 1
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_a_cut_shard_is_damaged(folder, tmp_path, share):
+    data = (folder / "0.shard").read_bytes()
+    (tmp_path / "a.shard").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(video.Unreadable, match="damaged"):
+        records.Shard(tmp_path / "a.shard")
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    def some():
+        yield record()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        records.write_shard(tmp_path / "a.shard", some())
+    assert not (tmp_path / "a.shard").exists()
+
+
+def test_a_frame_of_another_size_is_damaged(tmp_path):
+    """Also one that says it is huge: nothing of that size is allocated."""
+    jpeg = records.encode_jpeg(film()[0], 80)
+    at = jpeg.index(b"\xff\xc0") + 5
+    huge = jpeg[:at] + (30000).to_bytes(2) * 2 + jpeg[at + 4 :]
+    other = records.encode_jpeg(film()[0][:40], 80)
+    for wrong in (huge, other, jpeg[:300], b"", b"no jpeg"):
+        records.write_shard(tmp_path / "a.shard", [record()._replace(jpegs=[wrong] * 6)])
+        write_manifest(tmp_path, ["a.shard"], [1])
+        with pytest.raises(video.Unreadable, match="damaged"):
+            records.Shards(tmp_path).read(0, lambda n: np.asarray([0, 20]))
+
+
+def test_shards_that_are_gone_or_others_are_unreadable(folder, tmp_path):
+    write_manifest(tmp_path, ["0.shard", "1.shard"], [2, 3])
+    (tmp_path / "0.shard").write_bytes((folder / "0.shard").read_bytes())
+    for index, cause in ((0, "damaged"), (3, "missing")):
+        with pytest.raises(video.Unreadable, match=cause):
+            records.Shards(tmp_path).read(index, np.arange)
+
+
+@pytest.mark.parametrize(
+    "text, told", [(None, "no shards in"), ("{", "is damaged"), ('{"format": 9}', "format 9, not")]
+)
+def test_errors_of_one_line(tmp_path, text, told):
+    if text is not None:
+        (tmp_path / records.MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=told) as caught:
+        records.Shards(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_does_not_grow_with_records(folder, tmp_path):
+    """A thousand records and a million, in as many shards, at a late step: the same few kB."""
+    nothing = [record()._replace(jpegs=[])]
+    for name, count in (("few", 100), ("many", 10_000)):
+        records.write_shard(tmp_path / f"{name}.shard", nothing * count)
+
+    def peak(name, count):
+        write_manifest(tmp_path, [f"{name}.shard"] * 100, [count] * 100)
+        tracemalloc.start()
+        clips = records.Shards(tmp_path)
+        order = orders.shuffled_order(64, (0, 1), 0, len(clips))
+        for index in order.at(np.arange(64 * 10**6, 64 * 10**6 + 64))[1]:
+            assert clips[index].label == 0
+        found = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return len(clips), found
+
+    peak("few", 100)  # what is cached once
+    (few, small), (many, large) = peak("few", 100), peak("many", 10_000)
+    assert (few, many) == (10_000, 1_000_000)
+    assert large[0] < small[0] + 50_000 and large[1] < small[1] + 300_000

@@ -1,0 +1,108 @@
+"""Tars of samples: what is read, and what nobody who wrote one can make us do."""
+
+import io
+import tarfile
+
+import pytest
+
+from vtp_jax.data import tars
+
+
+def add(tar, name, content=b"x", **how):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in how.items():
+        setattr(info, key, value)
+    tar.addfile(info, io.BytesIO(content) if info.isreg() else None)
+
+
+def write(path, *members, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, *rest in members:
+            add(tar, name, *rest[:1], **(rest[1] if len(rest) > 1 else {}))
+    return str(path)
+
+
+def test_samples_in_order(tmp_path):
+    path = write(
+        tmp_path / "a.tar",
+        *(("0.mp4", b"v0"), ("0.json", b"{}"), ("dir/1.b.MP4", b"v1"), ("dir/1.txt", b"t")),
+    )
+    assert list(tars.read(path)) == [
+        tars.Sample("0", {".mp4": b"v0", ".json": b"{}"}),
+        tars.Sample("dir/1", {".b.mp4": b"v1", ".txt": b"t"}),
+    ]
+    assert tars.count(path) == 2
+
+
+EVIL = {
+    "../out.mp4": ("unsafe_name", {}),
+    "a/../../out.mp4": ("unsafe_name", {}),
+    "/etc/out.mp4": ("unsafe_name", {}),
+    "link.mp4": ("not_a_file", dict(type=tarfile.SYMTYPE, linkname="/etc/passwd")),
+    "hard.mp4": ("not_a_file", dict(type=tarfile.LNKTYPE, linkname="../secret")),
+    "device.mp4": ("not_a_file", dict(type=tarfile.CHRTYPE, devmajor=1, devminor=5)),
+    "block.mp4": ("not_a_file", dict(type=tarfile.BLKTYPE)),
+    "pipe.mp4": ("not_a_file", dict(type=tarfile.FIFOTYPE)),
+}
+
+
+def test_nothing_escapes(tmp_path):
+    """No name is used as a path, no link is followed; each is counted by its cause."""
+    (tmp_path / "secret").write_text("secret")
+    inside = tmp_path / "in"
+    inside.mkdir()
+    members = [(name, b"x", how) for name, (_, how) in EVIL.items()]
+    path = write(inside / "a.tar", ("ok.mp4", b"v"), *members, ("z.mp4", b"w"))
+    before = sorted(tmp_path.rglob("*"))
+    found = list(tars.read(path))
+    good = [one for one in found if isinstance(one, tars.Sample)]
+    assert [(one.key, dict(one.members)) for one in good] == [
+        ("ok", {".mp4": b"v"}),
+        ("z", {".mp4": b"w"}),
+    ]
+    refused = {one.key: one.cause for one in found if isinstance(one, tars.Refused)}
+    assert refused == {name: cause for name, (cause, _) in EVIL.items()}
+    assert sorted(tmp_path.rglob("*")) == before and set(refused.values()) <= set(tars.CAUSES)
+
+
+def test_what_says_it_is_huge_is_not_read(tmp_path, monkeypatch):
+    """A member of 8 TiB that the header promises, and one with holes of 1 TiB, cost nothing."""
+    info = tarfile.TarInfo("big.mp4")
+    info.size = 2**43
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    causes = [one.cause for one in tars.read(str(tmp_path / "a.tar"))]
+    assert causes[0] == "member_too_large"
+    holes = tarfile.TarInfo("holes.mp4")
+    holes.type, holes.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(holes.tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 512
+    header[483:495] = b"%011o\0" % 2**32
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    (tmp_path / "b.tar").write_bytes(bytes(header) + bytes(512 + 1024))
+    assert [one.cause for one in tars.read(str(tmp_path / "b.tar"))] == ["not_a_file"]
+    path = write(tmp_path / "c.tar", ("a.json", b"x" * 20), ("b.mp4", b"x" * 20))
+    monkeypatch.setattr(tars, "MAX_TEXT", 19)
+    assert [type(one).__name__ for one in tars.read(path)] == ["Refused", "Sample"]
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_compressed_tars_are_not_opened(tmp_path, mode):
+    path = write(tmp_path / "a.tar", ("a.mp4", bytes(10**6)), mode=mode)
+    (refused,) = tars.read(path)
+    assert refused.cause == "damaged_tar"
+
+
+def test_twice_and_cut_off(tmp_path):
+    path = write(tmp_path / "a.tar", ("a.mp4",), ("b.mp4",), ("a.mp4",), ("c.mp4", bytes(5000)))
+    assert [(one.key, getattr(one, "cause", "")) for one in tars.read(path)] == [
+        *(("a", ""), ("b", ""), ("a", "duplicate"), ("c", "")),
+    ]
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[:5000])
+    found = list(tars.read(path))
+    assert [one.key for one in found if isinstance(one, tars.Sample)] == ["a", "b"]
+    assert found[-1].cause == "damaged_tar"
+    (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
+    assert [one.cause for one in tars.read(path)] == ["damaged_tar"]

@@ -1,0 +1,308 @@
+"""Shards: clips as JPEG frames in a few large files, of which only what is shown is read.
+
+A shard is one file: records one after the other, then a table of where each begins. A record is a
+header in JSON (what is known of the clip, the size and the CRC-32 of each frame) and its frames. So
+a training clip costs two short reads and the decoding of its own frames, and what has rotted on a
+disk is found. A folder of shards has a `manifest.json`, which `vtp_jax.prepare shards` writes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import io
+import itertools
+import json
+import os
+import struct
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import av.error
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import VideoReformatter
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from vtp_jax.data import ops, video
+from vtp_jax.data.sources import Clip, Facts, Source
+from vtp_jax.types import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # of shards and manifest
+MAGIC = b"vtpjax01"
+HEAD = struct.Struct("<II")  # of a record: bytes of its header, their CRC
+TAIL = struct.Struct("<QQI8s")  # of a shard: records, where the table begins, its CRC, MAGIC
+AT_ONCE = 4096  # bytes read for a header, which is enough for most
+OPEN = 256  # shards held open
+
+
+class Record(NamedTuple):
+    """A clip as it is stored.
+
+    id, source, licence, sha256 (of the file it came from): text; label: its class, or None
+    captions, and of each the `spans` for which it holds, in seconds, where they are known
+    frames, rate: of the video it came from; every: so many of its frames lead to one that is stored
+    height, width: of the stored frames, in pixels; jpegs: frames 0, every, 2 every, ...
+    """
+
+    id: str
+    captions: Sequence[str]
+    spans: Sequence[Sequence[float]]
+    label: int | None
+    source: str
+    licence: str
+    sha256: str
+    frames: int
+    rate: float
+    every: int
+    height: int
+    width: int
+    jpegs: Sequence[bytes]
+
+
+class Header(NamedTuple):
+    """A record without its frames, which begin at `at` in the shard and are `sizes` long."""
+
+    record: Record
+    at: int
+    sizes: Sequence[int]
+    crcs: Sequence[int]
+
+
+def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
+    """Writes a shard, whole or not at all; returns how many records it has."""
+    path, starts = Path(path), []
+    new = path.with_name(path.name + ".new")
+    with new.open("wb") as file:
+        for record in records:
+            starts.append(file.tell())
+            known = {k: v for k, v in record._asdict().items() if k != "jpegs"}
+            known |= dict(sizes=[len(j) for j in record.jpegs])
+            known |= dict(crcs=[zlib.crc32(j) for j in record.jpegs])
+            header = json.dumps(known, ensure_ascii=False, separators=(",", ":")).encode()
+            file.write(HEAD.pack(len(header), zlib.crc32(header)))
+            file.write(header)
+            file.writelines(record.jpegs)
+        table = np.asarray([*starts, file.tell()], "<u8").tobytes()
+        file.write(table)
+        file.write(TAIL.pack(len(starts), file.tell() - len(table), zlib.crc32(table), MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    return len(starts)
+
+
+class Shard:
+    """A shard, open for reading from any thread. Whatever is wrong with it is an Unreadable."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        try:
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise video.Unreadable("missing", str(error)) from None
+        weakref.finalize(self, os.close, self._file)
+        size = os.fstat(self._file).st_size
+        tail = self._read(max(size - TAIL.size, 0), TAIL.size)
+        self._count, self._table, crc, magic = TAIL.unpack(tail)
+        length = 8 * (self._count + 1)
+        if magic != MAGIC or self._table + length + TAIL.size != size:
+            raise video.Unreadable("damaged", f"{self.path} is no shard, or not all of it")
+        if zlib.crc32(self._read(self._table, length)) != crc:
+            raise video.Unreadable("damaged", f"the table of {self.path}")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def header(self, index: int) -> Header:
+        start, end = struct.unpack("<QQ", self._read(self._table + 8 * index, 16))
+        found = self._read(start, min(AT_ONCE, end - start))
+        size, crc = HEAD.unpack_from(found)
+        if HEAD.size + size > end - start:
+            raise video.Unreadable("damaged", f"a header in {self.path}")
+        if HEAD.size + size > len(found):
+            found += self._read(start + len(found), HEAD.size + size - len(found))
+        text = found[HEAD.size : HEAD.size + size]
+        if zlib.crc32(text) != crc:
+            raise video.Unreadable("damaged", f"a header in {self.path}")
+        known = json.loads(text)
+        sizes, crcs = known.pop("sizes"), known.pop("crcs")
+        return Header(Record(**known, jpegs=()), start + HEAD.size + size, sizes, crcs)
+
+    def jpegs(self, header: Header, numbers: Sequence[int]) -> list[bytes]:
+        """Stored frames by ascending numbers; neighbours are read at once."""
+        starts = np.cumsum([header.at, *header.sizes]).tolist()
+        found: list[bytes] = []
+        for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+            run = [number for _, number in run]
+            first, end = starts[run[0]], starts[run[-1] + 1]
+            data = self._read(first, end - first)
+            found += [data[starts[n] - first : starts[n + 1] - first] for n in run]
+        for number, jpeg in zip(numbers, found, strict=True):
+            if zlib.crc32(jpeg) != header.crcs[number]:
+                raise video.Unreadable("damaged", f"frame {number} of {header.record.id}")
+        return found
+
+    def records(self) -> Iterator[Record]:
+        """All of them, whole."""
+        for index in range(len(self)):
+            header = self.header(index)
+            jpegs = self.jpegs(header, range(len(header.sizes)))
+            yield header.record._replace(jpegs=jpegs)
+
+    def _read(self, at: int, size: int) -> bytes:
+        try:
+            data = os.pread(self._file, size, at)
+        except OSError as error:
+            raise video.Unreadable("damaged", str(error)) from None
+        if len(data) < size:
+            raise video.Unreadable("damaged", f"{self.path} ends too early")
+        return data
+
+
+class Shards(Sequence[Clip]):
+    """The clips of a folder of shards, by their ids, in the order of its manifest. What is held in
+    memory grows with the number of shards, not of clips."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        manifest = read_manifest(self.folder)
+        self.every = int(manifest["every"])
+        self.facts = Facts(manifest["captions"], manifest["classes"])
+        self.names = [shard["name"] for shard in manifest["shards"]]
+        counts = (shard["records"] for shard in manifest["shards"])
+        self.starts = list(itertools.accumulate(counts, initial=0))
+        self._open = functools.lru_cache(maxsize=OPEN)(lambda name: Shard(self.folder / name))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self.find(range(len(self))[index])[1].record
+        spans = tuple((start, end) for start, end in record.spans)
+        return Clip(record.id, tuple(record.captions), record.label, spans)
+
+    @property
+    def source(self) -> Source:
+        return Source("", self, self.facts)
+
+    def find(self, index: int) -> tuple[Shard, Header]:
+        part = bisect.bisect_right(self.starts, index) - 1
+        shard = self._open(self.names[part])
+        if len(shard) != self.starts[part + 1] - self.starts[part]:
+            raise video.Unreadable("damaged", f"{shard.path} is not the shard of the manifest")
+        return shard, shard.header(index - self.starts[part])
+
+    def pick(
+        self, index: int, choose: video.Choose
+    ) -> tuple[Record, list[bytes], Int[np.ndarray, "t"]]:
+        """The frames that the chosen ones lead to, each once, and where each of them is shown."""
+        shard, header = self.find(index)
+        numbers = choose(header.record.frames) // header.record.every
+        unique, places = np.unique(numbers, return_inverse=True)
+        return header.record, shard.jpegs(header, unique.tolist()), places
+
+    def read(self, index: int, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
+        """The chosen frames, as `video.read_frames`. Raises Unreadable."""
+        record, jpegs, places = self.pick(index, choose)
+        convert = VideoReformatter().reformat
+        frames = [
+            convert(frame, format="rgb24", threads=1).to_ndarray()
+            for frame in decode(jpegs, record.height, record.width)
+        ]
+        return np.stack(frames)[places]
+
+    def cut(
+        self,
+        index: int,
+        choose: video.Choose,
+        boxes: Callable[[int, int], Sequence[ops.Box]],
+        size: int,
+    ) -> UInt8[np.ndarray, "v t s s c"]:
+        """Parts of the chosen frames, resized to `size` before they become RGB: half the values,
+        and no picture is made that is not shown. Raises Unreadable."""
+        record, jpegs, places = self.pick(index, choose)
+        frames = decode(jpegs, record.height, record.width)
+        chosen = boxes(record.height, record.width)
+        shown = np.empty((len(chosen), len(places), size, size, 3), np.uint8)
+        for box, clip in zip(chosen, shown, strict=True):
+            for number, picture in enumerate(cut(frames, box, size)):
+                clip[places == number] = picture
+        return shown
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"no shards in '{folder}': it has no whole {MANIFEST}") from None
+    except ValueError as error:
+        raise UserError(f"{folder / MANIFEST} is damaged: {error}") from None
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder}: shards of format {manifest.get('format')}, not {FORMAT}")
+    if not sum(shard["records"] for shard in manifest["shards"]):
+        raise UserError(f"{folder} holds no records; {MANIFEST} says why each was refused")
+    return manifest
+
+
+# Frames.
+
+
+def encode_jpeg(frame: UInt8[np.ndarray, "h w c"], quality: int) -> bytes:
+    """4:2:0, with Huffman tables of its own."""
+    file = io.BytesIO()
+    image = Image.fromarray(frame)
+    image.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+    return file.getvalue()
+
+
+def decode(jpegs: Sequence[bytes], height: int, width: int) -> list[av.VideoFrame]:
+    """Frames in YCbCr, as they are coded. Of the decoders at hand FFmpeg's is the fastest."""
+    codec: Any = av.CodecContext.create("mjpeg", "r")
+    codec.thread_count = 1
+    codec.options = dict(max_pixels=str((height + 64) * (width + 64)))  # and whole blocks
+    try:
+        frames = [frame for jpeg in jpegs for frame in codec.decode(av.Packet(jpeg))]
+    except av.error.FFmpegError as error:
+        raise video.Unreadable("damaged", str(error.strerror)) from None
+    if len(frames) < len(jpegs) or {(f.height, f.width) for f in frames} != {(height, width)}:
+        raise video.Unreadable("damaged", "a frame of another size")
+    return frames
+
+
+def cut(
+    frames: Sequence[av.VideoFrame], box: ops.Box, size: int
+) -> Iterator[UInt8[np.ndarray, "s s c"]]:
+    """The same part of every frame, resized (bilinear, in YCbCr) and then turned to RGB. A picture
+    lasts until the next is asked for. Of a part that begins at an odd place, colour, which is coded
+    for two by two pixels, is off by one."""
+    first, graph = frames[0], Graph()
+    graph.threads = 1
+    steps = [
+        graph.add_buffer(
+            width=first.width, height=first.height, format=first.format, time_base=Fraction(1)
+        ),
+        graph.add("crop", f"{box.w}:{box.h}:{box.x}:{box.y}:exact=1"),
+        graph.add("scale", f"{size}:{size}:flags=bilinear"),
+        graph.add("format", first.format.name),  # or resizing and RGB at once, at twice the price
+        graph.add("scale", "flags=bilinear"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    ]
+    for one, other in itertools.pairwise(steps):
+        one.link_to(other)
+    graph.configure()
+    for number, frame in enumerate(frames):
+        frame.pts = number
+        graph.push(frame)
+        pulled: Any = graph.pull()
+        (plane,) = pulled.planes
+        rows = np.frombuffer(plane, np.uint8).reshape(size, plane.line_size)
+        yield rows[:, : 3 * size].reshape(size, size, 3)
