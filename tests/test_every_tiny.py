@@ -12,7 +12,6 @@ QUICK = [
     for name in (
         "simvtp/pretrain_webvid",
         "videomae/finetune_k400",
-        "snclr/pretrain_imagenet",
     )
 ]
 

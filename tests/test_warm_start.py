@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.arrays import fill
 from tests.configs import ROOT
 from vtp_jax import build, checkpoint, cli, tree, warm_start
 from vtp_jax.types import Mean, Method, Out, State, UserError
@@ -132,7 +133,7 @@ def test_simvtp_starts_from_videomae_and_bert(tmp_path, monkeypatch):
     cfg = cli.plain(cli.load_config("configs/simvtp/pretrain_webvid.py:tiny"))
     data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
     made = build.method(cfg["method"], data.facts)
-    given = jax.tree.map(lambda x: x + 1, made.init(jax.random.key(5), data.spec))
+    given = fill(lambda: made.init(jax.random.key(5), data.spec))
     words = {"text_embed": given["text_embed"]}
     rest = {k: v for k, v in given.items() if k not in ("text_embed", "text_cls", "vtm_head")}
     folders = [save(tmp_path / "videomae", rest), save(tmp_path / "bert", words)]

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.arrays import fill
 from vtp_jax import checkpoint, tree
 from vtp_jax.convert import __main__ as convert
 from vtp_jax.convert import files, folder, rules
@@ -108,11 +109,8 @@ HEADS = {"heads": 2, "decoder-heads": 1, "text-heads": 2}
 
 def tensors_of(name, dtype="float32"):
     """Tensors under the format's names, none of which is zero."""
-    params = CASES[name](jax.random.key(0))
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(
-        lambda x: (np.asarray(x) + 0.1 * rng.standard_normal(x.shape)).astype(dtype), params
-    )
+    params = fill(CASES[name], jax.random.key(0), seed=1)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
     form = FORMATS[name]
     heads = {n: HEADS[n] for n in form.stacks}
     flat = tree.flatten(params)
