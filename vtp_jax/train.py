@@ -103,18 +103,19 @@ def train(
     step = make_step(made, optimizer, seed)
     check_step(step, shapes, loaded.spec)
     with contextlib.ExitStack() as stack:
-        # -- The state: restored, or born sharded. Nothing is written before the workdir is ours.
+        # -- The state: restored, or born sharded. Nothing is written before the workdir is ours and
+        # what it holds is known to fit.
         stack.enter_context(shardings.activate(devices))
         options = dict(config=config, **checkpoint)
         saved = stack.enter_context(
             cli.call(checkpoints.Checkpoints, "config.checkpoint", workdir, **options)
         )
+        state = saved.restore_latest(shardings.with_shardings(shapes, placed))
         if jax.process_index() == 0:
             (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
             specs = jax.tree.map(lambda s: s.spec, placed.params)
             table = shardings.table(shapes.params, sharding=specs)
             (folder / "parameters.txt").write_text(table + "\n", encoding="utf-8")
-        state = saved.restore_latest(shardings.with_shardings(shapes, placed))
         if state is None:
             given = build.warm(warm_start, fresh, shapes, folder)
             state = jax.jit(start, out_shardings=placed)(given)
