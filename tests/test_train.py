@@ -173,8 +173,10 @@ def test_a_state_whose_types_change_is_refused():
 def test_another_net_in_the_same_workdir_is_refused(whole):
     config = cli.plain(cli.load_config(CONFIG))
     config["method"]["size"] = (128, 1, 2, 128)
+    before = (whole[0] / "config.json").read_text()
     with pytest.raises(UserError, match="does not fit"):
         train.train(workdir=str(whole[0]), **config)
+    assert (whole[0] / "config.json").read_text() == before
 
 
 def test_the_resolved_config_runs_again(tmp_path, whole):
