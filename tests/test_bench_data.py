@@ -1,0 +1,49 @@
+"""What the input of a config costs, part by part."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vtp_jax import bench_data, cli
+from vtp_jax.data import shapes, shards, sources
+from vtp_jax.types import UserError
+
+
+@pytest.fixture(scope="module")
+def config():
+    return cli.plain(cli.load_config("configs/demo.py:tiny"))
+
+
+def test_parts_of_what_is_drawn(config, tmp_path, capsys):
+    argv = ["--config", "configs/demo.py:tiny", "--clips", "3", "--out", str(tmp_path / "o.jsonl")]
+    bench_data.main(argv)
+    shown = capsys.readouterr().out
+    (found,) = map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
+    assert [*found["seconds"]] == ["decode", "transform", "batch", "transfer"]
+    assert all(name in shown for name in [*found["seconds"], f"limit: {found['limit']} ("])
+    assert found["seconds"][found["limit"]] == max(found["seconds"].values())
+    assert found["together"] > 0 and found["cores"] >= 1
+
+
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_parts_of_what_is_read(config, tmp_path, kind):
+    shapes.write(tmp_path, shapes.Plan(train=4, val=1, side=32, frames=8), workers=1)
+    train = dict(root=str(tmp_path), captions=str(tmp_path / "train.csv"))
+    if kind == "shards":
+        (task,) = shards.plan_files(sources.load(**train), 9)
+        form = shards.Form(every=2)
+        for one in shards.begin(tmp_path / "s", [task], form):
+            shards.make_shard(one, tmp_path / "s", form)
+        shards.finish(tmp_path / "s")
+        train = dict(root=str(tmp_path / "s"))
+    look = dict(frames=2, stride=2, size=16)
+    data = dict(config["data"], kind=kind, train=train, evals={}, video=look, workers=1)
+    found = bench_data.measure(dict(config, data=data, batch=8), 4)
+    assert [*found["seconds"]] == ["read", "decode", "transform", "batch", "transfer"]
+    assert np.isfinite([*found["seconds"].values(), found["together"]]).all()
+
+
+def test_a_mistake_is_one_line():
+    with pytest.raises(UserError, match="--clips 0"):
+        bench_data.main(["--config", "configs/demo.py:tiny", "--clips", "0"])

@@ -1,0 +1,178 @@
+"""Measures the input of a config, part by part and together, and says what limits it.
+
+    python -m vtp_jax.bench data --config configs/simvtp/pretrain_webvid.py [--clips 200]
+
+read, decode, transform: one clip after the other on one thread; batch, transfer: whole batches.
+Rates are for one core, so that they tell how many cores feed an accelerator. together: the pipeline
+as training uses it, with all its workers, to arrays on the devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from vtp_jax import build, cli, metrics, sharding
+from vtp_jax.data import ops, pipeline, records, video
+from vtp_jax.types import UserError
+
+Stage = Callable[[int], Any]  # place of a row -> what a part of the pipeline makes of it
+
+
+class Shown(NamedTuple):
+    """What of a clip a training row shows."""
+
+    choose: video.Choose
+    boxes: pipeline.Boxes
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.parser("bench data", __doc__)
+    parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
+    parser.add_argument("--clips", type=int, default=100, help="for each part")
+    parser.add_argument("--out", help="add a line of JSON to this file")
+    args, overrides = cli.parse(parser, argv)
+    if args.clips < 1:
+        raise UserError(f"--clips {args.clips}: give a number above 0")
+    config = cli.plain(cli.load_config(args.config, overrides))
+    found = measure(config, args.clips)
+    tell(found)
+    if args.out:
+        with open(args.out, "a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+
+
+def measure(config: Mapping[str, Any], clips: int) -> dict[str, Any]:
+    """Seconds of one core for each part of a clip, and clips a second of all cores together."""
+    data, rows, seed = config["data"], config["batch"], config["seed"]
+    mesh = cli.call(sharding.make_mesh, "config.mesh", **config["mesh"])
+    opened = pipeline.open_set("data.train", data["kind"], data["train"], "train")
+    look = pipeline.open_look("data.video", data["video"])
+    where = pipeline.make_order(opened, rows, (0, 1), seed)
+    _, indices = where.at(np.arange(clips))
+    seconds: dict[str, float] = {}
+    before = 0.0
+    for name, stage in stages(opened, look, seed).items():
+        total = time_of(stage, indices.tolist())
+        seconds[name], before = max(total - before, 0.0), total
+
+    told = [(opened.source.clips[i].captions or ("",))[0] for i in indices[:rows].tolist()]
+    words = None
+    if data.get("text"):
+        words = pipeline.fit("data.text", pipeline.open_text, data["text"], opened.source)
+    loaded = build.data(data, batch=rows, seed=seed)
+    with sharding.activate(mesh):
+        put = functools.partial(sharding.put, mesh=mesh)
+        batches = loaded.batches(0)
+        one = next(batches)
+        seconds["batch"] = time_of(lambda _: assemble(one["video"], words, told), range(3)) / rows
+        seconds["transfer"] = time_of(lambda _: jax.block_until_ready(put(one)), range(3)) / rows
+        together = time_together(batches, put, rows, clips)
+    cores = min(data.get("workers") or os.cpu_count() or 1, os.cpu_count() or 1)
+    return dict(
+        seconds={name: round(value, 7) for name, value in seconds.items()},
+        together=together,
+        cores=cores,
+        limit=max(seconds, key=lambda name: seconds[name]),
+    )
+
+
+def stages(opened: pipeline.Clips, look: pipeline.Look, seed: int) -> dict[str, Stage]:
+    """The parts, each of which does what those before it do, too."""
+
+    def shown(index: int) -> Shown:
+        rng = np.random.default_rng([seed, index])
+        return Shown(
+            ops.in_parts(
+                opened.pieces, lambda n: ops.sample_frames(n, look.frames, look.stride, rng)
+            ),
+            lambda h, w: [
+                pipeline.BOXES[look.crop](h, w, look.size, rng) for _ in range(look.repeats)
+            ],
+        )
+
+    def transform(index: int) -> Any:
+        return opened.show(index, *shown(index), look.size)
+
+    clips = opened.source.clips
+    if isinstance(clips, records.Shards):
+
+        def decode(index: int) -> Any:
+            record, jpegs, _ = clips.pick(index, shown(index).choose)
+            return records.decode(jpegs, record.height, record.width)
+
+        return dict(
+            read=lambda index: clips.pick(index, shown(index).choose),
+            decode=decode,
+            transform=transform,
+        )
+    whole: dict[str, Stage] = dict(
+        decode=lambda index: opened.read(index, shown(index).choose), transform=transform
+    )
+    if not os.path.isfile(opened.source.file(0)):
+        return whole  # drawn in memory
+    return dict(read=lambda index: Path(opened.source.file(index)).read_bytes()) | whole
+
+
+def time_of(stage: Callable[[int], Any], places: Sequence[int] | range) -> float:
+    """Seconds for each of some places, after one that does not count. What cannot be read counts
+    with the time it takes to find that out."""
+    for place in places[:1]:
+        attempt(stage, place)
+    start = time.perf_counter()
+    for place in places:
+        attempt(stage, place)
+    return (time.perf_counter() - start) / len(places)
+
+
+def attempt(stage: Callable[[int], Any], place: int) -> None:
+    with contextlib.suppress(video.Unreadable, OSError):
+        stage(place)
+
+
+def assemble(
+    rows: UInt8[np.ndarray, "b ..."], words: pipeline.Words | None, captions: Sequence[str]
+) -> Any:
+    """What making a batch costs beside its clips: its rows side by side, and its words."""
+    return np.stack(list(rows)), pipeline.encode(words, captions)
+
+
+def time_together(
+    batches: Iterator[Any], put: Callable[[Any], Any], rows: int, clips: int
+) -> float:
+    """Clips a second from storage to devices, after what was made ahead has been used up."""
+    for _ in range(pipeline.AHEAD + 2):
+        put(next(batches))
+    steps = max(-(-clips // rows), 3)
+    start = time.perf_counter()
+    for _ in range(steps):
+        jax.block_until_ready(put(next(batches)))
+    return steps * rows / (time.perf_counter() - start)
+
+
+def tell(found: Mapping[str, Any]) -> None:
+    seconds, cores, limit = found["seconds"], found["cores"], found["limit"]
+    total = sum(seconds.values())
+    rows = [
+        (name, 1 / max(took, 1e-9), 1e3 * took, f"{100 * took / total:.0f} %")
+        for name, took in seconds.items()
+    ]
+    rows.append(("one after the other", 1 / total, 1e3 * total, "100 %"))
+    each = found["together"] / cores
+    rows.append((f"together, {cores} cores", each, 1e3 / each, ""))
+    columns = ("part", "clips/s/core", "ms/clip/core", "share")
+    metrics.print_table("input", columns, rows)
+    print(
+        f"limit: {limit} ({100 * seconds[limit] / total:.0f} % of the time); "
+        f"{metrics.number(found['together'])} clips/s on {cores} cores"
+    )
