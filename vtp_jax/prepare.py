@@ -183,16 +183,17 @@ def show_progress(steps: Iterable[int], total: int) -> None:
     done, start, said = 0, time.monotonic(), -np.inf
     for step in steps:
         done, now = done + step, time.monotonic()
-        if now - said >= EVERY and done:
-            said, left = now, (now - start) * (total - done) / done
-            rate, eta = done / max(now - start, 1e-9), metrics.duration(max(left, 0))
+        if done and (now - said >= EVERY or done == total):
+            said, rate = now, done / max(now - start, 1e-9)
+            eta = metrics.duration(max(total - done, 0) / rate)
             line = f"{done}/{total} videos  {metrics.number(rate)}/s  eta {eta}\n"
             sys.stderr.write(line)
 
 
 def print_manifest(out: Path, made: Mapping[str, Any]) -> None:
-    size, ratio = made["bytes"] / 1e9, made["bytes"] / max(made["bytes_before"], 1)
-    print(f"{out}: {made['records']} records, {metrics.number(size)} GB, {ratio:.2f} x the videos'")
+    size, before = made["bytes"], made["bytes_before"]
+    ratio = f", {size / before:.2f} x the videos'" if before else ""
+    print(f"{out}: {made['records']} records, {metrics.number(size / 1e9)} GB{ratio}")
     for cause, count in made["causes"].items():
         print(f"{count:8d} {cause:16s} {shards.CAUSES.get(cause, '')}".rstrip())
 

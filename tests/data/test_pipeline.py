@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from vtp_jax.data import pipeline, shapes, shards, sources, text
+from vtp_jax.data import pipeline, records, shapes, shards, sources, text
 from vtp_jax.types import UserError, check_batch
 
 ROWS = 12
@@ -260,6 +260,48 @@ def test_a_stride_between_stored_frames_is_refused(corpus, tmp_path):
         from_shards(tmp_path, video=dict(frames=4, stride=6, size=32))
     from_shards(tmp_path, video=dict(frames=1, stride=1, size=32))  # an image
     assert from_shards(tmp_path, video=dict(frames=2, stride=4, size=32)).rows == 5
+
+
+def test_tfds_becomes_shards(tmp_path):
+    """A set on disk, without the code that made it, in shards of three."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Films(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = dict(film=tfds.features.Video(shape=(None, 32, 32, 3)), label=np.int64)
+            features |= dict(text=tfds.features.Text(), name=tfds.features.Text())
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, _):
+            return dict(train=self._generate_examples())
+
+        def _generate_examples(self):
+            for k in range(5):
+                film = np.full((8, 32, 32, 3), 40 * k, np.uint8)
+                yield k, dict(film=film, label=k, text=f"level {k}", name=f"n{k}")
+
+    Films(data_dir=str(tmp_path / "tfds")).download_and_prepare()
+    name = str(tmp_path / "tfds")
+    columns = ("film", "text", "label", "name")
+    tasks = shards.plan_tfds("films", "train", name, 3, columns, "there", "CC0")
+    form, out = shards.Form(every=2), tmp_path / "out"
+    for task in shards.begin(out, tasks, form):
+        shards.make_shard(task, out, form)
+    assert [task.count for task in tasks] == [3, 2] and shards.finish(out)["classes"] == 5
+    clips = records.Shards(out)
+    assert sorted(clip.label for clip in clips) == list(range(5))
+    for number, clip in enumerate(clips):
+        k = clip.label
+        assert (clip.path, clip.captions) == (f"n{k}", (f"level {k}",))
+        assert np.abs(clips.read(number, np.arange).astype(int) - 40 * k).max() < 4
+    with pytest.raises(UserError, match="no feature 'video'; it has"):
+        shards.plan_tfds("films", "train", name, 3, ("video", "", "", ""), "", "")
+    with pytest.raises(UserError, match="TFDS: "):
+        shards.plan_tfds("absent", "train", name, 3, columns, "", "")
 
 
 # A corpus of which every twentieth file is damaged, each in a way of its own.
