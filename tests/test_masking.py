@@ -11,6 +11,9 @@ from vtp_jax import masking
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(3)
+tubes = jax.jit(masking.tubes, static_argnums=(1, 2, 3))
+tokens = jax.jit(masking.tokens, static_argnums=(1, 2, 3))
+running_cells = jax.jit(masking.running_cells, static_argnums=(1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -18,7 +21,7 @@ KEY = jax.random.key(3)
 )
 def test_tubes_hide_the_same_places_in_every_frame(grid, ratio):
     t, h, w = grid
-    mask = masking.tubes(KEY, 5, grid, ratio)
+    mask = tubes(KEY, 5, grid, ratio)
     dropped = np.asarray(mask.dropped).reshape(5, t, h * w)
     assert (dropped == dropped[:, :1]).all()
     assert (dropped.sum(axis=2) == int(ratio * h * w)).all()
@@ -26,7 +29,7 @@ def test_tubes_hide_the_same_places_in_every_frame(grid, ratio):
 
 
 def test_tubes_of_simvtp_leave_160_of_1568_tokens():
-    mask = masking.tubes(KEY, 2, (8, 14, 14), 0.9)
+    mask = jax.eval_shape(lambda: masking.tubes(KEY, 2, (8, 14, 14), 0.9))
     assert mask.keep.shape == (2, 160) and mask.drop.shape == (2, 1408)
 
 
@@ -35,7 +38,7 @@ def test_tubes_of_simvtp_leave_160_of_1568_tokens():
 def test_running_cells_keep_each_place_equally_often(grid, ratio):
     """VideoMAE V2: the same share in every frame and cell, every place in turn, four phases."""
     t, h, w = grid
-    mask = masking.running_cells(KEY, 64, grid, ratio)
+    mask = running_cells(KEY, 64, grid, ratio)
     kept = round(4 * (1 - ratio))
     assert mask.keep.shape == (64, t * h * w // 4 * kept)
     frames = ~np.asarray(mask.dropped).reshape(64, t, h // 2, 2, w // 2, 2)
@@ -61,12 +64,9 @@ def test_impossible_cells_are_refused(grid, ratio, told):
         masking.running_cells(KEY, 1, grid, ratio)
 
 
-@pytest.mark.parametrize("draw", [masking.tubes, None])
-def test_kept_and_dropped_part_the_tokens_in_order(draw):
-    if draw is None:
-        mask = masking.tokens(KEY, 4, 60, 0.75)
-    else:
-        mask = draw(KEY, 4, (3, 4, 5), 0.75)
+@pytest.mark.parametrize("draw, of", [(tubes, (3, 4, 5)), (tokens, 60)])
+def test_kept_and_dropped_part_the_tokens_in_order(draw, of):
+    mask = draw(KEY, 4, of, 0.75)
     for keep, drop, dropped in zip(*map(np.asarray, mask), strict=True):
         assert (np.diff(keep) > 0).all() and (np.diff(drop) > 0).all()
         assert sorted([*keep, *drop]) == list(range(60))
@@ -74,20 +74,20 @@ def test_kept_and_dropped_part_the_tokens_in_order(draw):
 
 
 def test_rows_get_masks_of_their_own_that_do_not_depend_on_how_many_follow():
-    few, many = (masking.tubes(KEY, b, (2, 4, 4), 0.5).dropped for b in (3, 7))
+    few, many = (np.asarray(tubes(KEY, b, (2, 4, 4), 0.5).dropped) for b in (3, 7))
     assert (few == many[:3]).all()
-    assert len({bytes(np.asarray(row)) for row in many}) > 1
+    assert len({bytes(row) for row in many}) > 1
 
 
 def test_every_place_is_hidden_equally_often():
-    share = masking.tokens(KEY, 4000, 10, 0.3).dropped.mean(axis=0)
+    share = np.asarray(tokens(KEY, 4000, 10, 0.3).dropped).mean(axis=0)
     assert np.abs(share - 0.3).max() < 0.04  # 5 standard deviations of a binomial share
 
 
 def test_of_dropped_is_the_mask_that_was_drawn():
-    mask = masking.tubes(KEY, 3, (2, 4, 4), 0.75)
-    again = masking.of_dropped(mask.dropped, mask.drop.shape[1])
-    assert all((a == b).all() for a, b in zip(mask, again, strict=True))
+    mask = tubes(KEY, 4, (3, 4, 5), 0.75)
+    again = jax.jit(masking.of_dropped, static_argnums=1)(mask.dropped, mask.drop.shape[1])
+    jax.tree.map(np.testing.assert_array_equal, mask, again)
 
 
 @pytest.mark.parametrize("ratio", [1.0, -0.1])
@@ -97,20 +97,35 @@ def test_impossible_ratios_are_refused(ratio):
 
 
 def test_words_hides_the_asked_share_of_maskable_words_only():
-    maskable = jnp.arange(40)[None] % 4 != 0
-    hidden = masking.words(KEY, jnp.tile(maskable, (500, 1)), 0.75)
+    maskable = np.tile(np.arange(40) % 4 != 0, (500, 1))
+    hide = jax.jit(masking.words, static_argnums=2)
+    hidden = np.asarray(hide(KEY, maskable, 0.75))
     assert not hidden[:, ::4].any()
     assert abs(float(hidden.mean()) / 0.75 - 0.75) < 0.03
-    assert not masking.words(KEY, maskable, 0.0).any()
+    assert not np.asarray(hide(KEY, maskable, 0.0)).any()
+
+
+negatives = jax.jit(
+    lambda seed, valid, groups: masking.negatives(jax.random.key(seed), valid, groups),
+    static_argnums=2,
+)
+
+
+def rows(*numbers: int) -> st.SearchStrategy[list[bool]]:
+    """Of few lengths: each is compiled anew."""
+    return st.sampled_from(numbers).flatmap(
+        lambda n: st.lists(st.booleans(), min_size=n, max_size=n)
+    )
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.lists(st.booleans(), min_size=4, max_size=16), st.sampled_from([1, 2]), st.integers(0, 99)
+    st.one_of(st.tuples(rows(4, 9), st.just(1)), st.tuples(rows(4, 12), st.just(2))),
+    st.integers(0, 99),
 )
-def test_negatives_are_other_valid_rows_of_the_group(valid, groups, seed):
-    valid = np.array(valid[: len(valid) // groups * groups])
-    chosen = np.asarray(masking.negatives(jax.random.key(seed), jnp.asarray(valid), groups))
+def test_negatives_are_other_valid_rows_of_the_group(drawn, seed):
+    valid, groups = np.array(drawn[0]), drawn[1]
+    chosen = np.asarray(negatives(seed, valid, groups))
     size = len(valid) // groups
     for i, j in enumerate(chosen):
         others = [r for r in range(len(valid)) if r // size == i // size and valid[r] and r != i]
@@ -122,25 +137,30 @@ def test_negatives_are_other_valid_rows_of_the_group(valid, groups, seed):
 
 def test_negatives_are_uniform_over_the_other_rows():
     valid = jnp.array([True, False, True, True, True])
-    draws = jax.vmap(lambda k: masking.negatives(k, valid))(jax.random.split(KEY, 3000))
+    many = jax.jit(jax.vmap(lambda k: masking.negatives(k, valid)))
+    draws, valid = np.asarray(many(jax.random.split(KEY, 3000))), np.asarray(valid)
     for i in (0, 2, 3, 4):
-        share = np.bincount(np.asarray(draws[:, i]), minlength=5) / 3000
-        expected = np.array([j != i and bool(valid[j]) for j in range(5)]) / 3
+        share = np.bincount(draws[:, i], minlength=5) / 3000
+        expected = np.array([j != i and valid[j] for j in range(5)]) / 3
         assert np.abs(share - expected).max() < 0.045
 
 
 def test_put_undoes_take():
-    x = jax.random.normal(KEY, (3, 12, 4))
-    mask = masking.tokens(KEY, 3, 12, 0.5)
-    y = masking.put(jnp.zeros_like(x), mask.keep, masking.take(x, mask.keep))
-    y = masking.put(y, mask.drop, masking.take(x, mask.drop))
-    assert (x == y).all()
+    x = np.random.default_rng(0).standard_normal((3, 12, 4)).astype(np.float32)
+
+    @jax.jit
+    def copy(x):
+        mask = masking.tokens(KEY, 3, 12, 0.5)
+        y = masking.put(jnp.zeros_like(x), mask.keep, masking.take(x, mask.keep))
+        return masking.put(y, mask.drop, masking.take(x, mask.drop))
+
+    np.testing.assert_array_equal(copy(x), x)
 
 
 def test_hard_negatives_are_drawn_by_their_scores_among_those_allowed():
-    scores = jnp.log(jnp.array([[0.5, 0.3, 0.2, 0.0]] * 3) + 1e-9)
+    scores = jnp.asarray(np.log(np.array([[0.5, 0.3, 0.2, 0.0]] * 3, np.float32) + 1e-9))
     allowed = jnp.array([[False, True, True, True], [True] * 4, [False, False, False, True]])
-    draw = jax.vmap(lambda key: masking.hard_negatives(key, scores, allowed, floor=0.1))
+    draw = jax.jit(jax.vmap(lambda key: masking.hard_negatives(key, scores, allowed, floor=0.1)))
     found = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     weight = np.array([0.5, 0.3, 0.2, 0.0]) + 0.1
     for row, may in zip(found.T, np.asarray(allowed), strict=True):
@@ -150,7 +170,7 @@ def test_hard_negatives_are_drawn_by_their_scores_among_those_allowed():
 
 def test_rows_know_the_valid_ones_of_their_group():
     valid = jnp.array([True, False, True, True])
-    known = masking.together(valid, 2)
+    known = jax.jit(masking.together, static_argnums=1)(valid, 2)
     wanted = np.diag([1, 0, 1, 1])
     wanted[2, 3] = wanted[3, 2] = 1
     np.testing.assert_array_equal(known, wanted.astype(bool))
