@@ -181,7 +181,7 @@ def test_rows_are_split_over_data_and_fsdp():
         assert x.sharding == sharding.batch_sharding(mesh)
         np.testing.assert_array_equal(np.asarray(x), batch[key])
         assert {s.data.shape[0] for s in x.addressable_shards} == {2}
-    with pytest.raises(UserError, match="6 rows does not divide over data\\*fsdp=4"):
+    with pytest.raises(UserError, match="batch=6 does not divide over 4 devices"):
         sharding.put({"valid": np.ones(6, bool)}, mesh)
 
 

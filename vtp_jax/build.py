@@ -51,6 +51,17 @@ def data(cfg: Mapping[str, Any], *, batch: int, seed: int) -> Data:
     return made
 
 
+def batch_sizes(cfg: Mapping[str, Any], batch: int) -> dict[str, int]:
+    """Rows of every global batch that `config.data` and `config.batch` ask for, by where."""
+    sizes = {"config.batch": batch}
+    if cfg.get("evals") and cfg.get("eval_batch"):
+        sizes["config.data.eval_batch"] = cfg["eval_batch"]
+    for name, more in (cfg.get("also") or {}).items():
+        if more.get("batch"):
+            sizes[f"config.data.also.{name}.batch"] = more["batch"]
+    return sizes
+
+
 def method(
     cfg: Mapping[str, Any], facts: Mapping[str, Any], task: Mapping[str, Any] | None = None
 ) -> Method:

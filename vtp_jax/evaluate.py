@@ -12,13 +12,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtp_jax import build, cli, metrics, sharding
+import jax
+
+from vtp_jax import build, cli, hosts, metrics, sharding
 from vtp_jax.types import UserError
 
 
 def evaluate(run: build.Run, workdir: str | Path) -> dict[str, float]:
     """Runs the evaluators of the run's config; prints the numbers with their protocols, writes
-    WORKDIR/evaluation.json and returns {"<evaluator>/<number>": value}."""
+    WORKDIR/evaluation.json and returns {"<evaluator>/<number>": value}. Of several processes all
+    have the numbers; the first tells them."""
     if not run.config["evals"]:
         raise UserError(f"{workdir}/config.json has no evals, so there is nothing to run")
     checks = build.evaluators(run.config["evals"], run.method, run.data.streams, run.mesh)
@@ -27,14 +30,16 @@ def evaluate(run: build.Run, workdir: str | Path) -> dict[str, float]:
     with sharding.activate(run.mesh):
         for name, (_, check) in checks.items():
             numbers = dict(check.run(run.state))
-            rows = [(key, value) for key, value in numbers.items()]
-            metrics.print_table(f"{name}, step {step}", ("number", "value"), rows)
-            print(f"{check.protocol}\n")
+            if jax.process_index() == 0:
+                rows = [(key, value) for key, value in numbers.items()]
+                metrics.print_table(f"{name}, step {step}", ("number", "value"), rows)
+                print(f"{check.protocol}\n")
             found.update({f"{name}/{key}": value for key, value in numbers.items()})
             protocols[name] = check.protocol
-    report = dict(step=step, numbers=found, protocols=protocols)
-    path = Path(workdir) / "evaluation.json"
-    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    if jax.process_index() == 0:
+        report = dict(step=step, numbers=found, protocols=protocols)
+        path = Path(workdir) / "evaluation.json"
+        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return found
 
 
@@ -44,8 +49,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--step", default="latest", help="a step, latest or best")
     args, overrides = cli.parse(parser, argv)
     evaluate(build.restore(args.workdir, args.step, overrides), args.workdir)
-    print(f"written to {Path(args.workdir) / 'evaluation.json'}")
+    if jax.process_index() == 0:
+        print(f"written to {Path(args.workdir) / 'evaluation.json'}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(hosts.together(main))

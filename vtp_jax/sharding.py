@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from absl import logging
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -68,9 +69,18 @@ def make_mesh(
             f"mesh: {asked} does not fit {len(devices)} devices; "
             f"the product must be their number (-1 fills one axis)"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    kinds = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+    # Slices are joined by the data centre's network, which is slow: only rows go over it.
+    if sizes["data"] % slices:
+        raise UserError(f"mesh: data={sizes['data']} does not divide over {slices} slices")
+    inner = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    placed = mesh_utils.create_hybrid_device_mesh(
+        inner, (slices, 1, 1), devices, allow_split_physical_axes=True
     )
+    return Mesh(placed, AXES, axis_types=kinds)
 
 
 def specs(
@@ -178,19 +188,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(ROWS))
 
 
+def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
+    """Raises UserError unless the rows of every batch, by where its size is set, divide."""
+    ways = math.prod(mesh.shape[a] for a in ROWS)
+    for where, count in rows.items():
+        if count % ways:
+            raise UserError(f"{where}={count} does not divide over {ways} devices (data x fsdp)")
+
+
 def put(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows (numpy) -> global arrays on the mesh.
 
     On CPU an array may share memory with its numpy source, which must not be written to afterwards.
     """
     sharding = batch_sharding(mesh)
-    ways = math.prod(mesh.shape[a] for a in ROWS)
-    rows = jax.process_count() * next(iter(batch.values())).shape[0]
-    if rows % ways:
-        raise UserError(
-            f"a batch of {rows} rows does not divide over data*fsdp={ways} devices; "
-            f"change the batch size or the mesh"
-        )
+    check_rows({"batch": jax.process_count() * next(iter(batch.values())).shape[0]}, mesh)
     return {
         k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()
     }

@@ -20,8 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from vtp_jax import build, cli, tree
+from vtp_jax import build, cli, hosts, tree
 from vtp_jax import checkpoint as checkpoints
 from vtp_jax import metrics as meters
 from vtp_jax import optim as optimizers
@@ -62,6 +63,12 @@ def make_step(
     return step
 
 
+def jit_step(step: Callable[..., Any], placed: State, mesh: jax.sharding.Mesh) -> Any:
+    """The step as it is compiled: the state stays where it is placed, and its memory is reused."""
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
+
+
 def train(
     *,
     workdir: str,
@@ -92,8 +99,7 @@ def train(
 
     # -- The parts. What a config can have wrong is found here, before anything compiles.
     devices = cli.call(shardings.make_mesh, "config.mesh", **mesh)
-    if batch % (over := devices.shape["data"] * devices.shape["fsdp"]):
-        raise UserError(f"config.batch={batch} does not divide over {over} devices (data x fsdp)")
+    shardings.check_rows(build.batch_sizes(data, batch), devices)
     loaded = build.data(data, batch=batch, seed=seed)
     made = build.method(method, loaded.facts, task)
     checks = build.evaluators(evals, made, loaded.streams, devices)
@@ -128,8 +134,7 @@ def train(
         progress = stack.enter_context(meters.Progress(steps, rows=batch))
         stopping = stack.enter_context(on_signal(signal.SIGTERM))
         stack.enter_context(jax.transfer_guard("disallow"))
-        whole = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec())
-        update = jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
+        update = jit_step(step, placed, devices)
         count = tree.size(shapes.params) / 1e6
         progress.say(f"{count:.1f} M parameters on {devices.size} devices; step {first} of {steps}")
         window: list[Numbers] = []
@@ -137,7 +142,7 @@ def train(
         skipped = 0
         for done in range(first, steps + 1):
             due = [name for name, (every, _) in checks.items() if every and done % every == 0]
-            ending = done == steps or stopping.is_set()
+            ending = stopping(done) or done == steps
             names = [n for n in checks if n in due or done == steps] if done > first else []
             with progress.paused(), jax.transfer_guard("allow"):
                 found = {
@@ -213,17 +218,21 @@ def summary(prefix: str, found: Mapping[str, float]) -> str:
 
 
 @contextlib.contextmanager
-def on_signal(number: signal.Signals) -> Iterator[threading.Event]:
-    """An event that the signal sets: the step is finished, the state saved, the run ends well."""
+def on_signal(number: signal.Signals) -> Iterator[Callable[[int], bool]]:
+    """Whether to end after so many steps: the signal was sent, the step is finished, the state is
+    saved, the run ends well. Of several processes each may be told at another moment; all of them
+    end at the same step (JAX listens for SIGTERM there)."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may handle signals
-        return
-    before = signal.signal(number, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(number, before)
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+    elif threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # only the main thread may handle signals
+    else:
+        before = signal.signal(number, lambda *_: event.set())
+        try:
+            yield lambda step: event.is_set()
+        finally:
+            signal.signal(number, before)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -234,8 +243,9 @@ def main(argv: Sequence[str]) -> None:
     config = cli.plain(cli.load_config(args.config, overrides))
     last = cli.call(train, "config", workdir=args.workdir, **config)
     rows = [(name, value) for name, value in last.items()]
-    meters.print_table("last numbers", ("name", "value"), rows)
+    if jax.process_index() == 0:
+        meters.print_table("last numbers", ("name", "value"), rows)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(hosts.together(main))

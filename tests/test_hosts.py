@@ -1,0 +1,155 @@
+"""Several processes as one run: what the environment says, and that they train to the same numbers.
+
+The processes are real: `launch.local` starts them, they meet over a port and sum over gloo.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vtp_jax import checkpoint, hosts, tree
+from vtp_jax.train import main as train
+from vtp_jax.types import UserError
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "configs/videomae/pretrain_k400.py:tiny"
+PLAIN = dict(JAX_COORDINATOR_ADDRESS="10.0.0.2:1234", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3")
+SLURM = dict(
+    SLURM_JOB_ID="7", SLURM_NTASKS="2", SLURM_PROCID="1", SLURM_LOCALID="0",
+    SLURM_STEP_NODELIST="node[1-2]", SLURM_STEP_NUM_NODES="2",
+)  # fmt: skip
+MEET = dict(coordinator_address="10.0.0.2:1234", num_processes=4, process_id=3)
+
+
+@pytest.mark.parametrize(
+    "environ, given",
+    [
+        ({}, None),
+        (PLAIN, MEET),
+        ({**PLAIN, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
+        # An indexed job of Kubernetes numbers its pods.
+        ({**{k: v for k, v in PLAIN.items() if "ID" not in k}, "JOB_COMPLETION_INDEX": "3"}, MEET),
+        ({**PLAIN, "JOB_COMPLETION_INDEX": "0"}, MEET),
+        (SLURM, dict(cluster_detection_method="slurm")),
+        # A task alone on its node drives all of its GPUs, not the first, as JAX would have it.
+        (
+            {**SLURM, "SLURM_GPUS_ON_NODE": "4"},
+            dict(cluster_detection_method="slurm", local_device_ids=[0, 1, 2, 3]),
+        ),
+        (
+            {**SLURM, "SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS": "8"},
+            dict(cluster_detection_method="slurm"),
+        ),
+        # A shell in an allocation, not started by srun.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, None),
+        ({**SLURM, "SLURM_NTASKS": "1"}, None),
+        ({"TPU_ML_PLATFORM": "JAX"}, {}),
+        ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, None),
+        ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "tpu,cpu"}, {}),
+    ],
+)
+def test_what_the_environment_says(environ, given):
+    assert hosts.find(environ) == given
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (dict(JAX_PROCESS_ID="4"), "JAX_PROCESS_ID=4 is not one of JAX_NUM_PROCESSES=4"),
+        (dict(JAX_PROCESS_ID="one"), "JAX_PROCESS_ID='one' is no number"),
+        (dict(JAX_COORDINATOR_ADDRESS="host"), "must be HOST:PORT"),
+        (dict(JAX_NUM_PROCESSES=None), "JAX_NUM_PROCESSES is not set"),
+        (dict(JAX_PROCESS_ID=None), "JAX_PROCESS_ID is not set"),
+    ],
+)
+def test_half_an_environment_is_a_mistake(wrong, told):
+    environ = {k: v for k, v in {**PLAIN, **wrong}.items() if v is not None}
+    with pytest.raises(UserError, match=told) as error:
+        hosts.find(environ)
+    assert "\n" not in str(error.value)
+
+
+def test_help_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(hosts, "join", lambda: pytest.fail("joined"))
+    assert hosts.together(lambda argv: argv)(["--help"]) == ["--help"]
+
+
+def lines(workdir):
+    """{step: the numbers written at it}, without what depends on time."""
+    found = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        numbers = json.loads(line)
+        own = ("time", "_per_s", "waited", "data/rows")  # rows: what the first process has read
+        kept = {k: v for k, v in numbers.items() if not k.endswith(own)}
+        found.setdefault(numbers["step"], {}).update(kept)
+    return found
+
+
+def launch(workdir, processes, steps, *more):
+    """`processes` processes that share eight devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "launch.local", "--config", CONFIG, "--workdir", str(workdir),
+        "--processes", str(processes), "--devices", str(8 // processes), "--port", str(port),
+        f"--config.steps={steps}", *more,
+    ]  # fmt: skip
+    environ = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+EVERY = ["--config.checkpoint.every=2", "--config.checkpoint.keep=9", "--config.log.every=1"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of four steps in this process, on eight devices; and the same when it had done two."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        whole = ["--config", CONFIG, "--workdir", str(folder / "whole"), "--config.steps=4"]
+        train([*whole, *EVERY])
+    shutil.copytree(folder / "whole", folder / "begun")
+    shutil.rmtree(folder / "begun/checkpoints/4")
+    return folder
+
+
+def hold(alone, workdir, first):
+    """The run in workdir has the numbers and the parameters of the whole one, from a step on."""
+    wanted, got = lines(alone / "whole"), lines(workdir)
+    assert set(got) == set(wanted)
+    for step in range(first, 5):
+        assert got[step].keys() == wanted[step].keys()
+        for name, value in wanted[step].items():
+            assert got[step][name] == pytest.approx(value, rel=1e-5, abs=1e-6), (step, name)
+    here, there = (
+        tree.flatten(checkpoint.restore_params(w, 4)) for w in (alone / "whole", workdir)
+    )
+    for name, value in here.items():
+        np.testing.assert_allclose(there[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+def test_two_processes_go_on_where_one_stopped_to_the_same_numbers(alone, tmp_path):
+    """Restoring, training, evaluating and saving over processes; one process then reads it."""
+    workdir = shutil.copytree(alone / "begun", tmp_path / "two")
+    told = launch(workdir, 2, 4, *EVERY)
+    assert told.count("step 2 of 4") == 1, "only the first process speaks"
+    hold(alone, workdir, 3)
+
+
+@pytest.mark.slow(reason="four processes compile four times what two do, and prove the same")
+@pytest.mark.parametrize("processes", [2, 4])
+def test_many_processes_train_stop_and_go_on(alone, tmp_path, processes):
+    launch(tmp_path / "many", processes, 2, *EVERY)
+    launch(tmp_path / "many", processes, 4, *EVERY)
+    hold(alone, tmp_path / "many", 1)
