@@ -130,6 +130,11 @@ def test_what_is_taken_down_is_gone_and_stays_so(corpus, made, tmp_path, capsys)
     assert [c.path for c in records.Shards(tmp_path)] == [f"id{k}" for k in (0, 1, 2, 5, 6, 8)]
 
 
+def test_beam_makes_the_same_shards(corpus, made, tmp_path):
+    pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own")
+    assert make(corpus, tmp_path, "--runner beam") == manifest_of(made)
+
+
 class Deadly(NamedTuple):
     """Items of which some kill the process that stores them, and some never end."""
 
