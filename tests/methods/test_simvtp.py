@@ -39,15 +39,26 @@ def spec_of(batch):
 
 
 def build(**changes):
-    method = simvtp.make(**{**SMALL, **changes})
-    return method, method.init(KEY, spec_of(example()))
+    return simvtp.make(**{**SMALL, **changes})
 
 
-METHOD, PARAMS = build()
+METHOD = build()
+# They fit all of the methods below: no change of the recipe changes a shape.
+PARAMS = jax.jit(lambda key: METHOD.init(key, spec_of(example())))(KEY)
+ENCODE = {name: jax.jit(verb) for name, verb in METHOD.encode.items()}
 
 
-def losses(batch, method=METHOD, params=PARAMS, seed=1):
-    value, out = jax.jit(method.loss)(params, {}, batch, jax.random.key(seed), STEP)
+def only(*names):
+    """Weights without the losses that a test does not ask for: they need not be compiled."""
+    return {name: float(name in names) for name in simvtp.WEIGHTS}
+
+
+def draw(method, batch):
+    return jax.jit(lambda b: simvtp.draw(method.loss.args[0], KEY, b))(batch)
+
+
+def losses(batch, method=METHOD, seed=1):
+    value, out = jax.jit(method.loss)(PARAMS, {}, batch, jax.random.key(seed), STEP)
     return float(value), {k: float(v.value()) for k, v in out.metrics.items()}
 
 
@@ -80,25 +91,27 @@ def test_the_loss_is_the_weighted_sum_of_four():
     four = [found[f"loss_{n}"] for n in ("video", "text", "vtc", "vtm")]
     np.testing.assert_allclose(value, sum(four), rtol=1e-6)
     assert abs(found["loss_vtc"] - np.log(4)) < 3 and abs(found["loss_vtm"] - np.log(2)) < 0.7
-    method, _ = build(weights=dict(vtc=0.5))
-    np.testing.assert_allclose(losses(example(), method)[0], value - 0.5 * four[2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("off", ["video", "text", "vtc", "vtm"])
-def test_a_loss_with_weight_zero_is_not_computed_and_leaves_the_others(off):
-    method, _ = build(weights={off: 0.0})
+@pytest.mark.parametrize(
+    "off, half", [("video", "text"), ("text", "vtc"), ("vtc", "vtm"), ("vtm", "video")]
+)
+def test_a_loss_with_weight_zero_is_not_computed_and_leaves_the_others(off, half):
+    weights = {**simvtp.WEIGHTS, off: 0.0, half: 0.5}
     _, all_four = losses(example())
-    _, found = losses(example(), method)
+    value, found = losses(example(), build(weights={off: 0.0, half: 0.5}))
     assert f"loss_{off}" not in found
-    for name, value in found.items():
-        np.testing.assert_allclose(value, all_four[name], rtol=1e-5)
+    for name, x in found.items():
+        np.testing.assert_allclose(x, all_four[name], rtol=1e-5)
+    told = sum(weights[n] * found[f"loss_{n}"] for n in simvtp.WEIGHTS if n != off)
+    np.testing.assert_allclose(value, told, rtol=1e-6)
 
 
 @pytest.mark.parametrize("quirks", [{}, dict(
     contrast_text="masked", match_text="masked", pool_padding=True, sum_directions=True, groups=2
 )])  # fmt: skip
 def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(quirks):
-    method, params = build(**quirks)
+    method = build(**quirks)
     good, other = example(8), example(8, seed=7)
     valid = jnp.array([True, True, False, True, True, False, True, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
@@ -106,15 +119,13 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(quirks):
     empty = {k: jnp.where(row[k], good[k], jnp.zeros_like(good[k])) for k in good}
 
     @jax.jit
-    def run(batch):
+    def run(params, batch):
         batch = {**batch, "valid": valid}
-        return jax.value_and_grad(lambda p: method.loss(p, {}, batch, KEY, STEP), has_aux=True)(
-            params
-        )
+        return jax.value_and_grad(method.loss, has_aux=True)(params, {}, batch, KEY, STEP)
 
-    (value, out), grads = run(good)
+    (value, out), grads = run(PARAMS, good)
     for batch in (mixed, empty):
-        (value2, out2), grads2 = run(batch)
+        (value2, out2), grads2 = run(PARAMS, batch)
         np.testing.assert_allclose(value2, value, rtol=1e-6)
         for a, b in zip(jax.tree.leaves(out.metrics), jax.tree.leaves(out2.metrics), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -130,62 +141,61 @@ def test_rows_without_any_other_ask_no_match():
 
 
 def test_hidden_pixels_and_words_reach_no_prediction():
-    batch, net = example(), simvtp.SimVTP(
-        sizes.Size(64, 2, 1, 96), sizes.Size(64, 1, 1, 96),
-        **{k: v for k, v in SMALL.items() if k not in ("size", "decoder")},
-    )  # fmt: skip
-    draws = simvtp.draw(net, KEY, batch)
-    run = jax.jit(lambda b: simvtp.forward(net, PARAMS, b, draws))
+    method, batch = build(weights=dict(vtm=0.0)), example()
+    net, draws = method.loss.args[0], draw(method, batch)
+    run = jax.jit(lambda p, b: simvtp.forward(net, p, b, draws))
     dropped = draws.mask.dropped[..., None]
     cubes = embed.cut(batch["video"], net.cube)
     grid = embed.grid_of(batch["video"].shape, net.cube)
     noise = jnp.where(dropped, 255 - cubes, cubes)
     words = jnp.where(draws.hidden, 49, batch["text"])
-    a = run(batch)
-    b = run({**batch, "video": embed.join(noise, grid, net.cube), "text": words})
+    a = run(PARAMS, batch)
+    b = run(PARAMS, {**batch, "video": embed.join(noise, grid, net.cube), "text": words})
     assert (a.pixels == b.pixels).all() and (a.words == b.words).all()
     assert not (a.target == b.target).all() and not (a.text == b.text).all()
 
 
 def test_contrast_over_groups_is_the_mean_of_the_groups():
-    method, _ = build(groups=2, weights=dict(video=0.0, text=0.0, vtm=0.0))
-    alone, _ = build(weights=dict(video=0.0, text=0.0, vtm=0.0))
+    grouped, alone = build(groups=2, weights=only("vtc")), build(weights=only("vtc"))
     batch = example()
-    net = method.loss.args[0]
-    draws = simvtp.draw(net, KEY, batch)
+    draws = draw(grouped, batch)
 
-    def vtc(net, rows):
-        part = {k: v[rows] for k, v in batch.items()}
-        mask = masking.TokenMask(*(x[rows] for x in draws.mask))
-        own = draws._replace(
-            mask=mask, hidden=draws.hidden[rows], masked=draws.masked[rows],
-            negative=jnp.zeros(len(part["valid"]), jnp.int32),
-        )  # fmt: skip
-        out = simvtp.forward(net, PARAMS, part, own)
-        return float(simvtp.terms(net, out, part, own)["loss_vtc"].value())
+    def vtc(method):
+        net = method.loss.args[0]
 
-    halves = [vtc(alone.loss.args[0], slice(i, i + 2)) for i in (0, 2)]
-    np.testing.assert_allclose(vtc(net, slice(0, 4)), np.mean(halves), rtol=1e-5)
+        @jax.jit
+        def run(params, part, own):
+            out = simvtp.forward(net, params, part, own)
+            return simvtp.terms(net, out, part, own)["loss_vtc"].value()
+
+        return run
+
+    def rows(start, end):
+        part, own = jax.tree.map(lambda x: x[start:end], (batch, draws))
+        return PARAMS, part, own._replace(negative=jnp.zeros(end - start, jnp.int32))
+
+    half = vtc(alone)
+    halves = [half(*rows(0, 2)), half(*rows(2, 4))]
+    np.testing.assert_allclose(vtc(grouped)(*rows(0, 4)), np.mean(halves), rtol=1e-5)
 
 
-def test_sharing_the_joint_pass_is_the_same_without_dropout_only():
-    shared, _ = build(match_text="masked")
-    twice, _ = build(match_text="masked", second_draw=True)
-    a, b = (losses(example(), m)[1]["loss_vtm"] for m in (shared, twice))
-    np.testing.assert_allclose(a, b, rtol=1e-5)
-    shared, _ = build(match_text="masked", dropout=0.5)
-    twice, _ = build(match_text="masked", second_draw=True, dropout=0.5)
-    a, b = (losses(example(), m)[1]["loss_vtm"] for m in (shared, twice))
-    assert abs(a - b) > 1e-6
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_sharing_the_joint_pass_is_the_same_without_dropout_only(dropout):
+    recipe = dict(match_text="masked", weights=only("vtm"), dropout=dropout)
+    shared, twice = build(**recipe), build(**recipe, second_draw=True)
+    a, b = (losses(example(), method)[1]["loss_vtm"] for method in (shared, twice))
+    if dropout:
+        assert abs(a - b) > 1e-6
+    else:
+        np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_chunks_of_rows_change_neither_losses_nor_gradients():
     batch = example(8)
 
     def run(**changes):
-        method, params = build(groups=2, **changes)
-        loss = jax.value_and_grad(method.loss, has_aux=True)
-        (value, out), grads = jax.jit(loss)(params, {}, batch, KEY, STEP)
+        loss = jax.value_and_grad(build(groups=2, **changes).loss, has_aux=True)
+        (value, out), grads = jax.jit(loss)(PARAMS, {}, batch, KEY, STEP)
         return value, {k: v.value() for k, v in out.metrics.items()}, grads
 
     whole, parts = run(), run(chunks=4, contrast_chunks=2)
@@ -198,11 +208,11 @@ def test_chunks_of_rows_change_neither_losses_nor_gradients():
 
 
 def test_a_decoder_asked_at_running_cells_counts_hidden_cubes_alone():
-    method, params = build(decoder_ratio=0.5)
+    method = build(decoder_ratio=0.5, weights=only("video"))
     batch, net = example(), method.loss.args[0]
-    draws = simvtp.draw(net, KEY, batch)
+    draws = draw(method, batch)
     assert draws.ask.shape == (4, 16) and draws.mask.drop.shape == (4, 24)
-    out = simvtp.forward(net, params, batch, draws)
+    out = jax.jit(lambda p: simvtp.forward(net, p, batch, draws))(PARAMS)
     assert out.pixels.shape == out.target.shape == (4, 16, 384)
     scored = masking.take(draws.mask.dropped, draws.ask)
     assert 0 < scored.sum() < scored.size
@@ -212,51 +222,47 @@ def test_a_decoder_asked_at_running_cells_counts_hidden_cubes_alone():
 
 
 def test_a_key_decides_all_randomness():
-    method, _ = build(dropout=0.1, drop_path=0.1)
+    method = build(dropout=0.1, drop_path=0.1)
     batch = example()
     assert losses(batch, method, seed=3) == losses(batch, method, seed=3)
     assert losses(batch, method, seed=3)[0] != losses(batch, method, seed=4)[0]
-    still, _ = build()
-    assert losses(batch, method, seed=3)[0] != losses(batch, still, seed=3)[0]  # dropout is on
+    assert losses(batch, method, seed=3)[0] != losses(batch, seed=3)[0]  # dropout is on
 
 
 def test_embeddings_depend_on_their_own_row_and_not_on_padding():
-    batch = example()
-    longer = {
-        k: jnp.pad(v, ((0, 0), (0, 3))) if k in ("text", "text_mask") else v
-        for k, v in batch.items()
-    }
-    for name in ("video", "text"):
-        encode = jax.jit(METHOD.encode[name])
-        whole = encode(PARAMS, {}, batch)["embedding"]
+    batch, other = example(), example(seed=7)
+    video, others = ({"video": b["video"]} for b in (batch, other))  # it reads nothing else
+    text, mates = ({k: b[k] for k in ("text", "text_mask")} for b in (batch, other))
+    longer = {k: jnp.pad(v, ((0, 0), (0, 3))) for k, v in text.items()}
+    for name, own, rest in (("video", video, others), ("text", text, mates)):
+        whole = ENCODE[name](PARAMS, {}, own)["embedding"]
         assert whole.dtype == jnp.float32 and whole.shape == (4, 64)
-        one = encode(PARAMS, {}, {k: v[2:3] for k, v in batch.items()})["embedding"]
-        np.testing.assert_allclose(whole[2:3], one, atol=1e-5)
-        np.testing.assert_allclose(encode(PARAMS, {}, longer)["embedding"], whole, atol=1e-5)
-    quirky, _ = build(pool_padding=True)
-    with_pads = [
-        jax.jit(quirky.encode["text"])(PARAMS, {}, b)["embedding"] for b in (batch, longer)
-    ]
+        mixed = {k: rest[k].at[2].set(own[k][2]) for k in own}
+        among = ENCODE[name](PARAMS, {}, mixed)["embedding"]
+        np.testing.assert_allclose(whole[2], among[2], atol=1e-5)
+        assert jnp.abs(whole - among)[jnp.array([0, 1, 3])].max() > 1e-3
+    np.testing.assert_allclose(ENCODE["text"](PARAMS, {}, longer)["embedding"], whole, atol=1e-5)
+    quirky = jax.jit(build(pool_padding=True).encode["text"])
+    with_pads = [quirky(PARAMS, {}, b)["embedding"] for b in (text, longer)]
     assert jnp.abs(with_pads[0] - with_pads[1]).max() > 1e-3
 
 
 def test_pair_scores_rows_by_the_matching_head():
     batch = example()
-    video, text = (METHOD.encode[k](PARAMS, {}, batch) for k in ("video", "text"))
-    score = METHOD.encode["pair"](PARAMS, {}, video, text)["score"]
+    text = ENCODE["text"](PARAMS, {}, {k: batch[k] for k in ("text", "text_mask")})
+    video = ENCODE["video"](PARAMS, {}, {"video": batch["video"]})
+    score = ENCODE["pair"](PARAMS, {}, video, text)["score"]
     turned = jax.tree.map(lambda x: x[::-1], (video, text))
-    np.testing.assert_allclose(
-        METHOD.encode["pair"](PARAMS, {}, *turned)["score"], score[::-1], atol=1e-5
-    )
+    np.testing.assert_allclose(ENCODE["pair"](PARAMS, {}, *turned)["score"], score[::-1], atol=1e-5)
     assert score.shape == (4,) and jnp.ptp(score) > 0
 
 
 def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked():
     batch = example()
-    a = METHOD.encode["reconstruct"](PARAMS, {}, batch, KEY)
+    a = ENCODE["reconstruct"](PARAMS, {}, batch, KEY)
     hidden = a["hidden"][..., None]
     changed = jnp.where(hidden, 255 - batch["video"], batch["video"])
-    b = METHOD.encode["reconstruct"](PARAMS, {}, {**batch, "video": changed}, KEY)
+    b = ENCODE["reconstruct"](PARAMS, {}, {**batch, "video": changed}, KEY)
     for name, same in (("visible", True), ("normalised", True), ("true", False)):
         x, y = (jnp.where(hidden, z["restored"][name], 0) for z in (a, b))
         assert bool((x == y).all()) == same
@@ -269,10 +275,11 @@ def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked():
 
 
 def test_without_masks_there_is_contrast_and_matching_alone():
-    method, _ = build(video_ratio=0.0, text_ratio=0.0, weights=dict(video=0.0, text=0.0))
+    method = build(video_ratio=0.0, text_ratio=0.0, weights=only("vtc", "vtm"))
     value, found = losses(example(), method)
     np.testing.assert_allclose(value, found["loss_vtc"] + found["loss_vtm"], rtol=1e-6)
-    assert METHOD.encode["reconstruct"](PARAMS, {}, example())["text"].shape == (4, 9)
+    shown = jax.eval_shape(METHOD.encode["reconstruct"], PARAMS, {}, example())
+    assert shown["text"].shape == (4, 9)
 
 
 @pytest.mark.parametrize(
