@@ -2,14 +2,16 @@
 # make test   environment and all tests     make lint   ruff and pyright
 # make env    .venv alone                   make bench  what is timed, see benchmarks/README.md
 # make lock   new exact versions            make test-all  the slow tests too
+# make plan   every config on two pods, by the TPU's compiler, against tests/golden/plan
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TORCH := $(VENV)/torch
+TPU := $(VENV)/tpu
 
-.PHONY: env demo test test-all lint bench lock clean
+.PHONY: env demo test test-all plan plan-golden lint bench lock clean
 
 env: $(STAMP)
 
@@ -30,6 +32,10 @@ $(TORCH): $(STAMP) requirements-torch.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.lock
 	@touch $@
 
+$(TPU): $(STAMP) requirements-tpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-tpu.lock
+	@touch $@
+
 # make demo ABLATION=no_contrast (L_v + L_t alone) or no_masking (L_vtc + L_vtm alone)
 ABLATION ?=
 demo:
@@ -39,11 +45,18 @@ demo:
 # A file's tests share what they make, so a file stays with one worker; dear files come first, in
 # the order of tests/conftest.py, so that both workers end together.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-test: env $(TORCH)
+test: env $(TORCH) $(TPU)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: env $(TORCH)
+test-all: env $(TORCH) $(TPU)
 	$(PYTEST) $(ARGS)
+
+plan: env $(TPU)
+	$(PYTEST) --dist load -m plan $(ARGS)
+
+# Writes the goldens whose programs have changed: about a minute for each, one by one.
+plan-golden: env $(TPU)
+	$(BIN)/python -m tests.plans $(ARGS)
 
 lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

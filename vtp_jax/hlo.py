@@ -1,0 +1,112 @@
+"""What a compiled program does, read off its text: what it sends, how long its parts take.
+
+XLA's own cost analysis sees the body of a loop once, whatever its length. Here a loop counts as
+often as it runs: scans over layers are most of what we compile.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+COLLECTIVES = (
+    "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter",
+)  # fmt: skip
+BYTES = dict(pred=1, s4=1, u4=1, s8=1, u8=1, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4) | (
+    dict(s64=8, u64=8, f64=8, c64=8, c128=16)
+)
+
+_BEGIN = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
+_CALL = re.compile(r" = (.*?) ([a-z][a-z-]*)\(")
+_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+
+
+class Use(NamedTuple):
+    """A line of the program and how often it runs in one call of it."""
+
+    line: str
+    times: int
+
+
+def traffic(text: str) -> dict[str, int]:
+    """Bytes that collectives give to each device in one call of the program, by kind."""
+    found: dict[str, int] = {}
+    for line, times in _walk(text, fused=True):
+        result, kind = _operation(line)
+        started = kind.endswith("-start")
+        kind = kind.removesuffix("-start")
+        if kind in COLLECTIVES:
+            sizes = [_bytes(*shape) for shape in _SHAPE.findall(result) if shape[1]]
+            if started and kind != "all-reduce":  # (what goes in, what comes out)
+                sizes = sizes[len(sizes) // 2 :]
+            found[kind] = found.get(kind, 0) + times * sum(sizes)
+    return found
+
+
+def cycles(text: str) -> int:
+    """The TPU compiler's own estimates for the parts of a program, summed; 0 of other compilers."""
+    found = 0
+    for line, times in _walk(text, fused=False):
+        if said := re.search(r'"estimated_cycles":"(\d+)"', line):
+            found += times * int(said[1])
+    return found
+
+
+def _walk(text: str, fused: bool) -> Iterator[Use]:
+    """Every line that runs, with how often; what a fusion consists of only if `fused`."""
+    computations, entry = _split(text)
+
+    def visit(name: str, times: int) -> Iterator[Use]:
+        for line in computations[name]:
+            yield Use(line, times)
+            _, kind = _operation(line)
+            if kind == "while":
+                condition, body = (_named(line, key)[0] for key in ("condition", "body"))
+                yield from visit(body, times * _length(line, computations[condition]))
+            elif kind != "fusion" or fused:
+                called = _named(line, "calls") + _named(line, "branch_computations")
+                # A reduction's `to_apply` is a scalar function; that of a call is a program.
+                called += _named(line, "to_apply") if kind == "call" else []
+                for inner in called:
+                    yield from visit(inner, times)
+
+    return visit(entry, 1)
+
+
+def _split(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of every computation by its name, and the name of the first to run."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        if begun := _BEGIN.match(line):
+            lines = computations[begun[2]] = []
+            entry = begun[2] if begun[1] else entry
+        elif " = " in line:
+            lines.append(line)
+    return computations, entry
+
+
+def _operation(line: str) -> tuple[str, str]:
+    """The text of the result's shapes, and what the line does."""
+    found = _CALL.search(line)
+    return (found[1], found[2]) if found else ("", "")
+
+
+def _named(line: str, key: str) -> list[str]:
+    """The computations that a line names as `key`, one or {several}."""
+    found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.-]+))", line)
+    return re.findall(r"[\w.-]+", found[1] or found[2] or "") if found else []
+
+
+def _length(line: str, condition: list[str]) -> int:
+    """How often a loop runs: as XLA says, else the number its counter is compared with."""
+    if said := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(said[1])
+    bounds = [int(n) for c in condition for n in re.findall(r" s32\[\]\S* constant\((\d+)\)", c)]
+    return max(bounds, default=1)
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    return BYTES.get(dtype, 1) * math.prod(int(n) for n in dims.split(","))

@@ -1,0 +1,396 @@
+"""Says what a run will need of a pod that is not here: memory, traffic, time. Nothing is rented.
+
+    python -m vtp_jax.plan --config configs/simvtp/pretrain_webvid.py --topology v6e:16x16
+    python -m vtp_jax.plan --config configs/simvtp/pretrain_webvid.py --topology v5e:4x4 --sweep
+        [--slices 2] [--quick] [--config.batch=512] [--config.mesh.fsdp=16]
+
+The step that train compiles is compiled for that pod, by the compiler that a pod has (the libtpu
+wheel needs no TPU), from shapes alone: no data is read and no parameter is made. `--topology cpu:8`
+and `local` plan for the devices at hand. See docs/sharding.md for what each line means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from vtp_jax import build, cli, flops, hlo, metrics, sharding, train
+from vtp_jax.data import pipeline
+from vtp_jax.types import KEYS, Spec, State, UserError
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """A kind of TPU, from its maker's documentation.
+
+    memory: GiB; rate: bf16 TFLOP/s; link: GB/s to its neighbours, all links together; clock: GHz
+    of the cycles that the compiler counts; cores: of the host, for each chip
+    """
+
+    memory: int
+    rate: float
+    link: float
+    clock: float
+    cores: float
+
+
+# clock: the rate over the products that the matrix units begin in a cycle. The estimates for a
+# large matrix product are 1.14 (v5e), 1.42 (v6e) and 1.11 (v5p) times what the rate says.
+CHIPS = dict(
+    v5e=Chip(16, 197, 200, 1.5, 28),
+    v6e=Chip(32, 918, 448, 1.75, 22.5),
+    v5p=Chip(95, 459, 600, 1.75, 52),
+)
+# A vocabulary's size where its file is not here: BERT's, CLIP's.
+WORDS = dict(wordpiece=30522, clip=49408, sentencepiece=32000)
+CLIPS_PER_CORE = 12.0  # decoded, of 340x256 H.264 at 16 frames with stride 4: docs/data.md
+REMAT = (None, "dots_with_no_batch_dims_saveable", "nothing_saveable")  # from fast to small
+# The compiler's own names: it then searches less, takes a third of the time, and finds programs
+# that need up to a tenth more memory.
+QUICK: Any = {"exec_time_optimization_effort": -1.0}
+
+
+class Pod(NamedTuple):
+    """Devices, here or not; chip: what is known of them, if anything."""
+
+    name: str
+    devices: Sequence[Any]
+    chip: Chip | None
+
+
+class Plan(NamedTuple):
+    """What a step needs. Bytes are of one device; FLOPs of all.
+
+    memory:  by what holds it; empty of what is not known because the program does not fit
+    need:    bytes in all; have: bytes there are, None where nobody knows
+    flops:   of the method's products, forward and backward; again: what remat computes once more
+    traffic: bytes by kind of collective; None where it does not fit
+    seconds: of a step at best, None where nobody knows
+    """
+
+    shape: Mapping[str, int]
+    batch: int
+    steps: int
+    memory: Mapping[str, int]
+    need: int
+    have: int | None
+    flops: int
+    again: int
+    traffic: Mapping[str, int] | None
+    seconds: float | None
+
+    @property
+    def fits(self) -> bool:
+        return self.traffic is not None and (self.have is None or self.need <= self.have)
+
+    @property
+    def clips(self) -> float:
+        """Rows a second; 0 where it does not fit or nobody knows."""
+        return self.batch / self.seconds if self.fits and self.seconds else 0.0
+
+
+# The pod.
+
+
+def find_pod(topology: str, slices: int = 1) -> Pod:
+    """The devices of `v5e:4x4` (of a TPU that is not here), of `cpu:8`, or `local` ones."""
+    if topology == "local":
+        return Pod(topology, jax.devices(), None)
+    kind, _, layout = topology.partition(":")
+    if kind == "cpu" and layout.isdecimal():
+        return Pod(topology, _cpus(int(layout)), None)
+    if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", layout):
+        raise UserError(
+            f"no topology '{topology}'; write CHIP:AxB as in v5e:4x4 with CHIP of "
+            f"{', '.join(CHIPS)} (v5p has three numbers), cpu:N, or local"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"planning for {kind} needs the TPU compiler, which runs anywhere: "
+            "pip install 'jax[tpu]' (Linux, x86-64)"
+        )
+    return Pod(topology, _tpus(topology, slices), CHIPS[kind])
+
+
+def _cpus(count: int) -> Sequence[Any]:
+    # Where devices have been asked for before, there are as many as there are.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(f"topology cpu:{count}: this process has {len(devices)} CPU devices")
+    return devices[:count]
+
+
+def _tpus(topology: str, slices: int) -> Sequence[Any]:
+    # The library asks its machine what it is, and complains where it is no TPU.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    more = {} if slices == 1 else dict(num_slices=slices)
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
+    except Exception as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"the TPU compiler knows no {topology} x {slices}: {told}") from None
+    return found.devices
+
+
+# The step.
+
+
+def outline(data: Mapping[str, Any], batch: int) -> tuple[Spec, dict[str, Any]]:
+    """Shapes of the training batches that a config describes, and the facts that methods need of
+    the data; no file is read, so a vocabulary has its usual size."""
+    look, words = pipeline.open_look("config.data.video", data["video"]), data.get("text")
+    source = data["train"]
+    pieces = source.get("pieces", 1)
+    several = () if pieces == 1 else (pieces,)
+    rows: dict[str, tuple[int, ...]] = {
+        "video": look.shown if pieces == 1 else (pieces, *look.picture),
+        "valid": (),
+        "id": (),
+    }
+    if source.get("label_column") or source.get("label") or source.get("caption") == "question":
+        rows["label"] = ()
+    facts: dict[str, Any] = dict(mean=pipeline.MEAN, std=pipeline.STD)
+    if words:
+        rows |= {key: (*several, words["length"]) for key in ("text", "text_mask", "maskable")}
+        size = words.get("vocab_size", WORDS.get(words["kind"], WORDS["sentencepiece"]))
+        facts |= dict(vocab_size=size, pad_id=0, cls_id=1, sep_id=2, mask_id=3, unk_id=4)
+    spec = {k: jax.ShapeDtypeStruct((batch, *s), KEYS[k].dtype) for k, s in rows.items()}
+    return spec, facts
+
+
+class Lowered(NamedTuple):
+    """The step of a config for a pod, not yet compiled."""
+
+    program: jax.stages.Lowered
+    mesh: jax.sharding.Mesh
+    state: State  # of shapes with shardings
+    batch: Spec
+    flops: int
+    again: int
+
+
+def lower(cfg: Mapping[str, Any], pod: Pod) -> Lowered:
+    """The step that train would jit. Raises UserError on what does not fit together."""
+    mesh = cli.call(sharding.make_mesh, "config.mesh", devices=pod.devices, **cfg["mesh"])
+    sharding.check_rows(build.batch_sizes(cfg["data"], cfg["batch"]), mesh)
+    spec, facts = outline(cfg["data"], cfg["batch"])
+
+    def make(method: Mapping[str, Any]) -> tuple[Any, State]:
+        made = build.method(method, facts, cfg.get("task"))
+        start, optimizer = build.start(made, cfg["optim"], spec, cfg["seed"])
+        return train.make_step(made, optimizer, cfg["seed"]), jax.eval_shape(start)
+
+    step, shapes = make(cfg["method"])
+    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"], note=lambda text: None)
+    train.check_step(step, shapes, spec)
+    work = once = flops.macs(step, shapes, spec)
+    if cfg["method"].get("remat"):
+        once = flops.macs(make({**cfg["method"], "remat": None})[0], shapes, spec)
+    rows = sharding.batch_sharding(mesh)
+    batch = sharding.with_shardings(spec, dict.fromkeys(spec, rows))
+    state = sharding.with_shardings(shapes, placed)
+    with sharding.activate(mesh):
+        program = train.jit_step(step, placed, mesh).lower(state, batch)
+    return Lowered(program, mesh, state, batch, 2 * once, 2 * (work - once))
+
+
+def make_plan(cfg: Mapping[str, Any], pod: Pod, quick: bool = False) -> Plan:
+    """Compiles the step of a config for a pod and says what it needs."""
+    return compile_plan(lower(cfg, pod), cfg, pod, quick)
+
+
+def compile_plan(step: Lowered, cfg: Mapping[str, Any], pod: Pod, quick: bool = False) -> Plan:
+    chip = pod.chip
+    own = {name: getattr(step.state, name) for name in ("params", "opt", "extra")}
+    memory = {name: _bytes_each(leaves) for name, leaves in {**own, "batch": step.batch}.items()}
+    base: dict[str, Any] = dict(
+        shape=dict(step.mesh.shape), batch=cfg["batch"], steps=cfg["steps"], memory=memory,
+        flops=step.flops, again=step.again, traffic=None, seconds=None, have=_memory(pod),
+    )  # fmt: skip
+    try:
+        done = step.program.compile(QUICK if quick and chip else None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Plan(**base, need=_overflow(str(error), sum(memory.values())))
+    text, said = done.as_text() or "", done.memory_analysis()
+    assert said is not None
+    held = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+    memory |= dict(activations=said.temp_size_in_bytes, program=said.generated_code_size_in_bytes)
+    moved = hlo.traffic(text)
+    base |= dict(traffic=moved)
+    if chip:
+        base |= dict(seconds=_seconds(text, moved, step, chip))
+    return Plan(**base, need=held + memory["activations"] + memory["program"])
+
+
+def _seconds(text: str, moved: Mapping[str, int], step: Lowered, chip: Chip) -> float:
+    """The longest of what runs side by side at best: the compiler's estimate of its own code, what
+    the links take, and what the products take at the full rate."""
+    code = hlo.cycles(text) / (chip.clock * 1e9)
+    links = sum(moved.values()) / (chip.link * 1e9)
+    products = (step.flops + step.again) / step.mesh.size / (chip.rate * 1e12)
+    return max(code, links, products)
+
+
+def _bytes_each(shapes: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+    sizes = (
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(shapes)
+    )
+    return sum(sizes)
+
+
+def _memory(pod: Pod) -> int | None:
+    """Bytes of one device."""
+    if pod.chip:
+        return pod.chip.memory * GIB
+    stats = pod.devices[0].memory_stats() if pod.devices[0].platform != "cpu" else None
+    return (stats or {}).get("bytes_limit")
+
+
+def _overflow(error: str, held: int) -> int:
+    """Bytes that a program would have needed, of the compiler's complaint that it does not fit. It
+    tells all, or the temporaries alone, beside which `held` bytes are held."""
+    found = re.search(r"(Used |temporaries \()([\d.]+)([KMGT])", error)
+    if not found:
+        return held
+    told = int(float(found[2]) * 1024 ** (1 + "KMGT".index(found[3])))
+    return told if found[1] == "Used " else told + held
+
+
+# What is told.
+
+
+def rows(plan: Plan, pod: Pod, per_core: float) -> Iterator[tuple[str, str]]:
+    """(what, how much) of a plan, for people."""
+    gib = {name: f"{size / GIB:.3f}" for name, size in plan.memory.items()}
+    fits = "yes" if plan.fits else "NO"
+    of = "" if plan.have is None else f" of {plan.have / GIB:.1f}"
+    yield "fits", f"{fits}, {plan.need / GIB:.2f}{of} GiB a chip"
+    yield "memory, GiB a chip", "  ".join(f"{name} {size}" for name, size in gib.items())
+    again = f", and {plan.again / 1e12:.1f} again for remat" if plan.again else ""
+    yield "work", f"{plan.flops / 1e12:.1f} TFLOP a step{again}"
+    if plan.traffic is not None:
+        moved = "  ".join(f"{k} {v / GIB:.3f}" for k, v in sorted(plan.traffic.items()))
+        yield "traffic, GiB a chip and step", moved or "none"
+    if not plan.clips or pod.chip is None or plan.seconds is None:
+        return
+    chips = math.prod(plan.shape.values())
+    most = plan.flops / plan.seconds / chips / (pod.chip.rate * 1e12)
+    cores = plan.clips / per_core
+    hours = plan.steps * plan.seconds / 3600
+    yield "step, at best", f"{plan.seconds:.4f} s, {plan.clips:.0f} clips/s"
+    yield "MFU, at most", f"{100 * most:.1f} %"
+    yield (
+        "decoding",
+        f"{cores:.0f} cores at {per_core:g} clips/s each; the hosts have "
+        f"{chips * pod.chip.cores:.0f}",
+    )
+    yield "the run", f"{plan.steps} steps, {hours:.1f} h, {hours * chips:.0f} chip-hours"
+
+
+def title(name: str, plan: Plan, pod: Pod, slices: int = 1) -> str:
+    shape = " ".join(f"{k}={v}" for k, v in plan.shape.items())
+    several = f" x {slices}" if slices > 1 else ""
+    return f"{name} on {pod.name}{several}: {len(pod.devices)} chips, {shape}, batch {plan.batch}"
+
+
+# Trying what there is.
+
+
+def candidates(cfg: Mapping[str, Any], chips: int) -> Iterator[tuple[dict, list[dict]]]:
+    """(what is tried, configs from fast to small): meshes and batches, each with every policy of
+    remat. Where one fits, those that follow it only compute more."""
+    tensor = [n for n in (1, 2, 4) if chips % n == 0]
+    for t, scale in itertools.product(tensor, (1, 2, 0.5)):
+        for f in sorted({1, min(8, chips // t), chips // t}):
+            batch = int(cfg["batch"] * scale)
+            if (chips // t) % f or batch % (chips // t):
+                continue
+            mesh = dict(data=chips // t // f, fsdp=f, tensor=t)
+            tried = dict(mesh=mesh, batch=batch)
+            methods = [{**cfg["method"], "remat": policy} for policy in REMAT]
+            yield tried, [{**cfg, **tried, "method": method} for method in methods]
+
+
+def sweep(cfg: Mapping[str, Any], pod: Pod, quick: bool) -> list[tuple[str, Plan]]:
+    """Plans of all candidates, the most clips a second first; says what it does, line by line."""
+    found = []
+    for tried, configs in candidates(cfg, len(pod.devices)):
+        for one in configs:
+            policy = one["method"]["remat"] or "none"
+            try:
+                plan = make_plan(one, pod, quick)
+            except UserError as error:
+                print(f"{tried}: {error}", flush=True)
+                break
+            fits = "fits" if plan.fits else "does not fit"
+            print(
+                f"{tried['mesh']}, batch {tried['batch']}, remat {policy}: {fits}, "
+                f"{plan.need / GIB:.1f} GiB, {plan.clips:.0f} clips/s",
+                flush=True,
+            )
+            found.append((policy, plan))
+            if plan.fits:
+                break
+    return sorted(found, key=lambda item: (not item[1].fits, -item[1].clips, item[1].need))
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.parser("plan", __doc__)
+    parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
+    parser.add_argument("--topology", required=True, help="v5e:4x4, v6e:16x16, cpu:8, local, ...")
+    parser.add_argument("--slices", type=int, default=1, help="slices of that topology, as one run")
+    parser.add_argument("--sweep", action="store_true", help="try meshes, batches, remat policies")
+    parser.add_argument("--quick", action="store_true", help="a third of the time, less exact")
+    parser.add_argument("--clips-per-core", type=float, default=CLIPS_PER_CORE)
+    args, overrides = cli.parse(parser, argv)
+    cfg = cli.plain(cli.load_config(args.config, overrides))
+    if args.topology != "local":
+        jax.config.update("jax_platforms", "cpu")  # nobody's accelerator is claimed for planning
+    pod = find_pod(args.topology, args.slices)
+    if args.sweep:
+        tried = sweep(cfg, pod, args.quick)
+        if not tried:
+            raise UserError(f"no mesh of {len(pod.devices)} chips divides batch {cfg['batch']}")
+        shown = [
+            (
+                *(str(n) for n in plan.shape.values()),
+                str(plan.batch),
+                policy,
+                "yes" if plan.fits else "no",
+                f"{plan.need / GIB:.1f}",
+                f"{plan.clips:.0f}",
+            )
+            for policy, plan in tried
+        ]
+        columns = (*sharding.AXES, "batch", "remat", "fits", "GiB", "clips/s")
+        metrics.print_table(f"{args.config} on {pod.name}, best first", columns, shown)
+        return
+    plan = make_plan(cfg, pod, args.quick)
+    told = list(rows(plan, pod, args.clips_per_core))
+    metrics.print_table(title(args.config, plan, pod, args.slices), ("what", ""), told)
+    if not plan.fits:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)
