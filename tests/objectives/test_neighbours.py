@@ -1,5 +1,7 @@
 """Soft neighbours against plain numpy, and the law of what is not real."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,16 @@ from vtp_jax.objectives import contrastive, neighbours
 from vtp_jax.types import UserError
 
 B, N, D, K = 6, 20, 8, 3
-QUERY, SUPPORT, KEY = jax.random.normal(jax.random.key(0), (3, B, D))
-ROWS = contrastive.normalise(jax.random.normal(jax.random.key(1), (N, D)))
+DRAW = np.random.default_rng(0)
+QUERY, SUPPORT, KEY = jnp.asarray(DRAW.standard_normal((3, B, D)), jnp.float32)
+normalise = jax.jit(contrastive.normalise)
+ROWS = normalise(DRAW.standard_normal((N, D)).astype(np.float32))
 REAL, ALL = jnp.ones(N, bool), jnp.ones(B, bool)
+nearest = jax.jit(neighbours.nearest, static_argnums=3, static_argnames="groups")
+positiveness = jax.jit(neighbours.positiveness, static_argnames="threshold")
 
 
+@jax.jit
 def candidates(near, real, support=SUPPORT, where=ALL):
     weight = neighbours.positiveness(support, near, real)
     key = contrastive.normalise(KEY)[:, None]
@@ -24,11 +31,13 @@ def candidates(near, real, support=SUPPORT, where=ALL):
     )
 
 
-def loss(*args, where=ALL, **more):
-    return neighbours.soft_info_nce(QUERY, *args, where, temperature=0.2, **more).value()
+@functools.partial(jax.jit, static_argnames="weighted")
+def loss(*args, weighted="outside"):
+    more = dict(temperature=0.2, weighted=weighted)
+    return neighbours.soft_info_nce(QUERY, *args, ALL, **more).value()
 
 
-NEAR = neighbours.nearest(KEY, ROWS, REAL, K)
+NEAR = nearest(KEY, ROWS, REAL, K)
 
 
 def test_the_nearest_are_those_of_the_largest_cosine():
@@ -36,45 +45,47 @@ def test_the_nearest_are_those_of_the_largest_cosine():
     cosine = np.asarray(KEY) @ np.asarray(ROWS).T
     np.testing.assert_array_equal(near, np.asarray(ROWS)[np.argsort(-cosine, axis=1)[:, :K]])
     assert real.all()
-    np.testing.assert_array_equal(neighbours.nearest(9 * KEY, ROWS, REAL, K)[0], near)
+    np.testing.assert_array_equal(nearest(9 * KEY, ROWS, REAL, K)[0], near)
 
 
 def test_what_is_not_real_is_nobodys_neighbour():
-    few = jnp.zeros(N, bool).at[jnp.array([4, 7])].set(True)
-    near, real = neighbours.nearest(KEY, ROWS, few, K)
+    few = np.isin(np.arange(N), [4, 7])
+    near, real = nearest(KEY, ROWS, few, K)
     np.testing.assert_array_equal(real, [[True, True, False]] * B)
-    assert {tuple(x) for x in np.asarray(near[:, :2]).reshape(-1, D)} == {
-        tuple(np.asarray(ROWS[i])) for i in (4, 7)
-    }
-    other = ROWS.at[11].set(-ROWS[11])
+    found, rows = np.asarray(near)[:, :2].reshape(-1, D), np.asarray(ROWS)
+    assert {tuple(x) for x in found} == {tuple(rows[i]) for i in (4, 7)}
+    other = np.array(ROWS)
+    other[11] *= -1
     np.testing.assert_allclose(
-        loss(*candidates(near, real)), loss(*candidates(*neighbours.nearest(KEY, other, few, K)))
+        loss(*candidates(near, real)), loss(*candidates(*nearest(KEY, other, few, K)))
     )
 
 
 def test_groups_search_their_own_rows():
-    near, _ = neighbours.nearest(KEY, ROWS, REAL, K, groups=2)
+    near, _ = nearest(KEY, ROWS, REAL, K, groups=2)
+    near, key, rows, real = map(np.asarray, (near, KEY, ROWS, REAL))
     for i in range(2):
         q, r = slice(3 * i, 3 * i + 3), slice(10 * i, 10 * i + 10)
-        own, _ = neighbours.nearest(KEY[q], ROWS[r], REAL[r], K)
+        own, _ = nearest(key[q], rows[r], real[r], K)
         np.testing.assert_array_equal(near[q], own)
     with pytest.raises(UserError, match="11 neighbours of 6 rows among 20 do not fit groups=2"):
         neighbours.nearest(KEY, ROWS, REAL, 11, groups=2)
 
 
 def test_weights_are_a_distribution_over_the_real_ones():
-    weight = neighbours.positiveness(SUPPORT, *NEAR)
+    weight = positiveness(SUPPORT, *NEAR)
     np.testing.assert_allclose(weight.sum(axis=1), 1, rtol=1e-6)
-    cosine = jnp.einsum("bd,bkd->bk", contrastive.normalise(SUPPORT), NEAR[0])
-    np.testing.assert_allclose(weight, jax.nn.softmax(cosine), rtol=1e-6)
+    e = np.exp(np.einsum("bd,bkd->bk", normalise(SUPPORT), NEAR[0]))
+    np.testing.assert_allclose(weight, e / e.sum(axis=1, keepdims=True), rtol=1e-6)
     # Unit vectors and no temperature: with 30 neighbours between e^-1 / (29 e + e^-1) and the like.
     low, high = np.exp(-1) / (29 * np.e + np.exp(-1)), np.e / (29 * np.exp(-1) + np.e)
     assert (round(low, 4), round(high, 3)) == (0.0046, 0.203)
-    some = NEAR[1].at[:, 0].set(False).at[0].set(False)
-    weight = neighbours.positiveness(SUPPORT, NEAR[0], some)
+    some = np.array(NEAR[1])
+    some[:, 0] = some[0] = False
+    weight = positiveness(SUPPORT, NEAR[0], some)
     np.testing.assert_allclose(weight.sum(axis=1), [0, 1, 1, 1, 1, 1], rtol=1e-6)
-    cut = neighbours.positiveness(SUPPORT, *NEAR, threshold=1 / K)
-    whole = neighbours.positiveness(SUPPORT, *NEAR)
+    cut = positiveness(SUPPORT, *NEAR, threshold=1 / K)
+    whole = np.asarray(positiveness(SUPPORT, *NEAR))
     np.testing.assert_array_equal(cut, np.where(whole > 1 / K, whole, 0))
 
 
@@ -97,34 +108,31 @@ def test_the_loss_against_numpy(weighted):
 
 @pytest.mark.parametrize("weighted", ["outside", "inside"])
 def test_with_the_key_alone_it_is_info_nce(weighted):
-    none = neighbours.nearest(KEY, ROWS, REAL, 0)
-    told = contrastive.info_nce(QUERY, KEY, ALL, temperature=0.2).value()
+    none = nearest(KEY, ROWS, REAL, 0)
+    told = jax.jit(lambda: contrastive.info_nce(QUERY, KEY, ALL, temperature=0.2).value())()
     np.testing.assert_allclose(loss(*candidates(*none), weighted=weighted), told, rtol=1e-6)
 
 
 def test_equal_logits_give_the_logarithm_of_their_number():
-    same = jnp.broadcast_to(contrastive.normalise(KEY)[:1, None], (B, 1 + K, D))
+    same = np.tile(np.asarray(normalise(KEY))[:1, None], (B, 1 + K, 1))
     _, real, weight = candidates(*NEAR)
     np.testing.assert_allclose(loss(same, real, weight), 2 * np.log(B * (1 + K)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("weighted", ["outside", "inside"])
 def test_rows_that_are_not_valid_bring_no_candidates(weighted):
-    where = jnp.array([True, False, True, True, False, True])
-    kept = np.flatnonzero(where)
+    where = np.array([True, False, True, True, False, True])
+    more = dict(temperature=0.2, weighted=weighted)
 
-    def f(query, candidate):
-        _, real, weight = candidates(*NEAR, where=where)
-        real = real & where[:, None]
-        more = dict(temperature=0.2, weighted=weighted)
+    @jax.jit
+    def f(query, candidate, real, weight, where):
         return neighbours.soft_info_nce(query, candidate, real, weight, where, **more).value()
 
-    candidate, real, weight = candidates(*NEAR)
-    alone = neighbours.soft_info_nce(
-        QUERY[kept], candidate[kept], real[kept], weight[kept], ALL[kept], temperature=0.2,
-        weighted=weighted,
-    )  # fmt: skip
-    value, grads = jax.value_and_grad(f, argnums=(0, 1))(QUERY, candidate)
-    np.testing.assert_allclose(value, alone.value(), rtol=1e-6)
-    for g in grads:
+    candidate, real, weight = map(np.asarray, candidates(*NEAR))
+    alone = f(*(x[where] for x in (np.asarray(QUERY), candidate, real, weight)), ALL[: where.sum()])
+    _, real, weight = candidates(*NEAR, where=where)
+    args = QUERY, candidate, np.asarray(real) & where[:, None], weight, where
+    value, grads = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*args)
+    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    for g in map(np.asarray, grads):
         assert np.isfinite(g).all() and not g[1].any() and not g[4].any() and g[0].any()
