@@ -1,11 +1,14 @@
 """What VideoMAE's and V2's loss may rely on, and what must change nothing. Numbers against the
 official code are in test_videomae_golden.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.arrays import fill
 from vtp_jax import masking
 from vtp_jax.methods import videomae
 from vtp_jax.nn import embed
@@ -24,18 +27,23 @@ def example(b=3, seed=0, views=()):
     return dict(video=jnp.asarray(video, jnp.uint8), valid=jnp.ones(b, bool))
 
 
+@functools.cache
 def build(**changes):
     method = videomae.make(**{**SMALL, **changes})
     spec = jax.eval_shape(example)
-    return method, jax.jit(lambda key: method.init(key, spec))(KEY), method.loss.args[0]
+    return method, fill(lambda key: method.init(key, spec), KEY), method.loss.args[0]
 
 
 def draw(net, video):
-    return jax.jit(lambda key: videomae.draw(net, key, video))(KEY)
+    return draw_shape(net, jax.ShapeDtypeStruct(video.shape, video.dtype))
 
 
-def run_forward(net, params, batch, draws):
-    return jax.jit(lambda *a: videomae.forward(net, *a))(params, batch, draws)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def draw_shape(net, video):
+    return videomae.draw(net, KEY, video)
+
+
+run_forward = jax.jit(videomae.forward, static_argnums=0)
 
 
 def both_papers():
@@ -95,20 +103,18 @@ def test_hidden_pixels_reach_no_prediction_and_unscored_cubes_no_gradient(ratio)
         return {**batch, "video": embed.join(noise, grid, net.cube)}
 
     @jax.jit
-    def run(batch):
-        def loss(params):
-            predicted, target = videomae.forward(net, params, batch, draws)
-            error = jnp.where(draws.scored[..., None], (predicted - target) ** 2, 0)
-            return error.mean(), predicted
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def run(params, batch):
+        predicted, target = videomae.forward(net, params, batch, draws)
+        error = jnp.where(draws.scored[..., None], (predicted - target) ** 2, 0)
+        return error.mean(), predicted
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    (value, predicted), grads = run(batch)
-    (_, same), _ = run(changed(draws.mask.dropped))
+    (value, predicted), grads = run(params, batch)
+    (_, same), _ = run(params, changed(draws.mask.dropped))
     assert (predicted == same).all()
     unscored = draws.mask.dropped & ~asked
     assert unscored.any() == (ratio > 0)
-    (value2, _), grads2 = run(changed(unscored))
+    (value2, _), grads2 = run(params, changed(unscored))
     assert value == value2
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (grads, grads2)), strict=True))
 
