@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests import hlo
+from tests.arrays import fill
 from tests.configs import ROOT
 from vtp_jax import build, cli, sharding, train, tree
 from vtp_jax.checkpoint import Checkpoints
@@ -35,19 +36,25 @@ def make(**changes):
 
 
 METHOD, SPEC = make(), jax.eval_shape(example)
-PARAMS = jax.jit(lambda key: METHOD.init(key, SPEC))(KEY)
-EXTRA = jax.jit(lambda key: METHOD.start(key, SPEC, PARAMS))(KEY)
+PARAMS = jax.tree.map(jnp.asarray, fill(lambda key: METHOD.init(key, SPEC), KEY))
+START = jax.jit(lambda params: METHOD.start(KEY, SPEC, params))
+EXTRA = START(PARAMS)
 
 
 def gradients(method):
-    return jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    """((loss, out), gradients of (parameters, their average))."""
+
+    def loss(params, twin, extra, batch, rng):
+        return method.loss(params, {**extra, "twin": twin}, batch, rng, STEP)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
 
 STEP_OF = gradients(METHOD)
 
 
-def run(batch, extra=EXTRA, seed=1):
-    (value, out), grads = STEP_OF(PARAMS, extra, batch, jax.random.key(seed), STEP)
+def run(batch, extra=EXTRA, seed=1, step=STEP_OF):
+    (value, out), (grads, _) = step(PARAMS, extra["twin"], extra, batch, jax.random.key(seed))
     return float(value), out, grads
 
 
@@ -109,7 +116,7 @@ def test_the_second_views_keys_enter_the_queue_and_are_not_asked_before():
 
 def test_the_average_starts_as_a_copy_moves_exactly_and_has_no_gradient():
     other = jax.tree.map(lambda p: p + 1, PARAMS)
-    extra = METHOD.start(KEY, SPEC, other)  # as after a warm start
+    extra = START(other)  # as after a warm start
     assert extra["twin"].keys() == PARAMS.keys() - {"predictor"}
     equal(extra["twin"], {k: other[k] for k in extra["twin"]})
     params, moved = METHOD.after_update(PARAMS, extra, STEP)
@@ -117,10 +124,7 @@ def test_the_average_starts_as_a_copy_moves_exactly_and_has_no_gradient():
     equal(moved["queue"], extra["queue"])
     close(moved["twin"], {k: jax.tree.map(lambda p: p + 0.75, PARAMS[k]) for k in extra["twin"]})
 
-    def of_twin(twin):
-        return METHOD.loss(PARAMS, {**EXTRA, "twin": twin}, example(), KEY, STEP)[0]
-
-    zeros = jax.jit(jax.grad(of_twin))(EXTRA["twin"])
+    _, (_, zeros) = STEP_OF(PARAMS, EXTRA["twin"], EXTRA, example(), KEY)
     assert all(not g.any() for g in jax.tree.leaves(zeros))
 
 
@@ -162,8 +166,7 @@ def test_views_are_drawn_with_the_key_also_of_a_single_clip():
 
 def test_weights_have_a_gradient_unless_detached():
     value, _, attached = run(example())
-    detached = gradients(make(detach_weights=True))
-    (same, _), grads = detached(PARAMS, EXTRA, example(), jax.random.key(1), STEP)
+    same, _, grads = run(example(), step=gradients(make(detach_weights=True)))
     np.testing.assert_allclose(same, value, rtol=1e-6)
     a, b = (g["projector"]["fc3"]["kernel"] for g in (attached, grads))
     assert np.abs(a - b).max() > 1e-6
@@ -171,7 +174,7 @@ def test_weights_have_a_gradient_unless_detached():
 
 def test_groups_have_queues_of_their_own_and_weights_stand_where_they_are_asked_to():
     method = make(groups=2, weighted="inside")
-    extra = method.start(KEY, SPEC, PARAMS)
+    extra = jax.jit(lambda params: method.start(KEY, SPEC, params))(PARAMS)
     past = extra["queue"]
     assert past["key"].shape == (2 * PLACES, 12)
     value, out = jax.jit(method.loss)(PARAMS, extra, example(), KEY, STEP)
