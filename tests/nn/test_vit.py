@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.arrays import fill
 from vtp_jax import masking, tree
 from vtp_jax.nn import embed, resize, sizes, vit
 from vtp_jax.nn.transformer import CLIP
@@ -17,7 +18,13 @@ from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
 SIZE, PLACES = sizes.Size(16, 2, 2, 32), 6
-CUBES = jax.random.normal(KEY, (2, PLACES, 48))
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+
+CUBES = normal(2, PLACES, 48)
 KINDS = {
     "vit": {},
     "mean": dict(pooling="mean"),
@@ -29,13 +36,8 @@ KINDS = {
 @functools.cache
 def build(kind):
     net = vit.ViT(SIZE, PLACES, (1, 4, 4), **KINDS[kind])
-    rng = np.random.default_rng(0)
     # Norms and biases away from 1 and 0, so that a forgotten one shows.
-    params = jax.tree.map(
-        lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32),
-        jax.jit(net.init)(KEY, CUBES),
-    )
-    return net, params
+    return net, jax.tree.map(jnp.asarray, fill(net.init, KEY, CUBES))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,13 +58,17 @@ def test_the_verbs_one_after_the_other_are_the_whole(kind):
 def test_places_are_carried_by_the_index_alone(kind):
     """Cubes in another order, with their places: the same tokens in that order."""
     net, params = build(kind)
-    order = jnp.array([[3, 1, 5, 0, 2, 4], [5, 4, 3, 2, 1, 0]])
+    order = np.array([[3, 1, 5, 0, 2, 4], [5, 4, 3, 2, 1, 0]])
     encode = jax.jit(lambda cubes, index: net.apply(params, cubes, index, method="encode"))
-    whole = encode(CUBES, jnp.tile(jnp.arange(PLACES), (2, 1)))
-    moved = encode(masking.take(CUBES, order), order)
+    whole = np.asarray(encode(CUBES, np.tile(np.arange(PLACES), (2, 1))))
+    moved = np.asarray(encode(reorder(np.asarray(CUBES), order), order))
     first = whole.shape[1] - PLACES
     np.testing.assert_allclose(moved[:, :first], whole[:, :first], atol=2e-5)
-    np.testing.assert_allclose(moved[:, first:], masking.take(whole[:, first:], order), atol=2e-5)
+    np.testing.assert_allclose(moved[:, first:], reorder(whole[:, first:], order), atol=2e-5)
+
+
+def reorder(x: np.ndarray, order: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(x, order[..., None], axis=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,7 +82,7 @@ def test_every_parameter_is_used_and_of_the_positions_those_that_are_looked_at(k
         raw = net.apply(params, masking.take(CUBES, keep), keep, method="encode")
         return jnp.sum(net.apply(params, raw, method="pool") ** 2)
 
-    found = tree.flatten(gradient(params)["params"])
+    found = tree.flatten(jax.device_get(gradient(params)["params"]))
     assert all(g.any() for g in found.values()), [n for n, g in found.items() if not g.any()]
     used = found["position"].any(axis=1)[-PLACES:]
     assert (used == np.isin(np.arange(PLACES), keep)).all()
@@ -84,12 +90,13 @@ def test_every_parameter_is_used_and_of_the_positions_those_that_are_looked_at(k
 
 def test_means_leave_out_the_class_token_and_what_is_masked():
     net, params = build("mean")
-    raw = jax.random.normal(KEY, (2, PLACES + 1, 16))
-    mask = jnp.array([[True] * 4 + [False] * 3] * 2)
+    raw = np.array(normal(2, PLACES + 1, 16))
+    mask = np.array([[True] * 4 + [False] * 3] * 2)
     pool = jax.jit(lambda raw, mask: net.apply(params, raw, mask, method="pool"))
-    pooled, other = pool(raw, mask), raw.at[:, 0].set(9.0).at[:, 4:].set(7.0)
-    assert (pooled == pool(other, mask)).all()
-    assert not (pooled == pool(raw, jnp.ones_like(mask))).all()
+    pooled, whole = (np.asarray(pool(raw, m)) for m in (mask, np.ones_like(mask)))
+    assert not (pooled == whole).all()
+    raw[:, 0], raw[:, 4:] = 9.0, 7.0
+    assert (pooled == np.asarray(pool(raw, mask))).all()
 
 
 def test_a_wrong_number_of_cubes_and_an_impossible_pooling_are_refused():
@@ -103,15 +110,16 @@ def test_a_wrong_number_of_cubes_and_an_impossible_pooling_are_refused():
 
 def test_the_decoder_reads_places_from_positions_and_hidden_cubes_from_nothing():
     decoder = vit.Decoder(sizes.Size(8, 1, 2, 16), PLACES, 48)
-    mask = masking.tokens(KEY, 2, PLACES, 0.5)
-    seen = jax.random.normal(KEY, (2, 1 + mask.keep.shape[1], 16))
-    params = jax.jit(decoder.init)(KEY, seen, mask)
+    draw = jax.jit(lambda: masking.tokens(KEY, 2, PLACES, 0.5))
+    mask = jax.tree.map(np.asarray, draw())
+    seen = np.asarray(normal(2, 1 + mask.keep.shape[1], 16))
+    params = fill(decoder.init, KEY, seen, mask)
     run = jax.jit(decoder.apply)
-    out = run(params, seen, mask)
+    out = np.asarray(run(params, seen, mask))
     assert out.shape == (2, 3, 48)
-    order = jnp.array([2, 0, 1])
+    order = [2, 0, 1]
     moved = mask._replace(keep=mask.keep[:, order], drop=mask.drop[:, order])
-    tokens = jnp.concatenate([seen[:, :1], seen[:, 1:][:, order]], axis=1)
+    tokens = np.concatenate([seen[:, :1], seen[:, 1:][:, order]], axis=1)
     np.testing.assert_allclose(run(params, tokens, moved), out[:, order], atol=2e-5)
 
 
@@ -169,13 +177,18 @@ def test_square_tables_are_resized_by_their_rows_alone():
 
 @pytest.mark.parametrize("how", ["mean", "centre"])
 def test_an_inflated_kernel_gives_a_still_what_its_picture_gave(how):
-    picture = jax.random.normal(KEY, (1, 1, 8, 8, 3))
+    picture = np.asarray(normal(1, 1, 8, 8, 3))
     flat, deep = (embed.CubeEmbed(16, (t, 4, 4)) for t in (1, 4))
-    params = flat.init(KEY, embed.cut(picture, (1, 4, 4)))["params"]
-    kernel = resize.inflate(np.asarray(params["kernel"]), 4, how)
-    still = embed.cut(jnp.repeat(picture, 4, axis=1), (4, 4, 4))
-    got = deep.apply({"params": {**params, "kernel": jnp.asarray(kernel)}}, still)
-    expected = flat.apply({"params": params}, embed.cut(picture, (1, 4, 4)))
+    params = fill(lambda: flat.init(KEY, embed.cut(jnp.asarray(picture), (1, 4, 4))))["params"]
+    kernel = resize.inflate(params["kernel"], 4, how)
+
+    @jax.jit
+    def both(params, kernel, picture, still):
+        expected = flat.apply({"params": params}, embed.cut(picture, (1, 4, 4)))
+        inflated = {"params": {**params, "kernel": kernel}}
+        return expected, deep.apply(inflated, embed.cut(still, (4, 4, 4)))
+
+    expected, got = both(params, kernel, picture, np.repeat(picture, 4, axis=1))
     np.testing.assert_allclose(got, expected, atol=2e-6)
     assert np.count_nonzero(kernel.any(axis=(1, 2, 3, 4))) == (4 if how == "mean" else 1)
 
