@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.arrays import fill
 from tests.methods import test_omnivl
 from tests.tasks import test_retrieve
 from vtp_jax import tree
@@ -51,7 +52,7 @@ def build(name, **changes) -> Made:
     task = dict(answers=ANSWERS, fuse=FUSE[name], drop=UNUSED[name], dropout=0.0) | changes
     method = answer.make(base=base(name), **task)
     spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example().items()}
-    params = method.init(KEY, spec)
+    params = fill(lambda key: method.init(key, spec), KEY)
     grad = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
     return Made(
         method, params, method.start(KEY, spec, params), grad, jax.jit(method.encode["answer"])
