@@ -32,11 +32,14 @@ def tiny_configs() -> list[str]:
 
 
 def one_for_each(*, tasks: bool) -> list[str]:
-    """The last tiny config of each method, or of each method and task: two configs of one show
+    """The first tiny config of each method, or of each method and task: two configs of one show
     nothing more where compiling is dear."""
     configs = {p: cli.load_config(str(ROOT / p)) for p in tiny_configs()}
     names = {p: c.task.name if "task" in c else "" for p, c in configs.items()}
-    chosen = {(c.method.name, names[p]): p for p, c in configs.items() if tasks or not names[p]}
+    chosen: dict[tuple[str, str], str] = {}
+    for path, c in configs.items():
+        if tasks or not names[path]:
+            chosen.setdefault((c.method.name, names[path]), path)
     return list(chosen.values())
 
 

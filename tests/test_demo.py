@@ -2,10 +2,11 @@
 
 import json
 
+import jax
 import pytest
 
 from tests.configs import ROOT
-from vtp_jax import cli, demo
+from vtp_jax import cli, demo, sharding
 from vtp_jax.data import shapes
 
 LOSSES = ("video", "text", "vtc", "vtm")
@@ -14,6 +15,8 @@ LOSSES = ("video", "text", "vtc", "vtm")
 def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(demo.shapes, "Plan", lambda: PLAN)
+    one = sharding.make_mesh(data=1, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda *, data, fsdp, tensor: one)
     corpus, workdir = tmp_path / "shapes", tmp_path / "run"
     changes = dict(
         steps=4, batch=16, data__train__root=corpus, data__train__captions=corpus / "train.csv",

@@ -1,6 +1,6 @@
 """The contract, for every method: the same numbers on any mesh, state that keeps its types.
 
-Methods are found in configs: the last tiny config of each method is its case. Compiling for eight
+Methods are found in configs: the first tiny config of each method is its case. Compiling for eight
 devices is the suite's dearest part: other configs, and a second mesh, are for `make test-all`.
 """
 

@@ -135,6 +135,7 @@ def _cpus(count: int) -> Sequence[Any]:
 def _tpus(topology: str, slices: int) -> Sequence[Any]:
     # The library asks its machine what it is, and complains where it is no TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is shared, only a compiler
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from jax.experimental import topologies

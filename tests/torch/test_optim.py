@@ -279,7 +279,10 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize(
     "name, dtype",
     [(name, "float32") for name in RECIPES]
-    + [(name, "float64") for name in ("pretraining", "finetuning")],
+    + [
+        pytest.param(name, "float64", marks=pytest.mark.slow(reason="fp32 is what runs have"))
+        for name in ("pretraining", "finetuning")
+    ],
 )
 def test_parameters_after_ten_steps_are_pytorchs(name, dtype):
     runs = run(RECIPES[name], dtype)
