@@ -16,6 +16,7 @@ from vtp_jax.types import UserError, check_batch
 CONFIG = str(ROOT / "configs/videomae/pretrain_k400.py:tiny")
 
 
+@pytest.mark.slow(reason="a process that compiles a step")
 def test_a_step_is_measured_without_tensorflow_and_leaves_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr(bench, "SQUARE", dict(cpu=(64, 2)))

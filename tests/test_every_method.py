@@ -17,7 +17,7 @@ MESHES = [
     dict(data=2, fsdp=2, tensor=2),
 ]
 # A minute of compiling each, for `make test-all`.
-DEAR = ("omnivl", "coca", "tvtsv2", "snclr")
+DEAR = ("omnivl", "coca", "tvtsv2", "snclr", "videomae")
 QUICK = [
     p for p in one_for_each(tasks=False) if not p.startswith(tuple(f"configs/{d}" for d in DEAR))
 ]

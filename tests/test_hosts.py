@@ -139,6 +139,7 @@ def hold(alone, workdir, first):
         np.testing.assert_allclose(there[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow(reason="three processes compile a step")
 def test_two_processes_go_on_where_one_stopped_to_the_same_numbers(alone, tmp_path):
     """Restoring, training, evaluating and saving over processes; one process then reads it."""
     workdir = shutil.copytree(alone / "begun", tmp_path / "two")

@@ -69,6 +69,7 @@ def filled(made):
     return made.loss(example(seed=2), extra)[1].extra
 
 
+@pytest.mark.slow(reason="compiles two gradients")
 def test_an_image_asks_nothing_of_what_is_for_videos(made):
     image, clip = (made.loss(example(frames=n))[2] for n in (1, 4))
     flat = tree.flatten(image), tree.flatten(clip)

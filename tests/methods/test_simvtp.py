@@ -190,6 +190,7 @@ def test_sharing_the_joint_pass_is_the_same_without_dropout_only(dropout):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow(reason="compiles two gradients")
 def test_chunks_of_rows_change_neither_losses_nor_gradients():
     batch = example(8)
 

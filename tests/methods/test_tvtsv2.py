@@ -310,6 +310,7 @@ def test_it_starts_as_clip(tmp_path):
     np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
 
 
+@pytest.mark.slow(reason="compiles two steps")
 def test_a_run_that_stopped_goes_on_as_if_it_had_not():
     """Sources that take turns and texts in order included: state and place tell all."""
     source = dict(clips=8, side=16, frames=8)

@@ -105,6 +105,7 @@ def test_every_gradient(small):
     assert square**0.5 == close(golden["global_grad_norm"])
 
 
+@pytest.mark.slow(reason="a process of its own, at released widths")
 def test_released_widths_from_a_file_that_holds_only_what_is_used(tmp_path):
     case = CASES["released"]
     weights = {name: x for name, x in make_weights(case).items() if used(name)}
