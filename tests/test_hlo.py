@@ -21,8 +21,13 @@ HloModule jit_step, is_scheduled=true
   ROOT %all-reduce.9 = f32[8]{0:T(128)} all-reduce(%p), to_apply=%add
 }
 
+%product (p: f32[8]) -> f32[8] {
+  ROOT %convolution.3 = f32[8]{0} convolution(%p, %p), dim_labels=bf_io->bf
+}
+
 %body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
-  %fusion.1 = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} fusion(%p), kind=kLoop, calls=%inside, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %all-reduce.8 = bf16[4,8]{1,0:T(8,128)(2,1)} all-reduce(%p), to_apply=%add
+  %fusion.1 = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} fusion(%all-reduce.8), kind=kLoop, calls=%inside, backend_config={"window_config":{"estimated_cycles":"100"}}
   %all-reduce.1 = (bf16[4,8]{1,0}, f32[2]{0:T(128)}) all-reduce(%a, %b), to_apply=%add
 }
 
@@ -36,18 +41,22 @@ ENTRY %main.5 (p: bf16[4,8]) -> bf16[4,8] {
   %all-gather-start.1 = (bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%x), dimensions={0}
   %all-gather-done.1 = bf16[16,8]{1,0} all-gather-done(%all-gather-start.1)
   %collective-permute-start.1 = (f32[4]{0}, f32[4]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%y)
-  %fusion.2 = f32[8]{0} fusion(%z), kind=kLoop, calls=%add, backend_config={"estimated_cycles":"7"}
+  %fusion.2 = f32[8]{0} fusion(%z), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"7"}
 }
 """  # noqa: E501
 
 
 def test_the_text_of_the_tpu_compiler():
     assert hlo.traffic(TPU) == {
-        "all-reduce": 12 * (4 * 8 * 2 + 2 * 4 + 8 * 4),
+        "all-reduce": 12 * (4 * 8 * 2 + 4 * 8 * 2 + 2 * 4 + 8 * 4),
         "all-gather": 16 * 8 * 2,
         "collective-permute": 4 * 4,
     }
-    assert hlo.cycles(TPU) == 12 * 100 + 7
+    # Of 100 cycles a second: the loop's part reads 64 bytes of the large memory,
+    # and writes beside the units; the other part multiplies, and its cycles are believed.
+    assert hlo.seconds(TPU, 100.0, 1e18) == pytest.approx(0.07)
+    assert hlo.seconds(TPU, 100.0, 64 / 0.5) == pytest.approx(12 * 0.5 + 0.07)
+    assert hlo.seconds(TPU, 100.0, 1.0) == pytest.approx(12 * 1.0 + 0.07)
 
 
 @pytest.mark.parametrize("length", [1, 5])
@@ -70,4 +79,4 @@ def test_what_a_loop_moves_counts_as_often_as_it_runs(length):
     ]
     text = jax.jit(f, out_shardings=split[0]).lower(*shapes).compile().as_text()
     assert hlo.traffic(text) == {"all-reduce": length * 4 * 16 * 4}
-    assert hlo.cycles(text) == 0
+    assert hlo.seconds(text, 1.0, 1.0) == 0

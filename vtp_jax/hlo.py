@@ -21,6 +21,7 @@ BYTES = dict(pred=1, s4=1, u4=1, s8=1, u8=1, s16=2, u16=2, bf16=2, f16=2, s32=4,
 _BEGIN = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _CALL = re.compile(r" = (.*?) ([a-z][a-z-]*)\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_PLACED = re.compile(_SHAPE.pattern + r"(\{[^}]*\})?")
 
 
 class Use(NamedTuple):
@@ -45,12 +46,32 @@ def traffic(text: str) -> dict[str, int]:
     return found
 
 
-def cycles(text: str) -> int:
-    """The TPU compiler's own estimates for the parts of a program, summed; 0 of other compilers."""
-    found = 0
+def seconds(text: str, clock: float, bandwidth: float) -> float:
+    """How long a TPU computes in one call of the program, one part after the other; 0 for programs
+    of other compilers. clock: cycles a second; bandwidth: bytes a second of the chip's memory.
+
+    The TPU compiler estimates the cycles of every part. For products these are good; for parts that
+    only read and write memory they are up to ten times what its bandwidth says, which is taken.
+    """
+    computations, _ = _split(text)
+    lines = [line for part in computations.values() for line in part]
+    results = {_name(line): _operation(line)[0] for line in lines}
+
+    def multiplies(line: str) -> bool:
+        inner = [each for name in _named(line, "calls") for each in computations[name]]
+        return _operation(line)[1] == "convolution" or any(map(multiplies, inner))
+
+    def moved(line: str) -> int:
+        result, kind = _operation(line)
+        given = line.split(f" {kind}(", 1)[1].split(")", 1)[0]
+        used = [results.get(name, "") for name in re.findall(r"%([\w.-]+)", given)]
+        return sum(_bytes(*shape) for shape in _in_memory(result, *used))
+
+    found = 0.0
     for line, times in _walk(text, fused=False):
         if said := re.search(r'"estimated_cycles":"(\d+)"', line):
-            found += times * int(said[1])
+            took = int(said[1]) / clock
+            found += times * (took if multiplies(line) else min(took, moved(line) / bandwidth))
     return found
 
 
@@ -86,6 +107,18 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
         elif " = " in line:
             lines.append(line)
     return computations, entry
+
+
+def _name(line: str) -> str:
+    return line.split(" = ", 1)[0].split("%")[-1].strip()
+
+
+def _in_memory(*results: str) -> Iterator[tuple[str, str]]:
+    """(dtype, dims) of the arrays that lie in the chip's large memory: S(1) is beside its units."""
+    for text in results:
+        for dtype, dims, layout in _PLACED.findall(text):
+            if dims and "S(1)" not in layout:
+                yield dtype, dims
 
 
 def _operation(line: str) -> tuple[str, str]:
