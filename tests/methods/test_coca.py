@@ -127,6 +127,7 @@ def test_what_is_seen_changes_what_is_told_and_no_text():
     assert not (a.logits == b.logits).any() and not (a.video == b.video).any()
 
 
+@pytest.mark.slow(reason="compiles at two lengths")
 def test_longer_padding_changes_no_loss_and_no_embedding():
     batch = example()
     longer = {k: jnp.pad(v, ((0, 0), (0, 1))) if k[:4] == "text" else v for k, v in batch.items()}
@@ -154,6 +155,7 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
     assert alone["loss_contrast"] == 0 and alone["loss_caption"] > 0
 
 
+@pytest.mark.slow(reason="compiles two gradients")
 def test_a_loss_without_weight_is_not_computed_and_leaves_no_gradient():
     one = [make(weights={off: 0.0}) for off in ("caption", "contrast")]
 
