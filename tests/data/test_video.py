@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtp_jax.data import video
+from vtp_jax.data import ops, video
 
 REAL = Path(__file__).parents[3] / "shared" / "videos"
 needs_real = pytest.mark.skipif(
@@ -84,15 +84,59 @@ def test_formats_frames_asked_are_frames_got(file, wanted):
     np.testing.assert_array_equal(numbers_in(frames), wanted)
 
 
-def test_seeking_is_used_and_decodes_less(tmp_path, monkeypatch):
+@pytest.fixture
+def decoded(monkeypatch):
+    """The packets that went through a decoder since, as (time stamp, whether in full)."""
+    found = []
+
+    class Packets:
+        """A container whose packets tell."""
+
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        def demux(self, stream):
+            return (Packet(p, stream) for p in self._container.demux(stream))
+
+    class Packet:
+        def __init__(self, packet, stream):
+            self._packet, self._stream = packet, stream
+
+        def __getattr__(self, name):
+            return getattr(self._packet, name)
+
+        def decode(self):
+            full = self._stream.codec_context.skip_frame == "DEFAULT"
+            found.append((self._packet.pts, full))
+            return self._packet.decode()
+
+    real = video.find
+    monkeypatch.setattr(video, "find", lambda c, *a: real(Packets(c), *a))
+    return found
+
+
+def test_seeking_is_used_and_decodes_less(tmp_path, decoded):
     path = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"])
-    tables = []
-    real = video.tabulate
-    monkeypatch.setattr(video, "tabulate", lambda *a: tables.append(real(*a)) or tables[-1])
-    video.read_frames(path, lambda n: np.asarray([3]))
-    assert not tables  # the header sufficed
-    video.read_frames(path, lambda n: np.asarray([N - 1]))
-    assert len(tables) == 1 and len(tables[0].keys) >= 4
+    (frame,) = video.read_frames(path, lambda n: np.asarray([N - 1]))
+    assert numbers_in(frame[None]) == N - 1 and len(decoded) <= 31
+
+
+def test_what_no_other_frame_needs_is_not_decoded(tmp_path, decoded):
+    """Of B-frames, which nothing refers to here, those alone that are asked for."""
+    options = {"x264-params": "bframes=3:b-pyramid=none:b-adapt=0:keyint=120:scenecut=0"}
+    path = write(tmp_path / "a.mp4", "libx264", options, {})
+    wanted = np.arange(40, 104, 4)
+    got = video.read_frames(path, lambda n: wanted)
+    np.testing.assert_array_equal(numbers_in(got), wanted)
+    full = sum(whole for _, whole in decoded)
+    assert len(wanted) <= full <= len(wanted) + 1 < len(decoded) - 80
+    with av.open(str(path)) as container:
+        counted = video.count(path, wanted.tolist())
+        assert container.streams.video[0].frames == N
+    np.testing.assert_array_equal(got, np.stack(counted))
 
 
 def test_wrong_time_stamps_do_not_mislead(tmp_path, monkeypatch):
@@ -268,7 +312,7 @@ def test_header_that_promises_a_little_too_much(tmp_path, monkeypatch):
     """The choice is made again, with the true length."""
     path = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"])
     real = video.survey
-    monkeypatch.setattr(video, "survey", lambda p: real(p)._replace(frames=N + 5))
+    monkeypatch.setattr(video, "survey", lambda *a: real(*a)._replace(frames=N + 5))
     lengths = []
     frames = video.read_frames(path, lambda n: lengths.append(n) or np.asarray([0, n - 1]))
     assert lengths == [N + 5, N]
@@ -303,20 +347,24 @@ def test_real_files_are_what_their_readme_says(name):
     assert video.read_frames(REAL / name, lambda n: wanted).shape == (3, h, w, 3)
 
 
-def decode_all(path):
+def decode_all(path, turns=0):
     """PyAV alone, from the start: what `read_frames` must agree with."""
     with av.open(str(path)) as container:
-        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    return np.rot90(np.stack(frames), turns, (1, 2))
 
 
 @needs_real
-@pytest.mark.parametrize("name", ["arm_wrestling.mp4", "eye_makeup.avi", "frames_hevc.mp4"])
+@pytest.mark.parametrize("name", FILES)
 def test_real_frames_asked_are_frames_got(name):
-    everything = decode_all(REAL / name)
+    """Windows as training asks for them, and frames at random."""
+    everything = decode_all(REAL / name) if "rot90" not in name else decode_all(REAL / name, -1)
+    n = len(everything)
     for seed in range(4):
-        wanted = np.random.default_rng(seed).integers(0, len(everything), 3)
-        got = video.read_frames(REAL / name, lambda n, wanted=wanted: wanted)
-        np.testing.assert_array_equal(got, everything[wanted])
+        rng = np.random.default_rng(seed)
+        for wanted in (rng.integers(0, n, 3), ops.sample_frames(n, 16, min(4, 1 + n // 40), rng)):
+            got = video.read_frames(REAL / name, lambda n, wanted=wanted: wanted)
+            np.testing.assert_array_equal(got, everything[wanted])
 
 
 @needs_real

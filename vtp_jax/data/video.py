@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -45,6 +46,9 @@ FORMATS = (
 # Bytes come from a file or from memory: there is no way to the network. No picture that is larger
 # than it may be is allocated, whatever the codec finds in the stream.
 OPTIONS = dict(protocol_whitelist="file,pipe", format_whitelist=FORMATS, max_pixels=str(MAX_PIXELS))
+REORDERED = 32  # packets by which a frame may stand before or after its turn: codecs allow 16
+# Where a packet surely tells its frame's time, and whether others need it: frames may be left out.
+STAMPED, SKIPPABLE = {"mov", "matroska", "mpegts", "flv"}, {"h264", "hevc"}
 SEEK_PAYS = 24  # frames: to skip fewer, decoding on is cheaper than seeking
 
 File = str | os.PathLike[str] | bytes  # a path, or what is in the file
@@ -73,7 +77,7 @@ class Info(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The packets of a video.
+    """The packets of a video, as far as they are known.
 
     keys: (number, time stamp) of its key frames, ascending; numbers: time stamp -> number of the
     frame that it belongs to, and empty where that is not known exactly.
@@ -86,7 +90,7 @@ class Table(NamedTuple):
     def key_before(self, number: int) -> tuple[int, int]:
         """The last key frame that is not after a frame."""
         at = bisect.bisect_right(self.keys, number, key=lambda key: key[0])
-        return self.keys[at - 1] if at else (0, 0)
+        return self.keys[at - 1] if at else (0, min(self.numbers, default=0))
 
 
 class Short(Exception):
@@ -98,12 +102,13 @@ class Short(Exception):
 
 
 class Lost(Exception):
-    """After seeking, frames did not come out as the time stamps told."""
+    """Frames cannot be found by their time stamps, or did not come out as these told."""
 
 
 def probe(path: File) -> Info:
     """What a file says of its video; decodes one frame. Raises Unreadable."""
-    frames = survey(path).frames
+    with open_video(path) as (container, stream):
+        frames = survey(container, stream).frames
     with open_video(path) as (container, stream):
         frame = next(container.decode(stream), None)
         if frame is None:
@@ -127,14 +132,18 @@ def read_frames(path: File, choose: Choose) -> UInt8[np.ndarray, "t h w c"]:
     frame asked for is whole. One that ends undamaged a little before the end that its header
     promised is asked again, with its true length. Raises Unreadable.
     """
-    table = survey(path)
+    with open_video(path) as (container, stream):
+        table = survey(container, stream)
+        numbers = choose(table.frames)
+        with contextlib.suppress(Lost):
+            return take(numbers, lambda wanted: find(container, stream, wanted, table))
     try:
-        return take(path, choose(table.frames), table)
+        return take(numbers, functools.partial(count, path))
     except Short as short:
         check_length(short.frames, table.frames)
         frames = short.frames
     try:
-        return take(path, choose(frames), Table(frames))
+        return take(choose(frames), functools.partial(count, path))
     except Short as short:
         raise Unreadable("truncated", f"{short.frames} frames of {frames}") from None
 
@@ -157,7 +166,9 @@ def scan(
     use: is given frames 0, every, 2 every, ..., upright RGB, one after the other
     seconds: of one core, that it may take
     """
-    promised, frames, reformatter = survey(path).frames, 0, VideoReformatter()
+    frames, reformatter = 0, VideoReformatter()
+    with open_video(path) as (container, stream):
+        promised = survey(container, stream).frames
     with open_video(path) as (container, stream):
         for frame in limit(container.decode(stream), seconds):
             if frame.is_corrupt:
@@ -169,56 +180,43 @@ def scan(
         return describe_video(frames, frame, stream)
 
 
-def limit(frames: Iterator[Any], seconds: float) -> Iterator[Any]:
-    """The same frames, until one is too large or they take too long on this thread."""
-    end = time.thread_time() + seconds
-    for frame in frames:
-        if frame.width * frame.height > MAX_PIXELS:
-            raise Unreadable("too_large", f"{frame.width}x{frame.height}")
-        if time.thread_time() > end:
-            raise Unreadable("too_slow", f"more than {seconds:.0f} s")
-        yield frame
-
-
-def survey(path: File) -> Table:
+def survey(container: Any, stream: Any) -> Table:
     """What the header tells of a video's packets; where it is silent, what the packets tell."""
-    with open_video(path) as (container, stream):
-        if not stream.frames:
-            table = tabulate(container, stream)
-        else:
-            index = stream.index_entries
-            hidden = sum(entry.is_discard for entry in index)  # by an edit list
-            keys = [(n, entry.timestamp) for n, entry in enumerate(index) if entry.is_keyframe]
-            table = Table(stream.frames - hidden, keys)
+    if not stream.frames:
+        table = tabulate(container, stream)
+    else:
+        index = stream.index_entries
+        hidden = sum(entry.is_discard for entry in index)  # by an edit list
+        keys = [(n, entry.timestamp) for n, entry in enumerate(index) if entry.is_keyframe]
+        table = Table(stream.frames - hidden, keys)
     if table.frames <= 0:
         raise Unreadable("no_frames")
     return table
 
 
-def tabulate(container: Any, stream: Any) -> Table:
-    """Reads all packets of a stream, and decodes none."""
-    packets = [
-        (p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard
-    ]
+def tabulate(container: Any, stream: Any, last: int | None = None) -> Table:
+    """Reads the packets of a stream, and decodes none; all of them, or so many that the frames up
+    to number `last` are known for certain."""
+    stop = None if last is None else last + 1 + REORDERED
+    shown = (p for p in container.demux(stream) if p.size and not p.is_discard)
+    packets = [(p.pts, p.is_keyframe) for p in itertools.islice(shown, stop)]
     times = sorted(pts for pts, _ in packets if pts is not None)
     if len(set(times)) < len(packets):
         return Table(len(packets))
+    if last is not None and stop == len(packets):
+        times = times[: last + 1]
     numbers = {pts: n for n, pts in enumerate(times)}
-    keys = sorted((numbers[pts], pts) for pts, key in packets if key)
+    keys = sorted((numbers[pts], pts) for pts, key in packets if key and pts in numbers)
     return Table(len(packets), keys, numbers)
 
 
-def take(path: File, numbers: Int[np.ndarray, "t"], table: Table) -> UInt8[np.ndarray, "t h w c"]:
-    """The frames of these numbers. Raises Short at the undamaged end of a shorter video."""
+def take(
+    numbers: Int[np.ndarray, "t"],
+    decode: Callable[[Sequence[int]], Sequence[UInt8[np.ndarray, "h w c"]]],
+) -> UInt8[np.ndarray, "t h w c"]:
+    """The frames of these numbers, by a function that gives those of ascending ones."""
     unique, places = np.unique(numbers, return_inverse=True)
-    wanted = unique.tolist()
-    if any(can_skip(table, at, n) for at, n in zip([0, *wanted], wanted, strict=False)):
-        if not table.numbers:
-            with open_video(path) as (container, stream):
-                table = tabulate(container, stream)
-        with contextlib.suppress(Lost):
-            return np.stack(decode(path, wanted, table))[places]
-    return np.stack(decode(path, wanted, Table(table.frames)))[places]
+    return np.stack(decode(unique.tolist()))[places]
 
 
 def can_skip(table: Table, at: int, number: int) -> bool:
@@ -226,37 +224,109 @@ def can_skip(table: Table, at: int, number: int) -> bool:
     return table.key_before(number)[0] - at >= SEEK_PAYS
 
 
-def decode(path: File, wanted: Sequence[int], table: Table) -> list[UInt8[np.ndarray, "h w c"]]:
-    """Frames of ascending numbers: from key frame to key frame by the table, or from the start."""
-    reformatter = VideoReformatter()
-    got = []
+def find(
+    container: Any, stream: Any, wanted: Sequence[int], table: Table
+) -> list[UInt8[np.ndarray, "h w c"]]:
+    """Frames of ascending numbers, by their time stamps. What nobody asked for is decoded only if
+    other frames are made from it, and not at all where a later key frame allows that. Raises
+    Lost."""
+    check_room(stream, wanted)
+    try:
+        if not table.numbers:
+            table = tabulate(container, stream, wanted[-1])
+        first = seek(container, stream, table, 0)
+    except av.error.FFmpegError as error:
+        raise Lost from error
+    numbers = set(wanted)
+    asked = {stamp for stamp, number in table.numbers.items() if number in numbers}
+    if len(asked) < len(wanted):
+        raise Lost
+    got: dict[int, UInt8[np.ndarray, "h w c"]] = {}
+    end, reformatter = time.thread_time() + MAX_SECONDS, VideoReformatter()
+    packets, at = container.demux(stream), -1
+    skips = can_leave_out(container, stream)
+    for number in wanted:
+        if can_skip(table, at, number):
+            first, at = seek(container, stream, table, number), -1
+            packets = container.demux(stream)
+        while number not in got:
+            packet = next(packets, None)
+            if packet is None:
+                raise Lost
+            # The last packet is empty and brings what the decoder still holds.
+            needed = not skips or packet.pts in asked or not packet.size
+            stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+            check_time(end, MAX_SECONDS)
+            for frame in map(check_size, packet.decode()):
+                new = -1 if frame.pts is None else table.numbers.get(frame.pts, -1)
+                late = new > first if at < 0 else new > at + 1 and not skips
+                if new <= at or late:
+                    raise Lost
+                at = new
+                if frame.pts in asked:
+                    if frame.is_corrupt:
+                        raise Lost
+                    got[at] = convert(frame, stream, reformatter)
+                if len(got) == len(wanted):
+                    return list(got.values())
+            if at > number and number not in got:
+                raise Lost
+    return list(got.values())
+
+
+def can_leave_out(container: Any, stream: Any) -> bool:
+    """Whether frames that no other needs can be told, and left out, with certainty."""
+    formats = set(container.format.name.split(","))
+    return bool(formats & STAMPED) and stream.codec_context.name in SKIPPABLE
+
+
+def seek(container: Any, stream: Any, table: Table, number: int) -> int:
+    """Goes to the key frame before a frame, and tells its number."""
+    key, at = table.key_before(number)
+    container.seek(at, stream=stream)
+    return key
+
+
+def count(path: File, wanted: Sequence[int]) -> list[UInt8[np.ndarray, "h w c"]]:
+    """Frames of ascending numbers, by decoding all that come before. Raises Short at the undamaged
+    end of a shorter video."""
+    reformatter, numbers = VideoReformatter(), set(wanted)
+    got: list[UInt8[np.ndarray, "h w c"]] = []
+    at = -1
     with open_video(path) as (container, stream):
-        if 3 * stream.width * stream.height * len(wanted) > MAX_BYTES:
-            raise Unreadable("too_large", f"{len(wanted)} of {stream.width}x{stream.height}")
-        end, at, sought = time.thread_time() + MAX_SECONDS, 0, False
-        frames: Iterator[Any] = limit(container.decode(stream), MAX_SECONDS)
-        for number in wanted:
-            if can_skip(table, at, number):
-                container.seek(table.key_before(number)[1], stream=stream)
-                frames = limit(container.decode(stream), end - time.thread_time())
-                first = next(frames, None)
-                at = table.numbers.get(first.pts, number + 1) if first else number + 1
-                if at > number:
-                    raise Lost
-                sought, frames = True, itertools.chain([first], frames)
-            frame: Any = None
-            for frame in frames:
-                if sought and (frame.is_corrupt or table.numbers.get(frame.pts) != at):
-                    raise Lost
-                at += 1
-                if at > number:
-                    break
-            else:
-                raise Short(at)
-            if frame.is_corrupt:
-                raise Unreadable("damaged", f"frame {number} is marked as corrupt")
-            got.append(convert(frame, stream, reformatter))
-    return got
+        check_room(stream, wanted)
+        for at, frame in enumerate(limit(container.decode(stream), MAX_SECONDS)):
+            if at in numbers:
+                if frame.is_corrupt:
+                    raise Unreadable("damaged", f"frame {at} is marked as corrupt")
+                got.append(convert(frame, stream, reformatter))
+            if at == wanted[-1]:
+                return got
+    raise Short(at + 1)
+
+
+def check_room(stream: Any, wanted: Sequence[int]) -> None:
+    if 3 * stream.width * stream.height * len(wanted) > MAX_BYTES:
+        raise Unreadable("too_large", f"{len(wanted)} of {stream.width}x{stream.height}")
+
+
+def limit(frames: Iterator[Any], seconds: float) -> Iterator[Any]:
+    """The same frames, until one is too large or they take too long on this thread."""
+    end = time.thread_time() + seconds
+    for frame in map(check_size, frames):
+        check_time(end, seconds)
+        yield frame
+
+
+def check_size(frame: av.VideoFrame) -> av.VideoFrame:
+    if frame.width * frame.height > MAX_PIXELS:
+        raise Unreadable("too_large", f"{frame.width}x{frame.height}")
+    return frame
+
+
+def check_time(end: float, seconds: float) -> None:
+    if time.thread_time() > end:
+        raise Unreadable("too_slow", f"more than {seconds:.0f} s")
 
 
 def convert(
