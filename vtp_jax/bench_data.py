@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vtp_jax import build, cli, metrics, sharding
-from vtp_jax.data import ops, pipeline, records, video
+from vtp_jax.data import ops, pipeline, records, rolls, video
 from vtp_jax.types import UserError
 
 Stage = Callable[[int], Any]  # place of a row -> what a part of the pipeline makes of it
@@ -102,14 +102,18 @@ def stages(opened: pipeline.Clips, look: pipeline.Look, seed: int) -> dict[str, 
         )
 
     def transform(index: int) -> Any:
-        return opened.show(index, *shown(index), look.size)
+        frames = opened.pieces * look.frames
+        out = np.empty((look.repeats, frames, look.size, look.size, 3), np.uint8)
+        opened.show(index, *shown(index), out)
 
     clips = opened.source.clips
     if isinstance(clips, records.Shards):
 
         def decode(index: int) -> Any:
-            record, jpegs, _ = clips.pick(index, shown(index).choose)
-            return records.decode(jpegs, record.height, record.width)
+            choose, boxes = shown(index)
+            record, found, _ = clips.pick(index, choose)
+            chosen = boxes(record.height, record.width)
+            return [rolls.decode(roll, record.height, record.width, chosen) for roll in found]
 
         return dict(
             read=lambda index: clips.pick(index, shown(index).choose),

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtp_jax.data import ops, records, video
+from vtp_jax.data import ops, records, rolls, video
 from vtp_jax.data import order as orders
 from vtp_jax.types import UserError
 
 H, W, FRAMES, EVERY = 66, 90, 22, 4
+STORED, ROLL = 6, 4  # frames, in two rolls
 
 
 def film(seed=0):
@@ -27,8 +28,8 @@ def record(number=0, frames=None):
     return records.Record(
         id=f"clip {number}", captions=("one", "zwei \u00e9"), spans=((0.5, 2.0), (1.0, 3.25)),
         label=number, source="there", licence="CC BY 4.0", sha256="ab" * 32, frames=FRAMES,
-        rate=29.97, every=EVERY, height=H, width=W,
-        jpegs=[records.encode_jpeg(f, 95) for f in frames[::EVERY]],
+        rate=29.97, every=EVERY, height=H, width=W, capacity=ROLL,
+        film=[rolls.encode(frames[::EVERY][k : k + ROLL], 95) for k in range(0, STORED, ROLL)],
     )  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def write_manifest(out, names, counts):
 
 
 def as_lists(one):
-    return json.loads(json.dumps({k: v for k, v in one._asdict().items() if k != "jpegs"}))
+    return json.loads(json.dumps({k: v for k, v in one._asdict().items() if k != "film"}))
 
 
 def psnr(a, b):
@@ -59,7 +60,7 @@ def test_records_come_back_whole(folder):
     assert len(found) == 3
     for number, one in enumerate(found, 3):
         wanted = record(number)
-        assert as_lists(one) == as_lists(wanted) and one.jpegs == wanted.jpegs
+        assert as_lists(one) == as_lists(wanted) and one.film == wanted.film
 
 
 def test_clips_of_all_shards_in_order(folder):
@@ -86,9 +87,16 @@ def test_only_what_is_shown_is_read(folder, monkeypatch):
     monkeypatch.setattr(
         records.Shard, "_read", lambda self, at, size: read.append(size) or real(self, at, size)
     )
-    clips.read(1, lambda n: np.asarray([4, 8]))
-    sizes = [len(jpeg) for jpeg in record(1).jpegs]
-    assert read[-1] == sizes[1] + sizes[2] and sum(read[:-1]) < 2 * records.AT_ONCE
+    clips.read(1, lambda n: np.asarray([4, 8, 20]))
+    one, two = record(1).film
+    parts = [len(one.head), len(one.frames[1] + one.frames[2]), len(two.head), len(two.frames[1])]
+    assert read[-4:] == parts and sum(read[:-4]) < 2 * records.AT_ONCE
+
+
+def cut(clips, index, choose, boxes, shape):
+    out = np.empty(shape, np.uint8)
+    clips.cut(index, choose, boxes, out)
+    return out
 
 
 @pytest.mark.parametrize("box", [(0, 0, 66, 66), (3, 7, 32, 32), (11, 5, 40, 51), (1, 1, 20, 16)])
@@ -96,7 +104,7 @@ def test_parts_are_those_of_whole_frames(folder, box):
     """Resized in YCbCr by FFmpeg here, in RGB by Pillow there: brightness is alike and nowhere
     shifted; colour, of which there is one for four pixels, is so but for a pixel."""
     clips, wanted, box = records.Shards(folder), np.asarray([0, 4, 4, 20]), ops.Box(*box)
-    (got,) = clips.cut(2, lambda n: wanted, lambda h, w: [box], 32)
+    (got,) = cut(clips, 2, lambda n: wanted, lambda h, w: [box], (1, 4, 32, 32, 3))
     whole = clips.read(2, lambda n: wanted)
     pillow = ops.cut(whole, box, 32)
     grey = np.asarray([0.299, 0.587, 0.114])
@@ -109,10 +117,10 @@ def test_parts_are_those_of_whole_frames(folder, box):
 def test_several_parts_of_one_reading(folder):
     boxes = [ops.Box(0, 0, 66, 66), ops.Box(0, 24, 66, 66), ops.Box(2, 2, 24, 30)]
     clips = records.Shards(folder)
-    got = clips.cut(0, np.arange, lambda h, w: boxes if (h, w) == (H, W) else [], 24)
-    assert got.shape == (3, FRAMES, 24, 24, 3)
+    shape = (FRAMES, 24, 24, 3)
+    got = cut(clips, 0, np.arange, lambda h, w: boxes if (h, w) == (H, W) else [], (3, *shape))
     for box, clip in zip(boxes, got, strict=True):
-        (alone,) = clips.cut(0, np.arange, lambda h, w, box=box: [box], 24)
+        (alone,) = cut(clips, 0, np.arange, lambda h, w, box=box: [box], (1, *shape))
         np.testing.assert_array_equal(alone, clip)
 
 
@@ -129,13 +137,13 @@ def test_a_flipped_bit_is_found(folder, tmp_path_factory, at, bit):
         for number in range(len(shard)):
             try:
                 header = shard.header(number)
-                jpegs = shard.jpegs(header, range(len(header.sizes)))
+                film = shard.film(header, range(header.frames))
             except video.Unreadable as error:
                 assert error.cause == "damaged"
                 found += 1
             else:
                 assert as_lists(header.record) == as_lists(record(number))
-                assert jpegs == record(number).jpegs
+                assert film == record(number).film
     except video.Unreadable as error:
         assert error.cause == "damaged"
         return
@@ -160,17 +168,23 @@ def test_writing_is_all_or_nothing(tmp_path):
     assert not (tmp_path / "a.shard").exists()
 
 
-def test_a_frame_of_another_size_is_damaged(tmp_path):
-    """Also one that says it is huge: nothing of that size is allocated."""
-    jpeg = records.encode_jpeg(film()[0], 80)
-    at = jpeg.index(b"\xff\xc0") + 5
-    huge = jpeg[:at] + (30000).to_bytes(2) * 2 + jpeg[at + 4 :]
-    other = records.encode_jpeg(film()[0][:40], 80)
-    for wrong in (huge, other, jpeg[:300], b"", b"no jpeg"):
-        records.write_shard(tmp_path / "a.shard", [record()._replace(jpegs=[wrong] * 6)])
+def test_rolls_of_another_size_are_damaged(tmp_path):
+    """Also ones that say they are huge: nothing of that size is allocated."""
+    roll = rolls.encode(film()[:3], 80)
+    at = roll.head.index(b"\xff\xc0") + 5
+    wrong = [
+        rolls.encode(film()[:3, :40], 80),
+        roll._replace(head=roll.head[:at] + b"\xff" * 4 + roll.head[at + 4 + 11 :]),
+        roll._replace(head=roll.head[:100]),
+        roll._replace(head=b""),
+        roll._replace(frames=[b""] * 3),
+        roll._replace(frames=[b"no jpeg"] * 3),
+    ]
+    for one in wrong:
+        records.write_shard(tmp_path / "a.shard", [record()._replace(film=[one], capacity=3)])
         write_manifest(tmp_path, ["a.shard"], [1])
         with pytest.raises(video.Unreadable, match="damaged"):
-            records.Shards(tmp_path).read(0, lambda n: np.asarray([0, 20]))
+            records.Shards(tmp_path).read(0, lambda n: np.asarray([0, 8]))
 
 
 def test_shards_that_are_gone_or_others_are_unreadable(folder, tmp_path):
@@ -194,7 +208,7 @@ def test_errors_of_one_line(tmp_path, text, told):
 
 def test_memory_does_not_grow_with_records(folder, tmp_path):
     """A thousand records and a million, in as many shards, at a late step: the same few kB."""
-    nothing = [record()._replace(jpegs=[])]
+    nothing = [record()._replace(film=[])]
     for name, count in (("few", 100), ("many", 10_000)):
         records.write_shard(tmp_path / f"{name}.shard", nothing * count)
 

@@ -231,7 +231,7 @@ def test_frames_of_arrays(tmp_path):
     form = shards.Form(every=3, short_side=32)
     shards.make_shard(shards.Task("a.shard", items, 3), tmp_path, form)
     (one,) = records.Shard(tmp_path / "a.shard").records()
-    assert (one.frames, one.rate, one.label, len(one.jpegs)) == (10, 8.0, 3, 4)
+    assert (one.frames, one.rate, one.label, len(one.film[0].frames)) == (10, 8.0, 3, 4)
     assert (one.height, one.width) == (32, 32)
     summary = json.loads((tmp_path / "a.json").read_text())
     assert [r[:2] for r in summary["refused"]] == [["b", "not_a_video"], ["c", "duplicate"]]
@@ -241,7 +241,7 @@ def test_frames_of_arrays(tmp_path):
 def test_quality_falls_where_a_clip_would_be_too_large(corpus):
     item = shards.Item(sources.Clip("a", ("x",)), str(corpus / "train/00000.mp4"))
     sizes = [
-        sum(map(len, shards.store(item, shards.Form(every=1, quality=90, ratio=ratio)).jpegs))
+        sum(map(len, shards.store(item, shards.Form(every=1, quality=90, ratio=ratio)).parts()))
         for ratio in (0.0, 100.0, 0.01)
     ]
     assert sizes[0] == sizes[1] > 1.3 * sizes[2]

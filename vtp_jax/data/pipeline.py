@@ -17,6 +17,7 @@ import inspect
 import itertools
 import math
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ GOOD, PADDING = -1, -2  # beside the numbers of causes
 
 Pixels = UInt8[np.ndarray, "..."]
 Ints = Int[np.ndarray, "n"]
-Attempt = Callable[[int], tuple[Pixels, np.int32]]  # place -> pixels; GOOD, PADDING or a cause
+# (place, where its pixels go) -> GOOD, PADDING or a cause
+Attempt = Callable[[int, Pixels], np.int32]
 Boxes = Callable[[int, int], Sequence[ops.Box]]  # height and width of a picture -> parts of it
 Run = Callable[..., Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]]
 
@@ -51,7 +53,7 @@ class Clips(NamedTuple):
     """A source and how its frames are read; `read` and `cut` raise video.Unreadable.
 
     read:   (index, choose) -> the chosen frames "t h w c"
-    cut:    (index, choose, boxes, size) -> what `boxes(h, w)` choose of them, "v t s s c", for a
+    cut:    (index, choose, boxes, out) writes what `boxes(h, w)` choose of them to `out`, for a
             reader that need not make whole frames for it
     every:  only every such frame can be had; others show the one before
     sets:   of a mixture, how many clips each set has, and its weight
@@ -65,16 +67,17 @@ class Clips(NamedTuple):
     pieces: int = 1
     every: int = 1
     sets: Sequence[tuple[int, float]] = ()
-    cut: Callable[[int, video.Choose, Boxes, int], UInt8[np.ndarray, "v t s s c"]] | None = None
+    cut: Callable[[int, video.Choose, Boxes, UInt8[np.ndarray, "v t s s c"]], None] | None = None
 
     def show(
-        self, index: int, choose: video.Choose, boxes: Boxes, size: int
-    ) -> UInt8[np.ndarray, "v t s s c"]:
-        """Parts of the chosen frames of a clip, at `size`."""
+        self, index: int, choose: video.Choose, boxes: Boxes, out: UInt8[np.ndarray, "v t s s c"]
+    ) -> None:
+        """Writes parts of the chosen frames of a clip to `out`, at its size."""
         if self.cut is not None:
-            return self.cut(index, choose, boxes, size)
+            return self.cut(index, choose, boxes, out)
         frames = self.read(index, choose)
-        return np.stack([ops.cut(frames, box, size) for box in boxes(*frames.shape[1:3])])
+        for box, clip in zip(boxes(*frames.shape[1:3]), out, strict=True):
+            clip[...] = ops.cut(frames, box, clip.shape[1])
 
 
 class Words(NamedTuple):
@@ -250,10 +253,10 @@ def mix(parts: Sequence[Clips], weights: Sequence[float]) -> Clips:
         return parts[part].read(own, choose)
 
     def show(
-        index: int, choose: video.Choose, boxes: Boxes, size: int
-    ) -> UInt8[np.ndarray, "v t s s c"]:
+        index: int, choose: video.Choose, boxes: Boxes, out: UInt8[np.ndarray, "v t s s c"]
+    ) -> None:
         part, own = starts.find(index)
-        return parts[part].show(own, choose, boxes, size)
+        parts[part].show(own, choose, boxes, out)
 
     return Clips(
         source,
@@ -429,7 +432,7 @@ BOXES: Mapping[str, Callable[..., ops.Box]] = dict(
 )
 
 
-def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int) -> Pixels:
+def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int, out: Pixels) -> None:
     """A training clip "[v] t h w c"; which part of the video it shows depends on all three numbers.
     Of several views each is a crop of its own."""
     rng = np.random.default_rng([LOOK, seed, epoch, index])
@@ -440,11 +443,10 @@ def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int) -> 
     def boxes(h: int, w: int) -> list[ops.Box]:
         return [BOXES[look.crop](h, w, look.size, rng) for _ in range(look.repeats)]
 
-    crops = clips.show(index, ops.in_parts(clips.pieces, choose), boxes, look.size)
-    return in_order(clips, crops[0]) if look.repeats == 1 else crops
+    show_parts(clips, look, index, choose, boxes, look.repeats, out)
 
 
-def show_centre(clips: Clips, look: Look, index: int) -> Pixels:
+def show_centre(clips: Clips, look: Look, index: int, out: Pixels) -> None:
     """The clip in the middle, "[v] t h w c"."""
 
     def choose(n: int) -> Ints:
@@ -453,16 +455,25 @@ def show_centre(clips: Clips, look: Look, index: int) -> Pixels:
     def boxes(h: int, w: int) -> list[ops.Box]:
         return [ops.box_centre(h, w, look.size)]
 
-    (crop,) = clips.show(index, ops.in_parts(clips.pieces, choose), boxes, look.size)
-    return in_order(clips, crop)
+    show_parts(clips, look, index, choose, boxes, 1, out)
 
 
-def in_order(clips: Clips, frames: Pixels) -> Pixels:
-    """The frames of all pieces as clips of their own, where there are several."""
-    return frames if clips.pieces == 1 else frames.reshape(clips.pieces, -1, *frames.shape[1:])
+def show_parts(
+    clips: Clips,
+    look: Look,
+    index: int,
+    choose: video.Choose,
+    boxes: Boxes,
+    views: int,
+    out: Pixels,
+) -> None:
+    """Frames of all pieces, which follow each other, of so many views."""
+    side = look.size
+    into = out.reshape(views, clips.pieces * look.frames, side, side, 3)
+    clips.show(index, ops.in_parts(clips.pieces, choose), boxes, into)
 
 
-def show_views(clips: Clips, look: Look, index: int) -> Pixels:
+def show_views(clips: Clips, look: Look, index: int, out: Pixels) -> None:
     """SimVTP's test views, "v t h w c", v = segments * crops, crops fastest."""
     segments, crops = look.views or (1, 1)
     frames = clips.read(
@@ -470,22 +481,25 @@ def show_views(clips: Clips, look: Look, index: int) -> Pixels:
     )
     views = ops.crop_views(frames, look.size, crops)  # crops (segments t) h w c
     views = views.reshape(crops, segments, look.frames, *views.shape[2:])
-    return views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
+    out[...] = views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
 
 
 def attempt(
-    show: Callable[[int, int], Pixels], order: Order, shape: Sequence[int], place: int
-) -> tuple[Pixels, np.int32]:
-    """The pixels of a row, or zeros and why. Whatever else goes wrong is an error of ours."""
+    show: Callable[[int, int, Pixels], None], order: Order, place: int, out: Pixels
+) -> np.int32:
+    """Writes the pixels of a row, or zeros, and says why. Whatever else goes wrong is an error of
+    ours."""
     step, row = divmod(place, order.rows)
     epoch, index = (column[row] for column in rows_of(order, step))
     cause = PADDING
     if index >= 0:
         try:
-            return np.ascontiguousarray(show(int(epoch), int(index))), np.int32(GOOD)
+            show(int(epoch), int(index), out)
+            return np.int32(GOOD)
         except video.Unreadable as error:
             cause = CAUSES.index(error.cause)
-    return np.zeros(shape, np.uint8), np.int32(cause)
+    out[...] = 0
+    return np.int32(cause)
 
 
 def run_here(
@@ -493,8 +507,8 @@ def run_here(
 ) -> Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]:
     """Batches of `rows` places from `first` (to `stop`), one after the other, when asked for."""
     for start in itertools.count(first, rows) if stop is None else range(first, stop, rows):
-        pixels, causes = zip(*map(attempt, range(start, start + rows)), strict=True)
-        yield np.stack(pixels), np.asarray(causes)
+        batch = np.empty((rows, *shape), np.uint8)
+        yield batch, np.asarray([attempt(start + n, row) for n, row in enumerate(batch)])
 
 
 def run_tfdata(
@@ -502,37 +516,50 @@ def run_tfdata(
 ) -> Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]:
     """As `run_here`, by tf.data: `workers` rows at a time, `AHEAD` batches before they are due.
 
-    Holds at most AHEAD + 2 batches, and what `workers` videos need while they are decoded.
+    Rows are written into arrays of whole batches, and TensorFlow is handed the causes alone: its
+    own copies would cost up to 2 ms a clip. Holds at most AHEAD + 2 batches, and what `workers`
+    videos need while they are decoded.
     """
     tf = import_tensorflow()
     held = (AHEAD + 2) * rows * math.prod(shape) / 2**20
     logging.info("tf.data: %d workers, at most %.0f MiB of batches", workers, held)
+    batches: dict[int, Pixels] = {}
+    lock = threading.Lock()
 
-    def row(place: Any) -> Any:
-        made = tf.numpy_function(lambda p: attempt(int(p)), [place], (tf.uint8, tf.int32))
-        pixels, cause = made
-        pixels.set_shape(shape)
-        cause.set_shape(())
-        return pixels, cause
+    def row(place: Any) -> np.int32:
+        number, at = divmod(int(place) - first, rows)
+        with lock:
+            if number not in batches:
+                batches[number] = np.empty((rows, *shape), np.uint8)
+            out = batches[number][at]
+        return attempt(int(place), out)
 
     data = tf.data.Dataset.range(first, np.iinfo(np.int64).max if stop is None else stop)
-    data = data.map(row, num_parallel_calls=workers, deterministic=True)
+    data = data.map(
+        lambda place: tf.numpy_function(row, [place], tf.int32),
+        num_parallel_calls=workers,
+        deterministic=True,
+    )
     data = data.batch(rows, drop_remainder=True).prefetch(AHEAD)
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = workers + 1
     holder = [iter(data.with_options(options))]
-    batches = hand_out(holder)
+    made = hand_out(holder, batches)
     # TensorFlow's threads call Python; the interpreter would wait for them for ever at its end.
-    weakref.finalize(batches, holder.clear)
-    return batches
+    weakref.finalize(made, holder.clear)
+    return made
 
 
-def hand_out(holder: list[Any]) -> Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]:
+def hand_out(
+    holder: list[Any], batches: dict[int, Pixels]
+) -> Iterator[tuple[Pixels, Int[np.ndarray, "b"]]]:
     """The batches of the iterator in `holder`, until they end or it is taken away."""
-    while holder and (made := next(holder[0], None)) is not None:
-        pixels, causes = (part.numpy() for part in made)
-        yield pixels, causes
+    for number in itertools.count():
+        causes = next(holder[0], None) if holder else None
+        if causes is None:
+            return
+        yield batches.pop(number), causes.numpy()
 
 
 @functools.cache
@@ -601,7 +628,7 @@ def train_batches(
     show = functools.partial(show_random, clips, look, seed)
     first = first_step * order.rows
     ledger.clear()
-    pieces = run(functools.partial(attempt, show, order, shape), shape, order.rows, first, None)
+    pieces = run(functools.partial(attempt, show, order), shape, order.rows, first, None)
     for step, (pixels, causes) in enumerate(pieces, first_step):
         epochs, indices = rows_of(order, step)
         captions = [
@@ -694,12 +721,12 @@ def stream_videos(
     look_at = show_centre if look.views is None else show_views
     ledger = Ledger(clips.source, max_failed=1.0)
 
-    def show(epoch: int, index: int) -> Pixels:
-        return look_at(clips, look, index)
+    def show(epoch: int, index: int, out: Pixels) -> None:
+        look_at(clips, look, index, out)
 
     def batches() -> Iterator[Batch]:
         stop = order.rows * -(-count // order.batch)
-        made = run(functools.partial(attempt, show, order, shape), shape, order.rows, 0, stop)
+        made = run(functools.partial(attempt, show, order), shape, order.rows, 0, stop)
         for step, (pixels, causes) in enumerate(made):
             _, indices = rows_of(order, step)
             ledger.enter(indices, causes)

@@ -1,16 +1,16 @@
 """Shards: clips as JPEG frames in a few large files, of which only what is shown is read.
 
 A shard is one file: records one after the other, then a table of where each begins. A record is a
-header in JSON (what is known of the clip, the size and the CRC-32 of each frame) and its frames. So
-a training clip costs two short reads and the decoding of its own frames, and what has rotted on a
-disk is found. A folder of shards has a `manifest.json`, which `vtp_jax.prepare shards` writes.
+header in JSON (what is known of the clip, the size and the CRC-32 of each of its parts) and its
+parts: of each roll (rolls.py) the head and the frames. So a training clip costs two short reads and
+the decoding of what it shows, and what has rotted on a disk is found. A folder of shards has a
+`manifest.json`, which `vtp_jax.prepare shards` writes.
 """
 
 from __future__ import annotations
 
 import bisect
 import functools
-import io
 import itertools
 import json
 import os
@@ -18,25 +18,19 @@ import struct
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
-import av.error
 import numpy as np
-from av.filter import Graph
-from av.video.reformatter import VideoReformatter
 from jaxtyping import Int, UInt8
-from PIL import Image
 
-from vtp_jax.data import ops, video
+from vtp_jax.data import ops, rolls, video
 from vtp_jax.data.sources import Clip, Facts, Source
 from vtp_jax.types import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of shards and manifest
-MAGIC = b"vtpjax01"
+FORMAT = 2  # of shards and manifest
+MAGIC = b"vtpjax02"
 HEAD = struct.Struct("<II")  # of a record: bytes of its header, their CRC
 TAIL = struct.Struct("<QQI8s")  # of a shard: records, where the table begins, its CRC, MAGIC
 AT_ONCE = 4096  # bytes read for a header, which is enough for most
@@ -49,7 +43,8 @@ class Record(NamedTuple):
     id, source, licence, sha256 (of the file it came from): text; label: its class, or None
     captions, and of each the `spans` for which it holds, in seconds, where they are known
     frames, rate: of the video it came from; every: so many of its frames lead to one that is stored
-    height, width: of the stored frames, in pixels; jpegs: frames 0, every, 2 every, ...
+    height, width: of the stored frames, in pixels; capacity: how many a roll holds; film: rolls of
+    frames 0, every, 2 every, ...
     """
 
     id: str
@@ -64,16 +59,27 @@ class Record(NamedTuple):
     every: int
     height: int
     width: int
-    jpegs: Sequence[bytes]
+    capacity: int
+    film: Sequence[rolls.Roll]
+
+    def parts(self) -> list[bytes]:
+        """The heads and frames of the rolls, as they are stored."""
+        return [part for roll in self.film for part in (roll.head, *roll.frames)]
 
 
 class Header(NamedTuple):
-    """A record without its frames, which begin at `at` in the shard and are `sizes` long."""
+    """A record without its rolls, whose parts begin at `at` in the shard and are `sizes` long."""
 
     record: Record
     at: int
     sizes: Sequence[int]
     crcs: Sequence[int]
+
+    @property
+    def frames(self) -> int:
+        """How many are stored."""
+        each = self.record.capacity + 1
+        return len(self.sizes) - -(-len(self.sizes) // each)
 
 
 def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
@@ -83,13 +89,13 @@ def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
     with new.open("wb") as file:
         for record in records:
             starts.append(file.tell())
-            known = {k: v for k, v in record._asdict().items() if k != "jpegs"}
-            known |= dict(sizes=[len(j) for j in record.jpegs])
-            known |= dict(crcs=[zlib.crc32(j) for j in record.jpegs])
+            parts = record.parts()
+            known = {k: v for k, v in record._asdict().items() if k != "film"}
+            known |= dict(sizes=[len(p) for p in parts], crcs=[zlib.crc32(p) for p in parts])
             header = json.dumps(known, ensure_ascii=False, separators=(",", ":")).encode()
             file.write(HEAD.pack(len(header), zlib.crc32(header)))
             file.write(header)
-            file.writelines(record.jpegs)
+            file.writelines(parts)
         table = np.asarray([*starts, file.tell()], "<u8").tobytes()
         file.write(table)
         file.write(TAIL.pack(len(starts), file.tell() - len(table), zlib.crc32(table), MAGIC))
@@ -134,28 +140,34 @@ class Shard:
             raise video.Unreadable("damaged", f"a header in {self.path}")
         known = json.loads(text)
         sizes, crcs = known.pop("sizes"), known.pop("crcs")
-        return Header(Record(**known, jpegs=()), start + HEAD.size + size, sizes, crcs)
+        return Header(Record(**known, film=()), start + HEAD.size + size, sizes, crcs)
 
-    def jpegs(self, header: Header, numbers: Sequence[int]) -> list[bytes]:
-        """Stored frames by ascending numbers; neighbours are read at once."""
+    def film(self, header: Header, numbers: Sequence[int]) -> list[rolls.Roll]:
+        """Stored frames by ascending numbers, in as many rolls as they come from."""
+        each = header.record.capacity
+        of_roll = itertools.groupby(numbers, lambda number: number // each)
+        wanted = [[k * (each + 1), *(n + k + 1 for n in some)] for k, some in of_roll]
+        parts = dict(self._parts(header, list(itertools.chain(*wanted))))
+        return [rolls.Roll(parts[head], [parts[n] for n in some]) for head, *some in wanted]
+
+    def _parts(self, header: Header, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Parts by ascending numbers; neighbours are read at once."""
         starts = np.cumsum([header.at, *header.sizes]).tolist()
-        found: list[bytes] = []
         for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
             run = [number for _, number in run]
             first, end = starts[run[0]], starts[run[-1] + 1]
             data = self._read(first, end - first)
-            found += [data[starts[n] - first : starts[n + 1] - first] for n in run]
-        for number, jpeg in zip(numbers, found, strict=True):
-            if zlib.crc32(jpeg) != header.crcs[number]:
-                raise video.Unreadable("damaged", f"frame {number} of {header.record.id}")
-        return found
+            for number in run:
+                part = data[starts[number] - first : starts[number + 1] - first]
+                if zlib.crc32(part) != header.crcs[number]:
+                    raise video.Unreadable("damaged", f"part {number} of {header.record.id}")
+                yield number, part
 
     def records(self) -> Iterator[Record]:
         """All of them, whole."""
         for index in range(len(self)):
             header = self.header(index)
-            jpegs = self.jpegs(header, range(len(header.sizes)))
-            yield header.record._replace(jpegs=jpegs)
+            yield header.record._replace(film=self.film(header, range(header.frames)))
 
     def _read(self, at: int, size: int) -> bytes:
         try:
@@ -202,40 +214,36 @@ class Shards(Sequence[Clip]):
 
     def pick(
         self, index: int, choose: video.Choose
-    ) -> tuple[Record, list[bytes], Int[np.ndarray, "t"]]:
+    ) -> tuple[Record, list[rolls.Roll], Int[np.ndarray, "t"]]:
         """The frames that the chosen ones lead to, each once, and where each of them is shown."""
         shard, header = self.find(index)
         numbers = choose(header.record.frames) // header.record.every
         unique, places = np.unique(numbers, return_inverse=True)
-        return header.record, shard.jpegs(header, unique.tolist()), places
+        return header.record, shard.film(header, unique.tolist()), places
 
     def read(self, index: int, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
         """The chosen frames, as `video.read_frames`. Raises Unreadable."""
-        record, jpegs, places = self.pick(index, choose)
-        convert = VideoReformatter().reformat
-        frames = [
-            convert(frame, format="rgb24", threads=1).to_ndarray()
-            for frame in decode(jpegs, record.height, record.width)
-        ]
-        return np.stack(frames)[places]
+        record, found, places = self.pick(index, choose)
+        return np.concatenate([rolls.read(r, record.height, record.width) for r in found])[places]
 
     def cut(
         self,
         index: int,
         choose: video.Choose,
         boxes: Callable[[int, int], Sequence[ops.Box]],
-        size: int,
-    ) -> UInt8[np.ndarray, "v t s s c"]:
-        """Parts of the chosen frames, resized to `size` before they become RGB: half the values,
-        and no picture is made that is not shown. Raises Unreadable."""
-        record, jpegs, places = self.pick(index, choose)
-        frames = decode(jpegs, record.height, record.width)
+        out: UInt8[np.ndarray, "v t s s c"],
+    ) -> None:
+        """Writes parts of the chosen frames to `out`, resized to its size before they become RGB:
+        half the values, and nothing is decoded that is not shown. Raises Unreadable."""
+        record, found, places = self.pick(index, choose)
         chosen = boxes(record.height, record.width)
-        shown = np.empty((len(chosen), len(places), size, size, 3), np.uint8)
-        for box, clip in zip(chosen, shown, strict=True):
-            for number, picture in enumerate(cut(frames, box, size)):
-                clip[places == number] = picture
-        return shown
+        strips = [rolls.decode(roll, record.height, record.width, chosen) for roll in found]
+        for box, clip in zip(chosen, out, strict=True):
+            size = clip.shape[1]
+            pictures = itertools.chain.from_iterable(rolls.cut(s, box, size) for s in strips)
+            for number, picture in enumerate(pictures):
+                for place in np.flatnonzero(places == number).tolist():
+                    clip[place] = picture
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -250,59 +258,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not sum(shard["records"] for shard in manifest["shards"]):
         raise UserError(f"{folder} holds no records; {MANIFEST} says why each was refused")
     return manifest
-
-
-# Frames.
-
-
-def encode_jpeg(frame: UInt8[np.ndarray, "h w c"], quality: int) -> bytes:
-    """4:2:0, with Huffman tables of its own."""
-    file = io.BytesIO()
-    image = Image.fromarray(frame)
-    image.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
-    return file.getvalue()
-
-
-def decode(jpegs: Sequence[bytes], height: int, width: int) -> list[av.VideoFrame]:
-    """Frames in YCbCr, as they are coded. Of the decoders at hand FFmpeg's is the fastest."""
-    codec: Any = av.CodecContext.create("mjpeg", "r")
-    codec.thread_count = 1
-    codec.options = dict(max_pixels=str((height + 64) * (width + 64)))  # and whole blocks
-    try:
-        frames = [frame for jpeg in jpegs for frame in codec.decode(av.Packet(jpeg))]
-    except av.error.FFmpegError as error:
-        raise video.Unreadable("damaged", str(error.strerror)) from None
-    if len(frames) < len(jpegs) or {(f.height, f.width) for f in frames} != {(height, width)}:
-        raise video.Unreadable("damaged", "a frame of another size")
-    return frames
-
-
-def cut(
-    frames: Sequence[av.VideoFrame], box: ops.Box, size: int
-) -> Iterator[UInt8[np.ndarray, "s s c"]]:
-    """The same part of every frame, resized (bilinear, in YCbCr) and then turned to RGB. A picture
-    lasts until the next is asked for. Of a part that begins at an odd place, colour, which is coded
-    for two by two pixels, is off by one."""
-    first, graph = frames[0], Graph()
-    graph.threads = 1
-    steps = [
-        graph.add_buffer(
-            width=first.width, height=first.height, format=first.format, time_base=Fraction(1)
-        ),
-        graph.add("crop", f"{box.w}:{box.h}:{box.x}:{box.y}:exact=1"),
-        graph.add("scale", f"{size}:{size}:flags=bilinear"),
-        graph.add("format", first.format.name),  # or resizing and RGB at once, at twice the price
-        graph.add("scale", "flags=bilinear"),
-        graph.add("format", "rgb24"),
-        graph.add("buffersink"),
-    ]
-    for one, other in itertools.pairwise(steps):
-        one.link_to(other)
-    graph.configure()
-    for number, frame in enumerate(frames):
-        frame.pts = number
-        graph.push(frame)
-        pulled: Any = graph.pull()
-        (plane,) = pulled.planes
-        rows = np.frombuffer(plane, np.uint8).reshape(size, plane.line_size)
-        yield rows[:, : 3 * size].reshape(size, size, 3)

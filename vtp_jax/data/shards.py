@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from vtp_jax.data import ops, records, tars, video
+from vtp_jax.data import ops, records, rolls, tars, video
 from vtp_jax.data.sources import VIDEOS, Clip, Source
 from vtp_jax.types import UserError
 
@@ -264,16 +264,25 @@ def encode(
     quality: int,
     most: float,
 ) -> dict[str, Any]:
-    """frames, rate, height, width and jpegs of a record. Raises Large, video.Unreadable."""
-    jpegs: list[bytes] = []
-    left, h, w = most, 0, 0
+    """frames, rate, height, width, capacity and film of a record. Raises Large, Unreadable."""
+    made: list[rolls.Roll] = []
+    waiting: list[np.ndarray] = []
+    left, h, w, capacity = most, 0, 0, 0
 
     def use(frame: UInt8[np.ndarray, "h w c"]) -> None:
-        nonlocal left, h, w
+        nonlocal h, w, capacity
         h, w = fit(frame.shape[0], frame.shape[1], form.short_side)
+        capacity = rolls.capacity(h, w)
         (small,) = ops.resize(frame[None], h, w)
-        jpegs.append(records.encode_jpeg(small, quality))
-        left -= len(jpegs[-1])
+        waiting.append(small)
+        if len(waiting) == capacity:
+            roll_up()
+
+    def roll_up() -> None:
+        nonlocal left
+        made.append(rolls.encode(np.stack(waiting), quality))
+        waiting.clear()
+        left -= len(made[-1].head) + sum(map(len, made[-1].frames))
         if left < 0:
             raise Large
 
@@ -287,7 +296,9 @@ def encode(
     else:
         info = video.scan(media, form.every, use, form.seconds)
         frames, rate = info.frames, info.rate
-    return dict(frames=frames, rate=rate, height=h, width=w, jpegs=jpegs)
+    if waiting:
+        roll_up()
+    return dict(frames=frames, rate=rate, height=h, width=w, capacity=capacity, film=made)
 
 
 def fit(h: int, w: int, short_side: int) -> tuple[int, int]:
