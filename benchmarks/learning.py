@@ -137,7 +137,7 @@ def untrained(cfg: Mapping[str, Any]) -> dict[str, float]:
     """What the evaluators say of the net before its first step."""
     mesh = sharding.make_mesh(**cfg["mesh"])
     data = build.data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
-    method = build.method(cfg["method"], data.facts, cfg.get("task"))
+    method = build.method(cfg, data.facts)
     start, _ = build.start(method, cfg["optim"], data.spec, cfg["seed"])
     with sharding.activate(mesh):
         state: State = jax.jit(start)()

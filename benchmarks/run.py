@@ -39,7 +39,7 @@ def measure_matmul(n: int = 2048) -> float:
 def measure_step(cfg: dict[str, Any]) -> tuple[float, float]:
     """Milliseconds a step, and GFLOP a step by XLA's count."""
     data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
-    method = build.method(cfg["method"], data.facts, cfg.get("task"))
+    method = build.method(cfg, data.facts)
     start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
     mesh = sharding.make_mesh()
     with sharding.activate(mesh):

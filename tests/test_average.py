@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax import build, sharding
+from tests.configs import ROOT
+from vtp_jax import build, cli, plan, sharding, tree
 from vtp_jax.average import average
 from vtp_jax.train import make_step
-from vtp_jax.types import Mean, Method, Out, UserError
+from vtp_jax.types import Evaluator, Mean, Method, Out, UserError
 
 SPEC = dict(valid=jax.ShapeDtypeStruct((8,), bool))
 OPTIM = dict(lr=0.1, weight_decay=0.0, rules=((".*", dict(wd=0.0)),))
@@ -84,3 +85,24 @@ def test_wrong_averages_are_told():
     twice = average(average(base(), 0.5), 0.5)
     with pytest.raises(UserError, match="carries an 'ema' already"):
         twice.start(jax.random.key(0), SPEC, twice.init(jax.random.key(0), SPEC))
+
+
+def test_a_config_asks_for_it_and_evaluators_choose(monkeypatch):
+    """`config.average` wraps the method or its task; `weights="ema"` shows an evaluator the
+    averages alone, under the names that it knows."""
+    cfg = cli.plain(cli.load_config(str(ROOT / "configs/videomae/finetune_k400.py:tiny")))
+    facts = dict(mean=(0.5,) * 3, std=(0.2,) * 3, labels=12)
+    plain = build.method(cfg, facts)
+    made = build.method({**cfg, "average": 0.9}, facts)
+    assert set(made.encode) == {*plain.encode, *(f"ema/{name}" for name in plain.encode)}
+    spec, _ = plan.outline(cfg["data"], 8)
+    shapes = jax.eval_shape(build.start(made, cfg["optim"], spec, 0)[0])
+    assert tree.flatten(shapes.extra["ema"]).keys() == tree.flatten(shapes.params).keys()
+
+    seen, mesh, nothing = {}, sharding.make_mesh(), Evaluator(lambda state: [], "")
+    monkeypatch.setattr(cli, "find", lambda *_: lambda **k: seen.update(k) or nothing)
+    build.evaluators(dict(a=dict(type="classify", weights="ema")), made, {}, mesh)
+    assert seen["encode"].keys() == plain.encode.keys()
+    assert seen["encode"]["classes"] is made.encode["ema/classes"] and "weights" not in seen
+    with pytest.raises(UserError, match="config.evals.a.weights='ema': the method has none"):
+        build.evaluators(dict(a=dict(type="classify", weights="ema")), plain, {}, mesh)

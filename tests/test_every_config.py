@@ -48,7 +48,7 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
     else:  # its data is not here; its net is
         facts = dict(vocab_size=30522, pad_id=0, mask_id=103, mean=(0.5,) * 3, std=(0.2,) * 3)
         shapes_of_batch = expected(cfg["data"], cfg["batch"])
-    method = build.method(cfg["method"], facts, cfg.get("task"))
+    method = build.method(cfg, facts)
     start, optimizer = build.start(method, cfg["optim"], shapes_of_batch, 0)
     shapes = jax.eval_shape(start)
     sharding.state_shardings(shapes, sharding.make_mesh(data=2, fsdp=2, tensor=2), cfg["sharding"])

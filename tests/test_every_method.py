@@ -27,7 +27,7 @@ CASES = slow_unless(QUICK, "a minute of compiling, or a further config of a meth
 def run(cfg, mesh, steps=2):
     """Losses of a few steps on a mesh, and the state after them."""
     data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
-    method = build.method(cfg["method"], data.facts, cfg.get("task"))
+    method = build.method(cfg, data.facts)
     start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
     placed = sharding.state_shardings(jax.eval_shape(start), mesh, cfg["sharding"])
     losses = []

@@ -132,7 +132,7 @@ def test_simvtp_starts_from_videomae_and_bert(tmp_path, monkeypatch):
     full = cli.plain(cli.load_config("configs/simvtp/pretrain_webvid.py"))
     cfg = cli.plain(cli.load_config("configs/simvtp/pretrain_webvid.py:tiny"))
     data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
-    made = build.method(cfg["method"], data.facts)
+    made = build.method(cfg, data.facts)
     given = fill(lambda: made.init(jax.random.key(5), data.spec))
     words = {"text_embed": given["text_embed"]}
     rest = {k: v for k, v in given.items() if k not in ("text_embed", "text_cls", "vtm_head")}

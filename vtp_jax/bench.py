@@ -96,7 +96,7 @@ def measure_step(
     """The numbers of a whole training step of a config, as `train` takes it."""
     rows = batch or cfg["batch"]
     spec, facts = synthetic.describe(cfg["data"], rows)
-    method = build.method(cfg["method"], facts, cfg.get("task"))
+    method = build.method(cfg, facts)
     start, optimizer = build.start(method, cfg["optim"], spec, cfg["seed"])
     mesh = cli.call(sharding.make_mesh, "config.mesh", **cfg["mesh"])
     shapes = jax.eval_shape(start)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vtp_jax import checkpoint, cli, optim, schedules, sharding, tree, warm_start
+from vtp_jax import average, checkpoint, cli, optim, schedules, sharding, tree, warm_start
 from vtp_jax.data import pipeline
 from vtp_jax.types import (
     KEYS,
@@ -62,21 +62,20 @@ def batch_sizes(cfg: Mapping[str, Any], batch: int) -> dict[str, int]:
     return sizes
 
 
-def method(
-    cfg: Mapping[str, Any], facts: Mapping[str, Any], task: Mapping[str, Any] | None = None
-) -> Method:
+def method(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> Method:
     """The method of `config.method`, made into the task of `config.task` where there is one, with
-    `encode["loss"]` for validation added."""
-    made = part("methods", cfg, "config.method", facts)
-    if task:
-        made = part("tasks", task, "config.task", facts, base=made)
+    `encode["loss"]` for validation added; with averaged weights where `config.average` says so."""
+    made = part("methods", cfg["method"], "config.method", facts)
+    if cfg.get("task"):
+        made = part("tasks", cfg["task"], "config.task", facts, base=made)
 
     def losses(params: Params, extra: Extra, batch: Batch, rng: Any) -> Mapping[str, Mean]:
         total, out = made.loss(params, extra, batch, rng, jnp.zeros((), jnp.int32))
         rows = batch["valid"].sum(dtype=total.dtype)  # a batch that is partly padding weighs less
         return {"loss": Mean(total * rows, rows), **out.metrics}
 
-    return made._replace(encode={**made.encode, "loss": losses})
+    made = made._replace(encode={**made.encode, "loss": losses})
+    return made if cfg.get("average") is None else average.average(made, cfg["average"])
 
 
 def part(
@@ -97,14 +96,20 @@ def part(
 def evaluators(
     cfg: Mapping[str, Any], made: Method, streams: Mapping[str, Stream], mesh: Mesh
 ) -> dict[str, tuple[int, Evaluator]]:
-    """name -> (every how many steps, evaluator), of `config.evals`."""
+    """name -> (every how many steps, evaluator), of `config.evals`. `weights="ema"`: it looks at
+    `encode["ema/..."]`, as if these were all there is."""
     found = {}
     for name, one in cfg.items():
         where, one = f"config.evals.{name}", dict(one)
         kind, every = one.pop("type", None), one.pop("every", 0)
         if kind is None:
             raise UserError(f"{where}: the key 'type' is missing")
-        context = dict(encode=made.encode, streams=streams, mesh=mesh)
+        encode = made.encode
+        if weights := one.pop("weights", None):
+            encode = tree.under(encode, f"{weights}/")
+            if not encode:
+                raise UserError(f"{where}.weights='{weights}': the method has none of that name")
+        context = dict(encode=encode, streams=streams, mesh=mesh)
         found[name] = (every, cli.call(cli.find("evals", kind), where, **context, **one))
     return found
 
@@ -163,7 +168,7 @@ def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequenc
     cfg = cli.plain(cli.load_config(str(path), overrides))
     step = checkpoint.find_step(workdir, which)
     loaded = data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
-    made = method(cfg["method"], loaded.facts, cfg.get("task"))
+    made = method(cfg, loaded.facts)
     mesh = sharding.make_mesh(**cfg["mesh"])
     fresh, _ = start(made, cfg["optim"], loaded.spec, cfg["seed"])
     shapes = jax.eval_shape(fresh)

@@ -197,7 +197,7 @@ def lower(cfg: Mapping[str, Any], pod: Pod) -> Lowered:
     spec, facts = outline(cfg["data"], cfg["batch"])
 
     def make(method: Mapping[str, Any]) -> tuple[Any, State]:
-        made = build.method(method, facts, cfg.get("task"))
+        made = build.method({**cfg, "method": method}, facts)
         start, optimizer = build.start(made, cfg["optim"], spec, cfg["seed"])
         return train.make_step(made, optimizer, cfg["seed"]), jax.eval_shape(start)
 

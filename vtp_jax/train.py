@@ -84,15 +84,16 @@ def train(
     checkpoint: Mapping[str, Any],
     log: Mapping[str, Any],
     task: Mapping[str, Any] | None = None,
+    average: float | Mapping[str, Any] | None = None,
     warm_start: Sequence[Sequence[str]] = (),
     fresh: Sequence[str] = (),
 ) -> dict[str, float]:
     """Trains until `steps` steps are done; returns the last numbers of training and evaluation.
 
     batch: rows of all devices together. task: what the method is trained for, where that is not
-    its own loss. warm_start, fresh: the weights of step 0, see warm_start.py. log: every (steps),
-    max_skipped (steps in a row that may be skipped before the run stops). The rest is what the
-    makers of the parts take.
+    its own loss. average: the decay of averaged weights, see average.py. warm_start, fresh: the
+    weights of step 0, see warm_start.py. log: every (steps), max_skipped (steps in a row that may
+    be skipped before the run stops). The rest is what the makers of the parts take.
     """
     config = {k: v for k, v in locals().items() if k != "workdir"}
     folder, say_every, max_skipped = Path(workdir), *cli.call(log_options, "config.log", **log)
@@ -101,7 +102,7 @@ def train(
     devices = cli.call(shardings.make_mesh, "config.mesh", **mesh)
     shardings.check_rows(build.batch_sizes(data, batch), devices)
     loaded = build.data(data, batch=batch, seed=seed)
-    made = build.method(method, loaded.facts, task)
+    made = build.method(config, loaded.facts)
     checks = build.evaluators(evals, made, loaded.streams, devices)
     start, optimizer = build.start(made, optim, loaded.spec, seed)
     shapes = jax.eval_shape(start)

@@ -220,7 +220,7 @@ def trained():
     cfg = cli.plain(cli.load_config(str(ROOT / TINY)))
     cfg["method"].update(queue=8192, dtype="float32", size=(32, 1, 2, 32), hidden=32)
     data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
-    method = build.method(cfg["method"], data.facts)
+    method = build.method(cfg, data.facts)
     start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
     mesh, shapes = sharding.make_mesh(data=8), jax.eval_shape(start)
     placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])

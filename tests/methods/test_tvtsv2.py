@@ -320,7 +320,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not():
     loaded = build.data({**data, "video": dict(frames=2, stride=4, size=16)}, batch=8, seed=0)
     small = (16, 1, 1, 16)
     c["method"].update(size=small, text_size=small, features=16, side=16)
-    method = build.method(c["method"], loaded.facts)
+    method = build.method(c, loaded.facts)
     begin, optimizer = build.start(method, c["optim"], loaded.spec, 0)
     step = jax.jit(train.make_step(method, optimizer, 0))
 
