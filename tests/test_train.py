@@ -1,5 +1,6 @@
 """The loop: exact resumption, skipped steps, stopping well, one-line errors."""
 
+import collections
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import worn
 from tests.configs import ROOT
 from vtp_jax import build, checkpoint, cli, metrics, train, tree
 from vtp_jax.types import Mean, Method, Out, State, UserError
@@ -111,6 +113,22 @@ def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path):
     assert 6 <= stopped < 40 and 0 < kept(parts) <= stopped
     assert start(parts, 40).wait() == 0
     assert same(whole, parts)
+
+
+def test_a_worn_corpus_trains_to_the_end(tmp_path):
+    """One file in twenty is damaged; what is told of them is exact, and the same for two runs."""
+    root = worn.write(tmp_path / "videos", side=64, frames=16)
+    source = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
+    config = cli.plain(cli.load_config(CONFIG))
+    config["data"] |= dict(kind="files", train=source, evals={})
+    config |= dict(evals={}, steps=15, log=dict(every=1))  # three epochs
+    causes = {f"failed/{k}": 3 * n for k, n in collections.Counter(worn.DAMAGE.values()).items()}
+    for run in ("one", "two"):
+        last = cli.call(train.train, "config", workdir=str(tmp_path / run), **config)
+        told = {k.removeprefix("data/"): v for k, v in last.items() if k.startswith("data/")}
+        assert told == dict(rows=15 * 16, failed=3 * len(worn.DAMAGE), **causes)
+        assert len(losses(tmp_path / run)) == 15 and last["train/skipped"] == 0
+    assert same(tmp_path / "one", tmp_path / "two")
 
 
 def broken_at(steps, value):

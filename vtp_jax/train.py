@@ -9,7 +9,6 @@ order and the same randomness: both are functions of (seed, step).
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import signal
 import threading
@@ -129,8 +128,12 @@ def train(
         first = int(state.step)
 
         # -- The loop: evaluate, save, and only then take the next batch.
-        put = functools.partial(shardings.put, mesh=devices)
-        batches = stack.enter_context(shardings.prefetch(loaded.batches(first), put))
+        def put(item: tuple[Batch, Mapping[str, int]]) -> tuple[Batch, Mapping[str, int]]:
+            return shardings.put(item[0], devices), item[1]
+
+        # What has been read so far goes with each batch: others are made ahead.
+        items = ((one, loaded.counts()) for one in loaded.batches(first))
+        batches = stack.enter_context(shardings.prefetch(items, put))
         writer = stack.enter_context(meters.Writer(folder, first))
         progress = stack.enter_context(meters.Progress(steps, rows=batch))
         stopping = stack.enter_context(on_signal(signal.SIGTERM))
@@ -162,7 +165,9 @@ def train(
             if ending:
                 break
 
-            state, numbers = update(state, next(batches))
+            given, read = next(batches)
+            state, numbers = update(state, given)
+            del given  # and its memory, when the step is done
             window.append(numbers)
             if len(window) == say_every or done + 1 == steps:
                 values = jax.device_get(window)
@@ -172,7 +177,7 @@ def train(
                 terms = {k: v for k, v in merged.items() if k.startswith("loss")}
                 rates = progress.show(done + 1, terms, batches.waited)
                 merged.update(clips_per_s=rates.clips, waited=rates.waited)
-                seen = {f"data/{k}": v for k, v in loaded.counts().items()}
+                seen = {f"data/{k}": v for k, v in read.items()}
                 line = {**{f"train/{k}": v for k, v in merged.items()}, **seen}
                 last.update(line)
                 writer.write(done + 1, line)

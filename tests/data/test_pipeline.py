@@ -11,6 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from tests import worn
 from vtp_jax.data import pipeline, records, shapes, shards, sources, text
 from vtp_jax.types import UserError, check_batch
 
@@ -304,31 +305,17 @@ def test_tfds_becomes_shards(tmp_path):
         shards.plan_tfds("absent", "train", name, 3, columns, "", "")
 
 
-# A corpus of which every twentieth file is damaged, each in a way of its own.
+# A worn corpus.
 
 
 @pytest.fixture(scope="module")
-def worn(tmp_path_factory):
-    """80 videos, {number: cause} of those that cannot be read."""
-    root = tmp_path_factory.mktemp("worn")
-    shapes.write(root, shapes.Plan(train=80, val=1, side=32, frames=8), workers=1)
-
-    def path(number):
-        return root / f"train/{number:05d}.mp4"
-
-    whole = path(1).read_bytes()
-    (root / "inner.ts").write_bytes(whole)
-    path(11).unlink()
-    path(23).write_bytes(b"")
-    path(42).write_text(f"#EXTM3U\n#EXTINF:1,\n{root}/inner.ts\n#EXT-X-ENDLIST\n")
-    body = whole.index(b"mdat") + 4
-    path(64).write_bytes(whole[:body] + bytes(len(whole) - body))
-    return root, {11: "missing", 23: "not_a_video", 42: "not_a_video", 64: "damaged"}
+def worn_root(tmp_path_factory):
+    return worn.write(tmp_path_factory.mktemp("worn"), side=32, frames=8)
 
 
-def test_a_worn_corpus_is_gone_through_with_exact_counts(worn):
+def test_a_worn_corpus_is_gone_through_with_exact_counts(worn_root):
     """With the default limit, which is as much: chance alone does not stop a run."""
-    root, bad = worn
+    root, bad = worn_root, worn.DAMAGE
     train = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
 
     def run():
