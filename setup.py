@@ -32,6 +32,7 @@ CORE = [
 ]
 # Builders of the community's sets, and parquet. TFDS imports importlib_resources without saying so.
 TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
+BEAM = ["apache-beam>=2.77"]  # `prepare shards --runner beam`
 
 setup(
     name="vtp_jax",
@@ -50,8 +51,10 @@ setup(
         # To write .pth files, and for the tests that hold our nets against PyTorch's.
         "torch": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.8"],
         "tfds": TFDS,
+        "beam": BEAM,
         "dev": [
             *TFDS,
+            *BEAM,
             "beartype>=0.22",
             "hypothesis>=6.150",
             "pyright>=1.1.400",

@@ -131,7 +131,6 @@ def test_what_is_taken_down_is_gone_and_stays_so(corpus, made, tmp_path, capsys)
 
 
 def test_beam_makes_the_same_shards(corpus, made, tmp_path):
-    pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own")
     assert make(corpus, tmp_path, "--runner beam") == manifest_of(made)
 
 

@@ -597,7 +597,7 @@ def run_beam(tasks: Sequence[Task], out: Path, form: Form, options: Sequence[str
         beam = importlib.import_module("apache_beam")
         options_of = importlib.import_module("apache_beam.options.pipeline_options")
     except ImportError:
-        raise UserError("--runner beam needs apache-beam, which is not installed") from None
+        raise UserError("--runner beam needs Apache Beam: pip install 'vtp_jax[beam]'") from None
     removed = read_removed(out)
     with beam.Pipeline(options=options_of.PipelineOptions(list(options))) as pipeline:
         make = beam.Map(make_shard, out=out, form=form, removed=removed)
