@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.05
     c.optim.rules = DECAY
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.sharding = SHARDING
     c.evals = ConfigDict()
     c.evals.retrieval = dict(type="retrieval", stream="val", every=400)

@@ -137,7 +137,7 @@ def test_a_misspelt_axis_a_mesh_and_batches_that_do_not_divide(tmp_path, monkeyp
     images = dict(train=dict(clips=8), batch=12)
     for change, told in [
         (dict(mesh=dict(data=-1, fdsp=2)), "config.mesh: unknown key 'fdsp'; did you mean 'fsdp'"),
-        (dict(mesh=dict(data=3)), "data=3, fsdp=1, tensor=1 does not fit 8 devices"),
+        (dict(mesh=dict(data=3)), "data=3, fsdp=1, sequence=1, tensor=1 does not fit 8 devices"),
         (dict(sharding=[[".*", ["fsdpp"]]]), "'fsdpp' for .* is no axis of the mesh"),
         (dict(batch=12), "config.batch=12 does not divide over 8 devices"),
         (dict(data=dict(eval_batch=4)), "config.data.eval_batch=4 does not divide"),
@@ -155,7 +155,7 @@ def test_a_sweep_tries_less_where_more_fits():
     cfg = load()
     tried = list(plan.candidates(cfg, 16))
     meshes = {tuple(t["mesh"].values()) for t, _ in tried}
-    assert (16, 1, 1) in meshes and (1, 16, 1) in meshes and any(t == 2 for *_, t in meshes)
+    assert {(16, 1, 1, 1), (1, 16, 1, 1)} <= meshes and any(t == 2 for *_, t in meshes)
     for t, configs in tried:
         assert math.prod(t["mesh"].values()) == 16
         assert t["batch"] % (t["mesh"]["data"] * t["mesh"]["fsdp"]) == 0
@@ -175,7 +175,7 @@ def test_a_tpu_that_is_not_here(capsys, tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(smallest()), encoding="utf-8")
     plan.main(["--config", str(tmp_path / "c.json"), "--topology", "v5e:2x2", "--quick"])
     told = capsys.readouterr().out
-    assert "4 chips, data=4 fsdp=1 tensor=1, batch 16" in told
+    assert "4 chips, data=4 fsdp=1 sequence=1 tensor=1, batch 16" in told
     assert "fits                          yes" in told and "of 16.0 GiB a chip" in told
     assert "chip-hours" in told and "all-reduce" in told
 

@@ -32,10 +32,11 @@ def specs(rules, shapes, note=pytest.fail, **sizes):
 @pytest.mark.parametrize(
     "asked, sizes",
     [
-        (dict(), (8, 1, 1)),
-        (dict(fsdp=4), (2, 4, 1)),
-        (dict(data=1, fsdp=-1), (1, 8, 1)),
-        (dict(data=2, fsdp=2, tensor=2), (2, 2, 2)),
+        (dict(), (8, 1, 1, 1)),
+        (dict(fsdp=4), (2, 4, 1, 1)),
+        (dict(data=1, fsdp=-1), (1, 8, 1, 1)),
+        (dict(data=2, fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (dict(fsdp=2, sequence=2), (2, 2, 2, 1)),
     ],
 )
 def test_mesh_sizes(asked, sizes):
@@ -268,7 +269,8 @@ def test_activations_are_constrained_while_a_mesh_is_active():
     with sharding.activate(mesh):
         lowered = jax.jit(constrained).lower(x).as_text()
         inside = jax.jit(constrained)(x)
-    assert 'sharding_constraint %0 <@mesh, [{"data", "fsdp"}, {}, {"tensor"}, {}]>' in lowered
+    wanted = 'sharding_constraint %0 <@mesh, [{"data", "fsdp"}, {"sequence"}, {"tensor"}, {}]>'
+    assert wanted in lowered
     expected = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))
     assert inside.sharding.is_equivalent_to(expected, x.ndim)
 

@@ -328,7 +328,7 @@ def candidates(cfg: Mapping[str, Any], chips: int) -> Iterator[tuple[dict, list[
             batch = int(cfg["batch"] * scale)
             if (chips // t) % f or batch % (chips // t):
                 continue
-            mesh = dict(data=chips // t // f, fsdp=f, tensor=t)
+            mesh = dict(data=chips // t // f, fsdp=f, sequence=1, tensor=t)
             tried = dict(mesh=mesh, batch=batch)
             methods = [{**cfg["method"], "remat": policy} for policy in REMAT]
             yield tried, [{**cfg, **tried, "method": method} for method in methods]

@@ -1,7 +1,7 @@
 """Meshes, shardings by rules on names, and the way of a batch from the host to the mesh.
 
-Three mesh axes: rows of a batch are split over `data` and `fsdp`, parameters over `fsdp` and
-`tensor`. What is split how is said by rules `(regex, spec)` on parameter names (tree.match), where
+Four mesh axes: rows of a batch are split over `data` and `fsdp`, tokens of a row over `sequence`,
+parameters over `fsdp` and `tensor`. What is split how is said by rules `(regex, spec)` on parameter names (tree.match), where
 a spec is `()` (replicated), `"fsdp"` (the largest dimension that the axis divides), or a tuple with
 one entry per dimension: an axis, a tuple of axes, or None.
 """
@@ -32,29 +32,36 @@ T = TypeVar("T")
 Spec = str | Sequence[str | Sequence[str] | None]
 Rules = Sequence[Sequence[Any]]  # [(regex, Spec)], lists where JSON made them
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = ("data", "fsdp")
 EXTRA = "extra/"  # how rules begin that are for a state's `extra`
 
 # Logical axes of activations, for nn.with_logical_constraint: what a network may say without
 # knowing a mesh. Residual activations stay whole over `tensor`, heads and hidden units are split.
+# Keys and values are gathered over `sequence`, for the queries of each of its devices to read.
 ACTIVATIONS = (
     ("act_batch", ROWS),
-    ("act_len", None),
+    ("act_len", "sequence"),
+    ("act_keys", None),
     ("act_emb", None),
     ("act_heads", "tensor"),
 )
 
 
 def make_mesh(
-    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    sequence: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """The mesh of all devices (or of `devices`); one axis may be -1 and takes what is left.
 
     Axes are Auto: the compiler propagates shardings from what is put on the mesh.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+    sizes = dict(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor)
     asked = ", ".join(f"{k}={v}" for k, v in sizes.items())
     if wrong := [k for k, v in sizes.items() if v < 1 and v != -1]:
         raise UserError(f"mesh: {wrong[0]}={sizes[wrong[0]]}; an axis is at least 1, or -1 to fill")
@@ -76,9 +83,10 @@ def make_mesh(
     # Slices are joined by the data centre's network, which is slow: only rows go over it.
     if sizes["data"] % slices:
         raise UserError(f"mesh: data={sizes['data']} does not divide over {slices} slices")
-    inner = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    inner = {**sizes, "data": sizes["data"] // slices}
+    outer = {**dict.fromkeys(AXES, 1), "data": slices}
     placed = mesh_utils.create_hybrid_device_mesh(
-        inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+        tuple(inner.values()), tuple(outer.values()), devices, allow_split_physical_axes=True
     )
     return Mesh(placed, AXES, axis_types=kinds)
 

@@ -84,7 +84,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.01
     c.optim.rules = [(NO_DECAY + r"|.*/kv_bias|logit_scale", dict(wd=0.0)), (r".*", dict())]
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.sharding = [*SPLIT_BLOCKS, *SPLIT_CROSS, *SPLIT_TEXT, *SPLIT_REST]
     c.evals = ConfigDict()
     c.checkpoint = dict(every=5_000, keep=3)

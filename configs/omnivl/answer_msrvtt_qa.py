@@ -83,7 +83,7 @@ def ask(epochs: int, batch: int, rate: float) -> ConfigDict:
     c.optim.weight_decay = 0.05
     c.optim.rules = DECAY
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.evals = ConfigDict()
     c.evals.answer = dict(type="classify", stream="test", classes="answer", every=epoch)
     c.checkpoint = dict(every=epoch, keep=2)

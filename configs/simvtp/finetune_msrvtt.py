@@ -88,7 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ]
     c.fresh = [] if "last_norm" in switches else [r"params/(video|text)_norm/.*"]
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.sharding = [*SPLIT_BLOCKS, *SPLIT_WORDS, *SPLIT_REST]
     c.evals = ConfigDict()
     c.evals.retrieval = dict(type="retrieval", stream="test", every=epoch)

@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     c.fresh = (r"params/(text_cls|vtm_head)/.*",)
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.sharding = SHARDING
     c.evals = ConfigDict()
     c.checkpoint = dict(every=epoch, keep=3)

@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.1
     c.optim.rules = [(r"patch_embed/.*", dict(frozen=True)), (r".*", dict())]
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     queue = (r"extra/queue/(key|real)", (("data", "fsdp"),))
     c.sharding = [queue, *SPLIT_BLOCKS, *SPLIT_REST]
     c.evals = ConfigDict()

@@ -116,7 +116,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.05
     c.optim.rules = rates(recipe.depth)
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.sharding = [*SPLIT_BLOCKS, *SPLIT_TIME, (r"text/word", ("tensor", "fsdp")), *SPLIT_REST]
     c.evals = ConfigDict()
     c.checkpoint = dict(every=epoch, keep=3)

@@ -138,7 +138,7 @@ def recognise(recipe: Recipe, source: str) -> ConfigDict:
     c.optim.clip = recipe.clip
     c.optim.rules = [*layer_decay(recipe.layer_decay, recipe.depth, first=FIRST), *DECAY]
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.sharding = [*SPLIT_BLOCKS, *SPLIT_REST]
     c.evals = ConfigDict()
     c.evals.test = dict(type="classify", stream="test")

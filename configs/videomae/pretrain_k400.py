@@ -83,7 +83,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.05
     c.optim.rules = DECAY
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.sharding = [*SPLIT_BLOCKS, *SPLIT_REST]
     c.evals = ConfigDict()
     c.checkpoint = dict(every=20 * epoch, keep=3)

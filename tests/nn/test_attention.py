@@ -1,13 +1,17 @@
 """Every way to compute attention gives the same numbers and gradients; which one is chosen."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh, AxisType
 
+from vtp_jax import sharding
 from vtp_jax.nn import attention
-from vtp_jax.nn.attention import attend, choose
+from vtp_jax.nn.attention import attend, by_xla, choose, split_by_hand
 from vtp_jax.types import UserError
 
 Q, K, V = jax.random.normal(jax.random.key(0), (3, 2, 6, 3, 8))
@@ -81,3 +85,37 @@ def test_a_kernel_that_nobody_knows_is_told():
 def test_tokens_are_filled_up_to_whole_tiles():
     assert attention.fill(Q).shape == (2, 128, 3, 8) and not attention.fill(Q)[:, 6:].any()
     assert attention.fill(MASK, 3).shape == (2, 6)
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_the_kernel_for_tpus_interpreted(mask):
+    """Tokens that fill no tile, keys that are masked: values and gradients."""
+
+    def loss(q, k, v, kernel):
+        return jnp.sum(jnp.sin(attend(q, k, v, mask, kernel=kernel)))
+
+    whole = jax.value_and_grad(loss, (0, 1, 2))
+    with pltpu.force_tpu_interpret_mode():
+        told = jax.jit(partial(whole, kernel="flash"))(Q[:, :4], K, V)
+    expected = jax.jit(partial(whole, kernel="xla"))(Q[:, :4], K, V)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), told, expected)
+
+
+@pytest.mark.parametrize("mask", [None, MASK, MASK[:, None] & jnp.tri(6, dtype=bool)])
+def test_a_mesh_splits_what_its_compiler_cannot(mask):
+    """Rows, queries and heads (of which there are three, which two devices do not divide)."""
+
+    def loss(q, k, v, heads, mesh):
+        kernel = by_xla if mesh is None else partial(split_by_hand, by_xla)
+        return jnp.sum(jnp.sin(kernel(q[:, :, :heads], k[:, :, :heads], v[:, :, :heads], mask)))
+
+    for heads in (2, 3):
+        whole = jax.value_and_grad(partial(loss, heads=heads), (0, 1, 2))
+        expected = jax.jit(partial(whole, mesh=None))(Q, K, V)
+        mesh = sharding.make_mesh(data=2, sequence=2, tensor=2)
+        with sharding.activate(mesh):
+            lowered = jax.jit(partial(whole, mesh=mesh)).lower(Q, K, V)
+            told = lowered.compile()(Q, K, V)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), told, expected)
+        part = "tensor<1x3x1x8xf32>" if heads == 2 else "tensor<1x3x3x8xf32>"
+        assert part in lowered.as_text()  # queries of a device: half of 2 rows, of 6 tokens

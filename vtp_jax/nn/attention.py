@@ -20,7 +20,10 @@ from vtp_jax.types import UserError
 # Keys that may be attended to: by every query, or by each query its own.
 Mask = Bool[Array, "b m"] | Bool[Array, "#b #n m"] | None
 Drop = Callable[[Array], Array]  # dropout of the weights
-AXES = ("act_batch", "act_len", "act_heads", None)  # what a mesh may split of "b n h k"
+# What a mesh may split of queries "b n h k", and of keys and values "b m h k": where it splits
+# tokens, each of its devices asks for its own and reads all.
+ASKING = ("act_batch", "act_len", "act_heads", None)
+ASKED = ("act_batch", "act_keys", "act_heads", None)
 LONG = 1024**2  # from this many pairs of a query and a key on, their weights are not stored
 
 
@@ -44,6 +47,8 @@ def attend(
     With `drop` there are weights to be dropped, which "xla" alone has. Raises UserError on an
     unknown kernel, and where a kernel that was asked for by name cannot take the arguments.
     """
+    q = nn.with_logical_constraint(q, ASKING)
+    k, v = (nn.with_logical_constraint(x, ASKED) for x in (k, v))
     if kernel == "auto":
         kernel = choose(q, k, mask, drop)
     elif kernel not in KERNELS:
@@ -53,11 +58,21 @@ def attend(
     return KERNELS[kernel](q, k, v, mask)
 
 
-def choose(q: Array, k: Array, mask: Mask, drop: Drop | None) -> str:
-    """The kernel for arguments of `attend` on the platform that the ambient mesh is of (a mesh may
-    be of a machine that is not here), or else on this one."""
+def around() -> tuple[jax.sharding.AbstractMesh, Any]:
+    """The ambient mesh, and the device that it is of (which may be of a machine that is not here),
+    or else this machine's."""
     mesh = jax.sharding.get_abstract_mesh()
-    device: Any = mesh.abstract_device or jax.devices()[0]
+    return mesh, mesh.abstract_device or jax.devices()[0]
+
+
+def on_one_cpu() -> bool:
+    mesh, device = around()
+    return mesh.size <= 1 and device.platform == "cpu"
+
+
+def choose(q: Array, k: Array, mask: Mask, drop: Drop | None) -> str:
+    """The kernel for arguments of `attend` on the platform that is `around`."""
+    _, device = around()
     n, m, width = q.shape[1], k.shape[1], q.shape[-1]
     plain = mask is None or mask.ndim == 2
     if drop is not None:
@@ -68,7 +83,7 @@ def choose(q: Array, k: Array, mask: Mask, drop: Drop | None) -> str:
     if n * m >= LONG and plain:
         if device.platform == "tpu":
             return "flash"
-        if device.platform == "cpu" and mesh.size <= 1:
+        if on_one_cpu():
             return "heads"
     return "xla"
 
@@ -160,9 +175,13 @@ def by_cudnn(
     v: Float[Array, "b m h k"],
     mask: Mask = None,
 ) -> Float[Array, "b n h k"]:
-    if mask is not None:  # the kernel wants whole matrices, though not one for each head
-        mask = jnp.broadcast_to(spread(mask), (len(q), 1, q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    def fused(q: Array, k: Array, v: Array, mask: Mask = None) -> Array:
+        if mask is not None:  # the kernel wants whole matrices, though not one for each head
+            mask = jnp.broadcast_to(spread(mask), (len(q), 1, q.shape[1], k.shape[1]))
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+
+    # The compiler splits this kernel over rows and heads, not over queries.
+    return split_by_hand(fused, q, k, v, mask)
 
 
 def by_flash(
@@ -175,13 +194,35 @@ def by_flash(
         mask = jnp.ones(k.shape[:2], bool)
     if mask.ndim > 2:
         raise UserError("attention='flash' takes masks of keys, 'b m', alone")
-    mesh, run = jax.sharding.get_abstract_mesh(), flash
-    if mesh.size > 1:  # a Pallas kernel is not split by the compiler
-        spec, rows = (nn.logical_to_mesh_axes(axes) for axes in (AXES, (AXES[0], None)))
-        run = jax.shard_map(
-            flash, mesh=mesh, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False
-        )
-    return run(q, k, v, mask)
+    return split_by_hand(flash, q, k, v, mask)
+
+
+def split_by_hand(kernel: Callable[..., Array], q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    """kernel(q, k, v, mask), each device of the mesh for its rows, heads and queries: what a
+    compiler cannot split. What the mesh does not divide stays whole."""
+    mesh, _ = around()
+    given = (q, k, v) if mask is None else (q, k, v, mask)
+    if mesh.size <= 1:
+        return kernel(*given)
+    of_mask = ("act_batch", "act_keys") if mask is None or mask.ndim == 2 else ("act_batch", "act_len", "act_keys")
+    names = (ASKING, ASKED, ASKED, of_mask)[: len(given)]
+    specs = tuple(divided(x.shape, axes, mesh) for x, axes in zip(given, names, strict=True))
+    run = jax.shard_map(
+        kernel, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False
+    )
+    return run(*given)
+
+
+def divided(
+    shape: tuple[int, ...], names: tuple[str | None, ...], mesh: jax.sharding.AbstractMesh
+) -> jax.sharding.PartitionSpec:
+    """The mesh axes behind logical `names`, for the dimensions that these divide."""
+    found = []
+    for size, axes in zip(shape, nn.logical_to_mesh_axes(names) or (), strict=True):
+        several = (axes,) if isinstance(axes, str) else axes or ()
+        ways = math.prod(mesh.shape[axis] for axis in several)
+        found.append(axes if size % ways == 0 else None)
+    return jax.sharding.PartitionSpec(*found)
 
 
 def flash(q: Array, k: Array, v: Array, mask: Array) -> Array:
