@@ -68,7 +68,7 @@ def written(path, overrides, made, pod, program):
     """The golden's text."""
     command = " ".join([path, *overrides])
     head = plan.title(command, made, pod)
-    lines = [f"{what}: {how}" for what, how in plan.rows(made, pod, plan.CLIPS_PER_CORE)]
+    lines = [f"{what}: {how}" for what, how in plan.rows(made, pod)]
     return "\n".join([head, *lines, f"program: {program}"]) + "\n"
 
 

@@ -55,7 +55,8 @@ CHIPS = dict(
 )
 # A vocabulary's size where its file is not here: BERT's, CLIP's.
 WORDS = dict(wordpiece=30522, clip=49408, sentencepiece=32000)
-CLIPS_PER_CORE = 12.0  # decoded, of 340x256 H.264 at 16 frames with stride 4: docs/data.md
+# Clips a second that a core decodes, of 16 frames with stride 4 shown at 224 px: docs/data.md.
+DECODED = {"mp4 of 340x256": 15.0, "shards": 150.0}
 REMAT = (None, "dots_with_no_batch_dims_saveable", "nothing_saveable")  # from fast to small
 # The compiler's own names: it then searches less, takes a third of the time, and finds programs
 # that need up to a tenth more memory.
@@ -279,8 +280,10 @@ def _overflow(error: str, held: int) -> int:
 # What is told.
 
 
-def rows(plan: Plan, pod: Pod, per_core: float) -> Iterator[tuple[str, str]]:
-    """(what, how much) of a plan, for people."""
+def rows(
+    plan: Plan, pod: Pod, decoded: Mapping[str, float] = DECODED
+) -> Iterator[tuple[str, str]]:
+    """(what, how much) of a plan, for people; decoded: clips a second and core, by source."""
     gib = {name: f"{size / GIB:.3f}" for name, size in plan.memory.items()}
     fits = "yes" if plan.fits else "NO"
     of = "" if plan.have is None else f" of {plan.have / GIB:.1f}"
@@ -295,7 +298,7 @@ def rows(plan: Plan, pod: Pod, per_core: float) -> Iterator[tuple[str, str]]:
         return
     chips = math.prod(plan.shape.values())
     full = plan.flops / chips / (pod.chip.rate * 1e12)
-    cores = plan.clips / per_core
+    cores = [f"{plan.clips / n:.0f} cores from {name} at {n:g}" for name, n in decoded.items()]
     first, last = (plan.steps * s * chips / 3600 for s in (plan.best, plan.seconds))
     yield (
         "step, estimated",
@@ -304,8 +307,7 @@ def rows(plan: Plan, pod: Pod, per_core: float) -> Iterator[tuple[str, str]]:
     yield "step, at best", f"{plan.best:.4f} s, MFU at most {100 * full / plan.best:.1f} %"
     yield (
         "decoding",
-        f"{cores:.0f} cores at {per_core:g} clips/s each; the hosts have "
-        f"{chips * pod.chip.cores:.0f}",
+        f"{', '.join(cores)} clips/s each; the hosts have {chips * pod.chip.cores:.0f}",
     )
     yield "the run", f"{plan.steps} steps, {first:.0f} to {last:.0f} chip-hours"
 
@@ -364,7 +366,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--slices", type=int, default=1, help="slices of that topology, as one run")
     parser.add_argument("--sweep", action="store_true", help="try meshes, batches, remat policies")
     parser.add_argument("--quick", action="store_true", help="a third of the time, less exact")
-    parser.add_argument("--clips-per-core", type=float, default=CLIPS_PER_CORE)
+    parser.add_argument("--clips-per-core", type=float, help="decoded, of what you train on")
     args, overrides = cli.parse(parser, argv)
     cfg = cli.plain(cli.load_config(args.config, overrides))
     if args.topology != "local":
@@ -389,7 +391,8 @@ def main(argv: Sequence[str]) -> None:
         metrics.print_table(f"{args.config} on {pod.name}, best first", columns, shown)
         return
     plan = make_plan(cfg, pod, args.quick)
-    told = list(rows(plan, pod, args.clips_per_core))
+    own = args.clips_per_core
+    told = list(rows(plan, pod, {"your clips": own} if own else DECODED))
     metrics.print_table(title(args.config, plan, pod, args.slices), ("what", ""), told)
     if not plan.fits:
         sys.exit(1)
