@@ -2,7 +2,7 @@
 # make test   environment and all tests     make lint   ruff and pyright
 # make env    .venv alone                   make bench  what is timed, see benchmarks/README.md
 # make lock   new exact versions            make test-all  the slow tests too
-# make plan   every config on two pods, by the TPU's compiler, against tests/golden/plan
+# make plan   every config on two pods against tests/golden/plan; make plan-golden writes those anew
 
 PYTHON ?= python3
 VENV := .venv

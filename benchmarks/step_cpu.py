@@ -1,6 +1,6 @@
 """SimVTP ViT-B on this CPU: the loss and its gradients against the machine's own matrix products.
 
-    python -m benchmarks.step_cpu [--rounds 5] [--batch 4] [--profile DIR]
+    python -m benchmarks.step_cpu [--rounds 5] [--batch 4] [--unroll 12] [--profile DIR]
 
 fp32, 16 frames of 224 px, 32 words, four losses. The parts are run in turns, so that what else runs
 on the machine disturbs them alike, and the median of each is taken. The products come twice in a
@@ -8,7 +8,8 @@ turn and count once: what runs first after a step finds its gigabytes still bein
 3 x those of the forward products that the method must compute (`must_compute`), whatever the
 program computes beside them.
 
-The C library is told to use large pages (vtp_jax.pages), unless --small-pages.
+The process starts itself again with LARGE_PAGES, as launch.local starts training, unless
+--small-pages: a step's temporaries are gigabytes that come from the kernel and go back every time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from launch.common import LARGE_PAGES
 from vtp_jax import bench, cli, metrics, synthetic
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
@@ -64,8 +67,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", default="B")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--unroll", type=int, default=1)
+    parser.add_argument("--small-pages", action="store_true")
     parser.add_argument("--profile", metavar="DIR")
     args, _ = cli.parse(parser, argv)
+    if not args.small_pages and not LARGE_PAGES.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **LARGE_PAGES})
     spec, facts = synthetic.describe(DATA, args.batch)
     words = {k: facts[k] for k in ("vocab_size", "pad_id", "mask_id")}
     method = simvtp.make(
@@ -96,6 +102,8 @@ def main(argv: Sequence[str]) -> None:
     rate, work = flops / took["products"] / 1e9, args.batch * sum(parts.values())
     found = dict(
         batch=args.batch,
+        unroll=args.unroll,
+        pages="small" if args.small_pages else "large",
         gflop_forward_a_clip=parts,
         products_gflops=rate,
         step_s_a_clip=took["step"] / args.batch,

@@ -46,7 +46,9 @@ def test_the_command_is_one_that_training_understands():
 
 
 def test_local_is_the_command_itself(rendered):
-    assert shlex.split(rendered(local)) == WORDS
+    pages, command = rendered(local).splitlines()
+    assert pages == "export GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+    assert shlex.split(command) == WORDS
 
 
 def test_local_processes_are_numbered_and_meet(rendered):
@@ -129,6 +131,6 @@ def test_it_runs_and_gives_back_the_exit_status():
     command = [sys.executable, "-c", "import sys; sys.modules['jax'] = None; import launch.local\n"]
     command[-1] += "launch.local.main(sys.argv[1:])"
     done = subprocess.run([*command, *TRAIN, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and shlex.split(done.stdout) == WORDS[:-2]
+    assert done.returncode == 0 and shlex.split(done.stdout.splitlines()[-1]) == WORDS[:-2]
     done = subprocess.run([*command, *TRAIN, "--what"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "unknown argument '--what'" in done.stderr

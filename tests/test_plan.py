@@ -2,7 +2,7 @@
 goldens of every config on two pods (`make plan`; `make plan-golden` writes them).
 
 A golden names the program that it was made from. While a config still lowers to that program, to
-the letter, nothing needs compiling; after a change it is compiled and compared.
+the letter, nothing needs compiling; after a change it is compiled and compared, for some minutes.
 """
 
 import importlib.util
@@ -80,11 +80,10 @@ def test_split_parameters_are_gathered_and_gradients_summed(split):
 
 
 def test_remat_computes_again_and_that_is_no_work(split):
-    cfg, pod = smallest("--config.mesh.fsdp=4"), plan.find_pod("cpu:8")
+    cfg = smallest("--config.mesh.fsdp=4")
     cfg["method"]["remat"] = "nothing_saveable"
-    again = plan.lower(cfg, pod)
-    assert again.flops == split[0].flops and split[0].again == 0
-    assert 0.1 < again.again / again.flops < 0.4
+    once, again = plan.work(cfg)
+    assert once == split[1].flops and 0.1 < again / once < 0.4
 
 
 def test_the_complaint_of_a_compiler_that_has_no_room_is_read():
@@ -190,7 +189,6 @@ def test_slices_are_one_mesh_with_rows_over_the_slices():
 
 
 @pytest.mark.plan
-@pytest.mark.slow(reason="`make plan`: a large config lowers in seconds and compiles in minutes")
 @needs_compiler
 @pytest.mark.parametrize("path, topology, overrides", list(plans.cases()))
 def test_the_golden_of_a_config(path, topology, overrides, as_users_compile):
@@ -201,11 +199,12 @@ def test_the_golden_of_a_config(path, topology, overrides, as_users_compile):
     if f"program: {program}\n" in wanted:
         return
     if time.monotonic() - STARTED > BUDGET:
-        pytest.skip(f"its program has changed, and {BUDGET:.0f} s are over: make plan-golden")
+        pytest.fail(f"its program has changed, and {BUDGET:.0f} s are over: make plan-golden")
     made = plan.compile_plan(step, cfg, pod, quick=True)
     text = plans.written(path, overrides, made, pod, program)
     assert not plans.differences(text, wanted), text
 
 
 STARTED = time.monotonic()
-BUDGET = float(os.environ.get("PLAN_SECONDS", 240))
+# Seconds from the start in which a golden whose program has changed is still compiled, not failed.
+BUDGET = float(os.environ.get("PLAN_SECONDS", 600))

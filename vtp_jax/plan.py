@@ -187,33 +187,36 @@ class Lowered(NamedTuple):
     mesh: jax.sharding.Mesh
     state: State  # of shapes with shardings
     batch: Spec
-    flops: int
-    again: int
 
 
 def lower(cfg: Mapping[str, Any], pod: Pod) -> Lowered:
     """The step that train would jit. Raises UserError on what does not fit together."""
     mesh = cli.call(sharding.make_mesh, "config.mesh", devices=pod.devices, **cfg["mesh"])
     sharding.check_rows(build.batch_sizes(cfg["data"], cfg["batch"]), mesh)
-    spec, facts = outline(cfg["data"], cfg["batch"])
-
-    def make(method: Mapping[str, Any]) -> tuple[Any, State]:
-        made = build.method({**cfg, "method": method}, facts)
-        start, optimizer = build.start(made, cfg["optim"], spec, cfg["seed"])
-        return train.make_step(made, optimizer, cfg["seed"]), jax.eval_shape(start)
-
-    step, shapes = make(cfg["method"])
+    step, shapes, spec = step_of(cfg)
     placed = sharding.state_shardings(shapes, mesh, cfg["sharding"], note=lambda text: None)
-    train.check_step(step, shapes, spec)
-    work = once = flops.macs(step, shapes, spec)
-    if cfg["method"].get("remat"):
-        once = flops.macs(make({**cfg["method"], "remat": None})[0], shapes, spec)
     rows = sharding.batch_sharding(mesh)
     batch = sharding.with_shardings(spec, dict.fromkeys(spec, rows))
     state = sharding.with_shardings(shapes, placed)
     with sharding.activate(mesh):
         program = train.jit_step(step, placed, mesh).lower(state, batch)
-    return Lowered(program, mesh, state, batch, 2 * once, 2 * (work - once))
+    return Lowered(program, mesh, state, batch)
+
+
+def step_of(cfg: Mapping[str, Any]) -> tuple[Any, State, Spec]:
+    """A config's step, and shapes of its state and batch."""
+    spec, facts = outline(cfg["data"], cfg["batch"])
+    made = build.method(cfg, facts)
+    start, optimizer = build.start(made, cfg["optim"], spec, cfg["seed"])
+    return train.make_step(made, optimizer, cfg["seed"]), jax.eval_shape(start), spec
+
+
+def work(cfg: Mapping[str, Any]) -> tuple[int, int]:
+    """FLOPs of a step's products: those of the method, and what remat computes once more."""
+    done = once = flops.macs(*step_of(cfg))
+    if cfg["method"].get("remat"):
+        once = flops.macs(*step_of({**cfg, "method": {**cfg["method"], "remat": None}}))
+    return 2 * once, 2 * (done - once)
 
 
 def make_plan(cfg: Mapping[str, Any], pod: Pod, quick: bool = False) -> Plan:
@@ -222,12 +225,12 @@ def make_plan(cfg: Mapping[str, Any], pod: Pod, quick: bool = False) -> Plan:
 
 
 def compile_plan(step: Lowered, cfg: Mapping[str, Any], pod: Pod, quick: bool = False) -> Plan:
-    chip = pod.chip
+    chip, (once, again) = pod.chip, work(cfg)
     own = {name: getattr(step.state, name) for name in ("params", "opt", "extra")}
     memory = {name: _bytes_each(leaves) for name, leaves in {**own, "batch": step.batch}.items()}
     base: dict[str, Any] = dict(
         shape=dict(step.mesh.shape), batch=cfg["batch"], steps=cfg["steps"], memory=memory,
-        flops=step.flops, again=step.again, traffic=None, seconds=None, best=None,
+        flops=once, again=again, traffic=None, seconds=None, best=None,
         have=_memory(pod),
     )  # fmt: skip
     try:
@@ -243,7 +246,7 @@ def compile_plan(step: Lowered, cfg: Mapping[str, Any], pod: Pod, quick: bool = 
     moved = hlo.traffic(text)
     base |= dict(traffic=moved)
     if chip:
-        products = (step.flops + step.again) / step.mesh.size / (chip.rate * 1e12)
+        products = (once + again) / step.mesh.size / (chip.rate * 1e12)
         links = sum(moved.values()) / (chip.link * 1e9)
         code = hlo.seconds(text, chip.clock * 1e9, chip.bandwidth * 1e9)
         base |= dict(best=max(products, links), seconds=max(products, links, code))
@@ -280,9 +283,7 @@ def _overflow(error: str, held: int) -> int:
 # What is told.
 
 
-def rows(
-    plan: Plan, pod: Pod, decoded: Mapping[str, float] = DECODED
-) -> Iterator[tuple[str, str]]:
+def rows(plan: Plan, pod: Pod, decoded: Mapping[str, float] = DECODED) -> Iterator[tuple[str, str]]:
     """(what, how much) of a plan, for people; decoded: clips a second and core, by source."""
     gib = {name: f"{size / GIB:.3f}" for name, size in plan.memory.items()}
     fits = "yes" if plan.fits else "NO"

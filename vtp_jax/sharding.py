@@ -1,9 +1,9 @@
 """Meshes, shardings by rules on names, and the way of a batch from the host to the mesh.
 
 Four mesh axes: rows of a batch are split over `data` and `fsdp`, tokens of a row over `sequence`,
-parameters over `fsdp` and `tensor`. What is split how is said by rules `(regex, spec)` on parameter names (tree.match), where
-a spec is `()` (replicated), `"fsdp"` (the largest dimension that the axis divides), or a tuple with
-one entry per dimension: an axis, a tuple of axes, or None.
+parameters over `fsdp` and `tensor`. What is split how is said by rules `(regex, spec)` on parameter
+names (tree.match), where a spec is `()` (replicated), `"fsdp"` (the largest dimension that the axis
+divides), or a tuple with one entry per dimension: an axis, a tuple of axes, or None.
 """
 
 from __future__ import annotations

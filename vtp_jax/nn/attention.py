@@ -204,12 +204,14 @@ def split_by_hand(kernel: Callable[..., Array], q: Array, k: Array, v: Array, ma
     given = (q, k, v) if mask is None else (q, k, v, mask)
     if mesh.size <= 1:
         return kernel(*given)
-    of_mask = ("act_batch", "act_keys") if mask is None or mask.ndim == 2 else ("act_batch", "act_len", "act_keys")
+    of_mask = (
+        ("act_batch", "act_keys")
+        if mask is None or mask.ndim == 2
+        else ("act_batch", "act_len", "act_keys")
+    )
     names = (ASKING, ASKED, ASKED, of_mask)[: len(given)]
     specs = tuple(divided(x.shape, axes, mesh) for x, axes in zip(given, names, strict=True))
-    run = jax.shard_map(
-        kernel, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False
-    )
+    run = jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
     return run(*given)
 
 
