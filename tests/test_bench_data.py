@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vtp_jax import bench_data, cli
+from vtp_jax import bench, bench_data, cli
 from vtp_jax.data import shapes, shards, sources
 from vtp_jax.types import UserError
 
@@ -17,12 +17,12 @@ def config():
 
 def test_parts_of_what_is_drawn(config, tmp_path, capsys):
     argv = ["--config", "configs/demo.py:tiny", "--clips", "3", "--out", str(tmp_path / "o.jsonl")]
-    bench_data.main(argv)
+    bench.main(["data", *argv])
     shown = capsys.readouterr().out
     (found,) = map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
     assert [*found["seconds"]] == ["decode", "transform", "batch", "transfer"]
     assert all(name in shown for name in [*found["seconds"], f"limit: {found['limit']} ("])
-    assert found["seconds"][found["limit"]] == max(found["seconds"].values())
+    assert found["limit"] == bench_data.limit(found["seconds"], found["cores"])
     assert found["together"] > 0 and found["cores"] >= 1
 
 
@@ -42,6 +42,13 @@ def test_parts_of_what_is_read(config, tmp_path, kind):
     found = bench_data.measure(dict(config, data=data, batch=8), 4)
     assert [*found["seconds"]] == ["read", "decode", "transform", "batch", "transfer"]
     assert np.isfinite([*found["seconds"].values(), found["together"]]).all()
+
+
+def test_what_workers_share_limits_less_the_more_there_are():
+    seconds = dict(read=1.0, decode=6.0, transform=2.0, batch=0.5, transfer=1.0)
+    assert [bench_data.limit(seconds, cores) for cores in (1, 8, 16)] == [
+        "decode", "decode", "transfer",
+    ]  # fmt: skip
 
 
 def test_a_mistake_is_one_line():

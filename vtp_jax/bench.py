@@ -1,6 +1,7 @@
-"""Measures a config on this machine, on synthetic input: step time, clips a second, MFU, memory.
+"""Measures a config on this machine: its step, on synthetic input, or its data.
 
     python -m vtp_jax.bench step --config configs/demo.py [--steps 20] [--profile runs/profile]
+    python -m vtp_jax.bench data --config configs/demo.py:tiny [--clips 200]
 
 MFU: 3 x the multiplications of the loss's products forward (backward has twice as many; what remat
 computes again is not counted), over the machine's own rate in the same dtype, measured in between.
@@ -169,7 +170,14 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
         file.write(json.dumps(found) + "\n")
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = dict(step=step)
+def data(argv: Sequence[str]) -> None:
+    """`bench data`, which needs TensorFlow as `step` does not."""
+    from vtp_jax import bench_data
+
+    bench_data.main(argv)
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = dict(step=step, data=data)
 
 
 def main(argv: Sequence[str]) -> None:
