@@ -9,11 +9,26 @@ import pytest
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter1d
 
-from vtp_jax import augment
+from tests.configs import ROOT
+from vtp_jax import augment, build, cli
+from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
 VIDEO = jax.random.uniform(KEY, (4, 2, 12, 10, 3))
 OFF = augment.View(jittered=0.0, grey=0.0, blur=0.0, solarise=0.0, flip=0.0)
+
+
+def test_methods_that_read_one_view_say_so_in_a_line():
+    spec = {"video": jax.ShapeDtypeStruct((4, 2, 3, 8, 8, 3), np.uint8)}
+    with pytest.raises(UserError, match="coca reads one view of a clip, and rows have 2: leave"):
+        augment.one_view(spec, "coca")
+    for path in ("configs/coca/pretrain.py:tiny", "configs/omnivl/pretrain.py:tiny"):
+        cfg = cli.plain(cli.load_config(str(ROOT / path)))
+        cfg["data"]["video"]["repeats"] = 2
+        data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+        method = build.method(cfg, data.facts)
+        with pytest.raises(UserError, match="data.video.repeats at 1"):
+            jax.eval_shape(build.start(method, cfg["optim"], data.spec, 0)[0])
 
 
 def test_hue_turns_as_in_hsv():

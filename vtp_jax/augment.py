@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vtp_jax.types import Batch, UserError
+from vtp_jax.types import Batch, Spec, UserError
 
 
 def views_as_rows(batch: Batch) -> Batch:
@@ -28,6 +28,26 @@ def views_as_rows(batch: Batch) -> Batch:
     v = video.shape[1]
     rows = {k: jnp.repeat(x, v, axis=0) for k, x in batch.items() if k != "video"}
     return {**rows, "video": video.reshape(-1, *video.shape[2:])}
+
+
+def views_apart(batch: Batch) -> tuple[Batch, int]:
+    """As `views_as_rows`, all first views before all second ones, "(v b) t h w c", and v (1 where
+    there are no views): rows in v groups, none of which has a clip and its words twice."""
+    video = batch["video"]
+    if video.ndim == 5:
+        return batch, 1
+    v = video.shape[1]
+    rows = {k: jnp.concatenate([x] * v) for k, x in batch.items() if k != "video"}
+    return {**rows, "video": video.swapaxes(0, 1).reshape(-1, *video.shape[2:])}, v
+
+
+def one_view(spec: Spec, name: str) -> None:
+    """Raises UserError where rows have several views that a method does not understand."""
+    if len(shape := spec["video"].shape) > 5:
+        raise UserError(
+            f"method {name} reads one view of a clip, and rows have {shape[1]}: leave "
+            "data.video.repeats at 1 (simvtp and videomae take each view for a row, snclr pairs)"
+        )
 
 
 def flip(

@@ -283,6 +283,18 @@ def test_without_masks_there_is_contrast_and_matching_alone():
     assert shown["text"].shape == (4, 9)
 
 
+def test_views_of_a_clip_are_rows_that_are_never_each_others_negatives():
+    """Nothing hidden: contrast of two views is the mean of what each has by itself, though both
+    have the same words; were they one group, no loss could be below log 2."""
+    method = build(video_ratio=0.0, text_ratio=0.0, weights=only("vtc"), temperature=0.01)
+    batch, other = example(), example(seed=1)["video"]
+    views = dict(batch, video=jnp.stack([batch["video"], other], axis=1))
+    each = [losses(dict(batch, video=v), method)[0] for v in (batch["video"], other)]
+    value, found = losses(views, method)
+    np.testing.assert_allclose(value, np.mean(each), rtol=1e-5)
+    assert losses(views)[1].keys() == losses(batch)[1].keys() and len(found) == 1
+
+
 @pytest.mark.parametrize(
     "wrong, told",
     [

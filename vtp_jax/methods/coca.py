@@ -40,6 +40,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vtp_jax import augment
 from vtp_jax.nn import embed, generate, sizes
 from vtp_jax.nn.captioner import Captioner
 from vtp_jax.nn.pool import AttentionPool
@@ -198,6 +199,7 @@ def bound_scale(params: Params, extra: Extra, step: Array) -> tuple[Params, Extr
 
 
 def init(net: CoCa, rng: Array, spec: Spec) -> Params:
+    augment.one_view(spec, "coca")
     frame = jnp.zeros((1, 1, *spec["video"].shape[-3:]))
     ids = jnp.zeros((1, spec["text"].shape[-1]), jnp.int32)
     return net.init(rng, frame, ids, method="visit")["params"]

@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vtp_jax import masking, schedules, tree
+from vtp_jax import augment, masking, schedules, tree
 from vtp_jax.nn import blip, sizes
 from vtp_jax.nn import generate as generation
 from vtp_jax.nn.blip import Blip
@@ -170,6 +170,7 @@ def names(batch: Batch) -> Int[Array, " b"]:
 
 def init(net: Blip, recipe: Recipe, rng: Array, spec: Spec) -> Params:
     """The causal decoder's own attention starts as the text encoder's, as both start from BERT."""
+    augment.one_view(spec, "omnivl")
     *_, h, w, c = spec["video"].shape
     image, clip = (jnp.zeros((1, frames, h, w, c)) for frames in (1, net.frames))
     ids = jnp.zeros((1, spec["text"].shape[-1]), jnp.int32)

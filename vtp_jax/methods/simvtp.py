@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vtp_jax import masking
+from vtp_jax import augment, masking
 from vtp_jax.nn import embed, pool, sizes
 from vtp_jax.nn.chunks import in_chunks
 from vtp_jax.nn.transformer import AttentionMask, Linear, Stack, layer_norm
@@ -316,6 +316,9 @@ def total(net: SimVTP, found: Mapping[str, Mean]) -> Float[Array, ""]:
 def loss(
     net: SimVTP, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
+    """Several views of a clip are rows with the same words, each view a group of its own."""
+    batch, views = augment.views_apart(batch)
+    net = net.clone(groups=net.groups * views)
     draw_key, dropout_key = jax.random.split(rng)
     draws = draw(net, draw_key, batch)
     found = terms(net, forward(net, params, batch, draws, dropout_key), batch, draws)
