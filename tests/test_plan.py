@@ -176,7 +176,8 @@ def test_a_tpu_that_is_not_here(capsys, tmp_path):
     told = capsys.readouterr().out
     assert "4 chips, data=4 fsdp=1 sequence=1 tensor=1, batch 16" in told
     assert "fits                          yes" in told and "of 16.0 GiB a chip" in told
-    assert "chip-hours" in told and "all-reduce" in told
+    assert "at least" in told and "chip-hours" in told and "all-reduce" in told
+    assert "estimated" not in told  # a quick compiler's products take ten times as long
 
 
 @needs_compiler
