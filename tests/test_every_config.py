@@ -2,6 +2,7 @@
 is one that the entry understands."""
 
 import json
+import math
 import re
 import shlex
 from itertools import combinations
@@ -55,6 +56,8 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
     if "tiny" in spec:  # a step must give back the types of the state that it takes
         train.check_step(train.make_step(method, optimizer, 0), shapes, shapes_of_batch)
         return
+    whole, spread = (held(shapes, cfg["sharding"], fsdp=n) for n in (1, 8))
+    assert whole / 8 <= spread < 1.02 * whole / 8
     same = json.dumps([cfg["method"], cfg.get("task"), facts, str(shapes_of_batch)])
     if same in TRACED:  # the switch is about data, rates or a start
         return
@@ -64,6 +67,17 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
         method.loss, shapes.params, shapes.extra, dict(shapes_of_batch), rng, step
     )
     assert value.shape == () and tree.flatten(out.extra).keys() == tree.flatten(shapes.extra).keys()
+
+
+def held(shapes, rules, fsdp):
+    """Bytes of parameters and optimizer state on a device."""
+    mesh = sharding.make_mesh(data=1, fsdp=fsdp, devices=jax.devices()[:fsdp])
+    placed = sharding.state_shardings(shapes, mesh, rules, note=lambda text: None)
+    parts = [jax.tree.leaves((s.params, s.opt)) for s in (shapes, placed)]
+    sizes = (
+        math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(*parts, strict=True)
+    )
+    return sum(sizes)
 
 
 def expected(data, batch):
