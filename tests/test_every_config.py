@@ -57,7 +57,7 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
         train.check_step(train.make_step(method, optimizer, 0), shapes, shapes_of_batch)
         return
     whole, spread = (held(shapes, cfg["sharding"], fsdp=n) for n in (1, 8))
-    assert whole / 8 <= spread < 1.02 * whole / 8
+    assert whole / 8 <= spread < 1.1 * whole / 8  # biases, norms and positions stay whole
     same = json.dumps([cfg["method"], cfg.get("task"), facts, str(shapes_of_batch)])
     if same in TRACED:  # the switch is about data, rates or a start
         return

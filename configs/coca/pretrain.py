@@ -31,6 +31,7 @@ SPLIT_CROSS = [
     (r".*/blocks/cross/kv", (None, "fsdp", "tensor", None, None)),
     (r".*/blocks/cross/(q|kv)_bias", (None, "tensor")),
     (r".*/blocks/cross/proj/kernel", (None, "tensor", "fsdp")),
+    (r".*_pool/cross/(q|kv)", "fsdp"),
 ]
 SPLIT_TEXT = [(r"text/word", ("tensor", "fsdp")), (r"text/head/kernel", ("fsdp", "tensor"))]
 
