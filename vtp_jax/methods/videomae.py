@@ -71,12 +71,15 @@ class VideoMAE(nn.Module):
     dtype: Any
     remat: str | None
     unroll: int
+    attention: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def setup(self):
         d, e, dtype = self.encoder_size.width, self.decoder_size.width, jnp.dtype(self.dtype)
-        stack: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
+        stack: Any = dict(
+            dtype=dtype, remat=self.remat, unroll=self.unroll, attention=self.attention
+        )
         self.patch_embed = embed.CubeEmbed(d, self.cube, len(self.mean), dtype)
         self.encoder = Stack(self.encoder_size, self.drop_path, **stack)
         self.encoder_norm = layer_norm(dtype)
@@ -208,6 +211,7 @@ def make(
     dtype: str = "bfloat16",
     remat: str | None = None,
     unroll: int = 1,
+    attention: str = "auto",
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
 ) -> Method:
@@ -217,7 +221,7 @@ def make(
     unless given. cube: frames, rows and columns of a token. mask: `tubes`, or `tokens` for every
     frame's places by themselves. ratio: of cubes hidden from the encoder. decoder_ratio: of places
     that the decoder is not asked at: 0 is VideoMAE, 0.5 is V2. drop_path: of the encoder's blocks.
-    dtype: of activations and matrix products; remat, unroll: see nn.transformer.Stack.
+    dtype: of activations and matrix products; remat, unroll, attention: see nn.transformer.Stack.
     """
     if mask not in MASKS:
         raise UserError(f"method.mask={mask!r}; known: {', '.join(MASKS)}")
@@ -225,7 +229,7 @@ def make(
         sizes.pick(sizes.ENCODERS, size, "method.size"),
         sizes.pick(sizes.DECODERS, decoder or size, "method.decoder"),
         (cube[0], cube[1], cube[2]), mask, ratio, decoder_ratio,
-        drop_path, dtype, remat, unroll, tuple(mean), tuple(std),
+        drop_path, dtype, remat, unroll, attention, tuple(mean), tuple(std),
     )  # fmt: skip
     return Method(
         init=partial(init, net),
