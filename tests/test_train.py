@@ -115,20 +115,36 @@ def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path):
     assert same(whole, parts)
 
 
+def check_told(last, bad, epochs):
+    told = {k.removeprefix("data/"): v for k, v in last.items() if k.startswith("data/")}
+    causes = {f"failed/{k}": epochs * n for k, n in collections.Counter(bad.values()).items()}
+    assert told == dict(rows=epochs * worn.CLIPS, failed=epochs * len(bad), **causes)
+
+
 def test_a_worn_corpus_trains_to_the_end(tmp_path):
     """One file in twenty is damaged; what is told of them is exact, and the same for two runs."""
     root = worn.write(tmp_path / "videos", side=64, frames=16)
     source = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
     config = cli.plain(cli.load_config(CONFIG))
     config["data"] |= dict(kind="files", train=source, evals={})
-    config |= dict(evals={}, steps=15, log=dict(every=1))  # three epochs
-    causes = {f"failed/{k}": 3 * n for k, n in collections.Counter(worn.DAMAGE.values()).items()}
+    config |= dict(evals={}, steps=20, log=dict(every=1))  # two epochs
     for run in ("one", "two"):
         last = cli.call(train.train, "config", workdir=str(tmp_path / run), **config)
-        told = {k.removeprefix("data/"): v for k, v in last.items() if k.startswith("data/")}
-        assert told == dict(rows=15 * 16, failed=3 * len(worn.DAMAGE), **causes)
-        assert len(losses(tmp_path / run)) == 15 and last["train/skipped"] == 0
+        check_told(last, worn.DAMAGE, 2)
+        assert len(losses(tmp_path / run)) == 20 and last["train/skipped"] == 0
     assert same(tmp_path / "one", tmp_path / "two")
+
+
+def test_rotted_shards_do_not_end_a_run(tmp_path, monkeypatch):
+    """Neither headers that cannot be read nor shards that are gone."""
+    root = worn.write_shards(tmp_path, side=64, frames=16)
+    monkeypatch.setattr(build, "method", lambda *_: broken_at([], np.nan))
+    config = cli.plain(cli.load_config(CONFIG))
+    config["data"] |= dict(kind="shards", train=dict(root=str(root)), evals={}, max_failed=0.2)
+    config |= dict(sharding=[(".*", ())], evals={}, steps=20, log=dict(every=1))
+    config["optim"]["rules"] = [(".*", {})]
+    last = cli.call(train.train, "config", workdir=str(tmp_path / "run"), **config)
+    check_told(last, worn.SHARDS, 2)
 
 
 def broken_at(steps, value):

@@ -1,13 +1,30 @@
-"""A corpus of which every twentieth file is damaged, each in a way of its own."""
+"""Corpora of which some files are damaged, each in a way of its own."""
 
-from vtp_jax.data import shapes
+import av
+import numpy as np
 
-DAMAGE = {11: "missing", 23: "not_a_video", 42: "not_a_video", 64: "damaged"}
+from vtp_jax.data import records, shapes, shards, sources
+
+CLIPS = 160
+DAMAGE = {  # one in twenty
+    11: "missing",
+    23: "not_a_video",
+    42: "not_a_video",
+    64: "damaged",
+    77: "no_video_stream",
+    99: "truncated",
+    120: "too_large",
+    141: "damaged",
+}
+# Of shards of eight clips, two of twenty, and two records.
+PER_SHARD = 8
+SHARDS = {8 + k: "missing" for k in range(8)} | {24 + k: "damaged" for k in range(8)}
+SHARDS |= {3: "damaged", 44: "damaged"}
 
 
 def write(root, side, frames):
-    """80 videos under `root`, of which those that DAMAGE names cannot be read, for these causes."""
-    shapes.write(root, shapes.Plan(train=80, val=1, side=side, frames=frames), workers=1)
+    """160 videos under `root`; those that DAMAGE names cannot be read, for these causes."""
+    shapes.write(root, shapes.Plan(train=CLIPS, val=1, side=side, frames=frames), workers=1)
 
     def path(number):
         return root / f"train/{number:05d}.mp4"
@@ -19,4 +36,85 @@ def write(root, side, frames):
     path(42).write_text(f"#EXTM3U\n#EXTINF:1,\n{root}/inner.ts\n#EXT-X-ENDLIST\n")
     body = whole.index(b"mdat") + 4
     path(64).write_bytes(whole[:body] + bytes(len(whole) - body))
+    write_sound(path(77))
+    write_short(path(99), side, frames)
+    path(120).write_bytes(promise(whole, 30_000_000))
+    write_huge(path(141))
     return root
+
+
+def write_sound(path):
+    """An mp4 without pictures."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4000), np.float32), "fltp", "mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_avi(path, codec, frames, side=64):
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream(codec, rate=8, options=dict(bf="0"))
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        for k in range(frames):
+            picture = np.full((side, side, 3), k, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return bytearray(path.read_bytes())
+
+
+def write_short(path, side, frames):
+    """An avi that just ends, after three of the frames that its header promises."""
+    data = write_avi(path, "mpeg4", frames, side)
+    at = data.index(b"movi")
+    for _ in range(4):
+        at = data.index(b"00dc", at + 4)
+    path.write_bytes(data[:at])
+
+
+def write_huge(path):
+    """An avi whose header says that its pictures have 30,000 x 30,000 pixels."""
+    data = write_avi(path, "rawvideo", 1)
+    at = data.index(b"strf") + 12  # behind the sizes of this part and of its header
+    data[at : at + 8] = (30_000).to_bytes(4, "little") * 2
+    path.write_bytes(data)
+
+
+def promise(mp4, count):
+    """An mp4 whose tables promise so many frames, of a byte each, in as few bytes."""
+    sizes, times = mp4.index(b"stsz") + 4, mp4.index(b"stts") + 12
+    data = bytearray(mp4)
+    data[sizes + 4 : sizes + 12] = (1).to_bytes(4, "big") + count.to_bytes(4, "big")
+    data[times : times + 4] = count.to_bytes(4, "big")
+    return bytes(data)
+
+
+def write_shards(root, side, frames):
+    """160 clips in 20 shards under `root`, of which those that SHARDS names cannot be read: a shard
+    is missing, one is cut; in one record a bit of the header is flipped, in one bits of frames."""
+    films = root / "films"
+    shapes.write(films, shapes.Plan(train=CLIPS, val=1, side=side, frames=frames), workers=1)
+    tasks = shards.plan_files(sources.load(films, films / "train.csv"), PER_SHARD)
+    form, out = shards.Form(every=1), root / "shards"
+    for task in shards.begin(out, tasks, form):
+        shards.make_shard(task, out, form)
+    shards.finish(out)
+    (out / "000001.shard").unlink()
+    cut = out / "000003.shard"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    clips = records.Shards(out)
+    shard, header = clips.find(3)
+    flip(shard.path, header.at - 20)
+    shard, header = clips.find(44)
+    for part in (4, 5):  # frames 3 and 4: every second frame is shown
+        flip(shard.path, header.at + sum(header.sizes[:part]) + header.sizes[part] // 2)
+    return out
+
+
+def flip(path, at):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 4]))

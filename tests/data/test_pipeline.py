@@ -4,6 +4,7 @@ import collections
 import contextlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -308,27 +309,58 @@ def test_tfds_becomes_shards(tmp_path):
 # A worn corpus.
 
 
-@pytest.fixture(scope="module")
-def worn_root(tmp_path_factory):
-    return worn.write(tmp_path_factory.mktemp("worn"), side=32, frames=8)
+@pytest.fixture(scope="module", params=["files", "shards"])
+def worn_corpus(request, tmp_path_factory):
+    """Its kind, what is given of it, and why which clips cannot be read."""
+    root = tmp_path_factory.mktemp("worn")
+    if request.param == "shards":
+        return "shards", dict(root=str(worn.write_shards(root, side=32, frames=8))), worn.SHARDS
+    worn.write(root, side=32, frames=8)
+    given = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
+    return "files", given, worn.DAMAGE
 
 
-def test_a_worn_corpus_is_gone_through_with_exact_counts(worn_root):
-    """With the default limit, which is as much: chance alone does not stop a run."""
-    root, bad = worn_root, worn.DAMAGE
-    train = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
+def test_a_worn_corpus_is_gone_through_with_exact_counts(worn_corpus):
+    """Files with the default limit, which is as much: chance alone does not stop a run."""
+    kind, train, bad = worn_corpus
+    limit = {} if kind == "files" else dict(max_failed=0.2)
+    words = dict(TEXT, vocab_size=200)
 
     def run():
-        data = make(root, train=train, evals={}, batch=16)
-        seen = take(data, 15)  # three epochs
-        wrong = [int(i) for batch in seen for i in batch["id"][~batch["valid"]]]
-        return data.counts(), sorted(wrong)
+        data = make(kind=kind, train=train, evals=dict(val=train), batch=16, text=words, **limit)
+        wrong = [[int(i) for batch in batches for i in batch["id"][~batch["valid"]]]
+                 for batches in (take(data, 20), data.streams["val"].batches())]  # fmt: skip
+        told = [i for b in data.streams["val/captions"].batches() for i in b["id"][b["valid"]]]
+        return data.counts(), *map(sorted, wrong), told
 
-    counts, wrong = run()
-    assert wrong == sorted([*bad] * 3)
-    causes = {f"failed/{k}": 3 * n for k, n in collections.Counter(bad.values()).items()}
-    assert counts == dict(rows=240, failed=12, **causes)
-    assert run() == (counts, wrong)
+    counts, trained, shown, told = run()  # two epochs
+    assert trained == sorted([*bad] * 2) and shown == sorted(bad)
+    causes = {f"failed/{k}": 2 * n for k, n in collections.Counter(bad.values()).items()}
+    assert counts == dict(rows=2 * worn.CLIPS, failed=2 * len(bad), **causes)
+    # What a header told is told still where frames alone have rotted.
+    untold = set() if kind == "files" else set(bad) - {44}
+    assert told == [i for i in range(worn.CLIPS) if i not in untold]
+    assert run() == (counts, trained, shown, told)
+
+
+def test_rotted_shards_are_named_by_what_is_known(worn_corpus, caplog):
+    """And the run stops in one line where they are too many."""
+    kind, train, bad = worn_corpus
+    with caplog.at_level("WARNING", logger="absl"), pytest.raises(UserError, match="max_failed"):
+        take(make(kind=kind, train=train, evals={}, batch=16, max_failed=0.01), 30)
+    named = [r.getMessage() for r in caplog.records if "unreadable" in r.getMessage()]
+    assert named and len(named) <= len(bad) and all("\n" not in line for line in named)
+    if kind == "shards":
+        assert any(re.search(r"clip \d+ \(.*\.shard.*\): (missing|damaged)", x) for x in named)
+
+
+def test_a_mixture_goes_on_over_rotted_shards(worn_corpus):
+    kind, train, bad = worn_corpus
+    drawn = dict(kind="shapes", clips=40, side=32, frames=8)
+    data = make(kind=kind, train=dict(mix=dict(drawn=drawn, worn=dict(train, weight=4))),
+                evals={}, batch=16, max_failed=0.2)  # fmt: skip
+    wrong = {int(i) - 40 for batch in take(data, 13) for i in batch["id"][~batch["valid"]]}
+    assert wrong == set(bad)
 
 
 # Mixtures.

@@ -2,6 +2,7 @@
 
 import resource
 import socket
+import struct
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import worn
 from vtp_jax.data import ops, video
 
 REAL = Path(__file__).parents[3] / "shared" / "videos"
@@ -134,7 +136,7 @@ def test_what_no_other_frame_needs_is_not_decoded(tmp_path, decoded):
     full = sum(whole for _, whole in decoded)
     assert len(wanted) <= full <= len(wanted) + 1 < len(decoded) - 80
     with av.open(str(path)) as container:
-        counted = video.count(path, wanted.tolist())
+        counted = video.count(path, wanted.tolist(), video.start_clock(60.0))
         assert container.streams.video[0].frames == N
     np.testing.assert_array_equal(got, np.stack(counted))
 
@@ -270,6 +272,61 @@ def test_decoding_has_an_end(folder, monkeypatch):
         video.read_frames(path, lambda n: np.asarray([0, 5, 5]))
     with pytest.raises(video.Unreadable, match="too_slow"):
         video.scan(path, seconds=0.0)
+
+
+def promise_in_a_fragment(data, count):
+    """An mp4 in fragments, of which the first promises so many frames and tells nothing of them."""
+    at = data.index(b"trun") + 4
+    return data[:at] + struct.pack(">II", 1, count) + data[at + 8 :]
+
+
+@pytest.mark.parametrize("count", [3_000_000, 30_000_000, 150_000_000])
+def test_frames_that_are_only_promised_cost_nothing(folder, count):
+    """Files of a few kB whose tables tell of millions of frames: FFmpeg makes room for all of them
+    when it opens a file, 35 bytes each."""
+    path = write(folder / "plain.mp4", "libx264", {}, {}, count=8)
+    pieces = write(folder / "pieces.mp4", *FORMATS["fragments.mp4"], count=8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    bomb = worn.promise(path.read_bytes(), count)
+    for data in (bomb, promise_in_a_fragment(pieces.read_bytes(), max(count, 8_000_000))):
+        assert len(data) < 10_000 and cause_of(data) == "too_large"
+        with pytest.raises(video.Unreadable, match="too_large"):
+            video.scan(data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def empty_packets(count):
+    """A file that goes on without any frame, and does not say for how long."""
+    header = struct.pack("<4sHH4sHHIIII", b"DKIF", 0, 32, b"VP80", SIDE, SIDE, 25, 1, 0, 0)
+    return header + b"".join(struct.pack("<IQ", 0, n) for n in range(count))
+
+
+def test_packets_without_frames_have_an_end(monkeypatch):
+    """They are limited by time, and packets by number, where no header promises any."""
+    data = empty_packets(20_000)
+    assert cause_of(data) == "no_frames"
+    with pytest.raises(video.Unreadable, match="too_slow"):
+        video.scan(data, seconds=0.0)
+    monkeypatch.setattr(video, "start_clock", lambda seconds, real=video.start_clock: real(0.0))
+    assert cause_of(data) == "too_slow"
+
+
+def test_more_frames_than_there_may_be(file, monkeypatch):
+    """Told by the header, or counted."""
+    monkeypatch.setattr(video, "MAX_FRAMES", N)
+    video.probe(file)
+    monkeypatch.setattr(video, "MAX_FRAMES", N - 1)
+    assert cause_of(file) == "too_large"
+
+
+def test_a_file_that_does_not_come_is_given_up(file, monkeypatch):
+    """By the clock: no core is busy while a disk is waited for."""
+    monkeypatch.setattr(video, "CLOCK", 1e-12)
+    assert cause_of(file) == "too_slow"
+    monkeypatch.undo()
+    ticks = iter([0.0, *[10 * video.MAX_SECONDS + 1] * 1000])
+    monkeypatch.setattr(video.time, "monotonic", lambda: next(ticks))
+    assert cause_of(file) == "too_slow"
 
 
 def test_what_is_in_memory_reads_like_a_file(file):

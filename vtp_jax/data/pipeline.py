@@ -405,7 +405,7 @@ def open_text(
         return Words(tokens.make(kind=kind, path=path), length)
     if kind != "sentencepiece":
         raise UserError(f"data.text: kind {kind!r} needs a path")
-    captions = [caption for clip in source.clips for caption in clip.captions]
+    captions = [caption for clip in known_clips(source) for caption in clip.captions]
     return Words(tokens.train(captions, None, vocab_size), length)
 
 
@@ -573,6 +573,21 @@ def import_tensorflow() -> Any:
     return tf
 
 
+# What is known of clips.
+
+
+def known_clip(source: sources.Source, index: int) -> sources.Clip:
+    """A clip, with nothing but a name where the shard that tells of it has rotted."""
+    try:
+        return source.clips[index]
+    except video.Unreadable as error:
+        return sources.Clip(f"clip {index} ({error.detail})", ())
+
+
+def known_clips(source: sources.Source) -> Iterator[sources.Clip]:
+    return (known_clip(source, index) for index in range(len(source.clips)))
+
+
 # The batches.
 
 
@@ -592,11 +607,10 @@ def row_shape(clips: Clips, look: Look) -> tuple[int, ...]:
     return look.shown if clips.pieces == 1 else (clips.pieces, *look.picture)
 
 
-def classify(source: sources.Source, classes: int, indices: Ints) -> dict[str, Any]:
+def classify(labels: Sequence[int | None], classes: int) -> dict[str, Any]:
     """The classes of clips, -1 of those that have none; nothing where none of the source has."""
     if not classes:
         return {}
-    labels = [source.clips[i].label if i >= 0 else None for i in indices.tolist()]
     return dict(label=np.asarray([-1 if k is None else k for k in labels], np.int32))
 
 
@@ -631,26 +645,28 @@ def train_batches(
     pieces = run(functools.partial(attempt, show, order), shape, order.rows, first, None)
     for step, (pixels, causes) in enumerate(pieces, first_step):
         epochs, indices = rows_of(order, step)
+        known = [known_clip(clips.source, int(i)) for i in indices]
         captions = [
             caption
-            for e, i in zip(epochs, indices, strict=True)
-            for caption in choose_captions(clips, seed, int(e), int(i))
+            for e, i, clip in zip(epochs, indices, known, strict=True)
+            for caption in choose_captions(clip.captions, clips.pieces, seed, int(e), int(i))
         ]
         ledger.enter(indices, causes)
         yield dict(
             video=pixels,
             **encode(words, captions, clips.pieces),
-            **classify(clips.source, classes, indices),
+            **classify([clip.label for clip in known], classes),
             id=indices.astype(np.int32),
             valid=causes == GOOD,
         )
 
 
-def choose_captions(clips: Clips, seed: int, epoch: int, index: int) -> Sequence[str]:
+def choose_captions(
+    captions: Sequence[str], pieces: int, seed: int, epoch: int, index: int
+) -> Sequence[str]:
     """One of a video's captions, or those of its pieces, which are all."""
-    captions = clips.source.clips[index].captions
-    if clips.pieces > 1:
-        return captions
+    if pieces > 1:
+        return captions or [""] * pieces
     if len(captions) < 2:
         return captions or [""]
     rng = np.random.default_rng([CAPTION, seed, epoch, index])
@@ -684,7 +700,7 @@ class Ledger:
                 self.name(index, CAUSES[number])
         if self.rows >= min(JUDGED, len(self.source.clips)) and self.too_many():
             by_cause = ", ".join(f"{n} {cause}" for cause, n in self.failed.most_common())
-            first = ", ".join(repr(self.source.clips[i].path) for i in list(self.named)[:3])
+            first = ", ".join(map(repr, list(self.named.values())[:3]))
             raise UserError(
                 f"{self.failed.total()} of {self.rows} rows cannot be read ({by_cause}), more than "
                 f"max_failed={self.max_failed}; first {first}; look with vtp_jax.prepare check"
@@ -698,8 +714,7 @@ class Ledger:
 
     def name(self, index: int, cause: str) -> None:
         if index not in self.named:
-            self.named[index] = cause
-            path = self.source.clips[index].path
+            self.named[index] = path = known_clip(self.source, index).path
             logging.warning("unreadable video %s: %s (%s)", path, cause, video.CAUSES[cause])
 
 
@@ -731,11 +746,13 @@ def stream_videos(
             _, indices = rows_of(order, step)
             ledger.enter(indices, causes)
             blank, told = [""] * clips.pieces, table["captions"]
-            captions = [c for i in indices for c in (told[i] if i >= 0 else blank)[: clips.pieces]]
+            rows = [told[i] or blank if i >= 0 else blank for i in indices]
+            captions = [c for row in rows for c in row[: clips.pieces]]
+            labels = [table["label"][i] if i >= 0 else None for i in indices]
             yield dict(
                 video=pixels,
                 **encode(words, captions, clips.pieces),
-                **classify(clips.source, classes, indices),
+                **classify(labels, classes),
                 id=indices.astype(np.int32),
                 valid=causes == GOOD,
             )
@@ -747,7 +764,7 @@ def stream_captions(
     source: sources.Source, words: Words, make_order: Callable[[int], Order]
 ) -> Stream:
     """Every caption once; `id` says of which video it is."""
-    pairs = [(i, text) for i, clip in enumerate(source.clips) for text in clip.captions]
+    pairs = [(i, text) for i, clip in enumerate(known_clips(source)) for text in clip.captions]
     order = make_order(len(pairs))
 
     def batches() -> Iterator[Batch]:
@@ -764,9 +781,11 @@ def stream_captions(
 
 
 def make_table(source: sources.Source) -> dict[str, Any]:
-    """By id: `caption` (the first), `captions` (all) and `path`."""
+    """By id: `caption` (the first), `captions` (all), `label` (None where it has none), `path`."""
+    known = list(known_clips(source))
     return dict(
-        caption=[clip.captions[0] if clip.captions else "" for clip in source.clips],
-        captions=[clip.captions for clip in source.clips],
-        path=[source.file(i) for i in range(len(source.clips))],
+        caption=[clip.captions[0] if clip.captions else "" for clip in known],
+        captions=[clip.captions for clip in known],
+        label=[clip.label for clip in known],
+        path=[os.path.join(source.root, clip.path) for clip in known],
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import ctypes
 import functools
 import io
 import itertools
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import av
+import av._core
 import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -27,15 +29,17 @@ CAUSES = {
     "not_a_video": "the container is damaged or of no known format",
     "no_video_stream": "the container has no video",
     "no_frames": "the video has no frame",
-    "too_large": "its frames have more than MAX_PIXELS pixels, or need more memory than there is",
+    "too_large": "it has too many frames, frames of too many pixels, or needs too much memory",
     "too_slow": "decoding takes longer than it may",
     "truncated": "it ends well before the frames that its header promises",
     "damaged": "decoding fails before the last frame asked for",
 }
 MAX_PIXELS = 8192 * 4608  # 8K; decoders keep up to seventeen such pictures
+MAX_FRAMES = 2**21  # 19 hours at 30 a second
 MAX_BYTES = 2**31  # of all frames that are asked for at once
 MAX_SECONDS = 60.0  # of one core, for the frames of one clip
 SCAN_SECONDS = 1800.0  # of one core, for a whole video
+CLOCK = 10.0  # times as many seconds may pass by the clock, where reading takes time
 SHORTFALL = (
     0.1  # of the promised frames may be missing: edit lists and hidden frames are counted in
 )
@@ -51,8 +55,14 @@ REORDERED = 32  # packets by which a frame may stand before or after its turn: c
 STAMPED, SKIPPABLE = {"mov", "matroska", "mpegts", "flv"}, {"h264", "hevc"}
 SEEK_PAYS = 24  # frames: to skip fewer, decoding on is cheaper than seeking
 
+# A table of a few bytes can promise any number of frames, and FFmpeg makes room for all of them as
+# it opens a file. One piece of its memory may hold a plane of four bytes a pixel, and no more.
+with contextlib.suppress(AttributeError):  # where PyAV does not show us its FFmpeg
+    ctypes.CDLL(av._core.__file__).av_max_alloc(ctypes.c_size_t(5 * MAX_PIXELS))
+
 File = str | os.PathLike[str] | bytes  # a path, or what is in the file
 Choose = Callable[[int], Int[np.ndarray, "t"]]  # frames in the video -> numbers of those wanted
+Check = Callable[[], None]  # raises Unreadable when time is up
 
 
 class Unreadable(Exception):
@@ -107,10 +117,11 @@ class Lost(Exception):
 
 def probe(path: File) -> Info:
     """What a file says of its video; decodes one frame. Raises Unreadable."""
+    check = start_clock(MAX_SECONDS)
     with open_video(path) as (container, stream):
-        frames = survey(container, stream).frames
+        frames = survey(container, stream, check).frames
     with open_video(path) as (container, stream):
-        frame = next(container.decode(stream), None)
+        frame = next(decode(container, stream, check), None)
         if frame is None:
             raise Unreadable("no_frames")
         return describe_video(frames, frame, stream)
@@ -132,18 +143,20 @@ def read_frames(path: File, choose: Choose) -> UInt8[np.ndarray, "t h w c"]:
     frame asked for is whole. One that ends undamaged a little before the end that its header
     promised is asked again, with its true length. Raises Unreadable.
     """
+    check = start_clock(MAX_SECONDS)
     with open_video(path) as (container, stream):
-        table = survey(container, stream)
+        table = survey(container, stream, check)
         numbers = choose(table.frames)
         with contextlib.suppress(Lost):
-            return take(numbers, lambda wanted: find(container, stream, wanted, table))
+            return take(numbers, lambda wanted: find(container, stream, wanted, table, check))
+    counted = functools.partial(count, path, check=check)
     try:
-        return take(numbers, functools.partial(count, path))
+        return take(numbers, counted)
     except Short as short:
         check_length(short.frames, table.frames)
         frames = short.frames
     try:
-        return take(choose(frames), functools.partial(count, path))
+        return take(choose(frames), counted)
     except Short as short:
         raise Unreadable("truncated", f"{short.frames} frames of {frames}") from None
 
@@ -166,11 +179,11 @@ def scan(
     use: is given frames 0, every, 2 every, ..., upright RGB, one after the other
     seconds: of one core, that it may take
     """
-    frames, reformatter = 0, VideoReformatter()
+    frames, reformatter, check = 0, VideoReformatter(), start_clock(seconds)
     with open_video(path) as (container, stream):
-        promised = survey(container, stream).frames
+        promised = survey(container, stream, check).frames
     with open_video(path) as (container, stream):
-        for frame in limit(container.decode(stream), seconds):
+        for frame in decode(container, stream, check):
             if frame.is_corrupt:
                 raise Unreadable("damaged", f"frame {frames} is marked as corrupt")
             if use is not None and frames % every == 0:
@@ -180,10 +193,11 @@ def scan(
         return describe_video(frames, frame, stream)
 
 
-def survey(container: Any, stream: Any) -> Table:
+def survey(container: Any, stream: Any, check: Check) -> Table:
     """What the header tells of a video's packets; where it is silent, what the packets tell."""
+    check_count(stream.frames)
     if not stream.frames:
-        table = tabulate(container, stream)
+        table = tabulate(container, stream, check)
     else:
         index = stream.index_entries
         hidden = sum(entry.is_discard for entry in index)  # by an edit list
@@ -194,12 +208,13 @@ def survey(container: Any, stream: Any) -> Table:
     return table
 
 
-def tabulate(container: Any, stream: Any, last: int | None = None) -> Table:
+def tabulate(container: Any, stream: Any, check: Check, last: int | None = None) -> Table:
     """Reads the packets of a stream, and decodes none; all of them, or so many that the frames up
     to number `last` are known for certain."""
-    stop = None if last is None else last + 1 + REORDERED
-    shown = (p for p in container.demux(stream) if p.size and not p.is_discard)
+    stop = MAX_FRAMES + 1 if last is None else last + 1 + REORDERED
+    shown = (p for p in demux(container, stream, check) if p.size and not p.is_discard)
     packets = [(p.pts, p.is_keyframe) for p in itertools.islice(shown, stop)]
+    check_count(len(packets))
     times = sorted(pts for pts, _ in packets if pts is not None)
     if len(set(times)) < len(packets):
         return Table(len(packets))
@@ -225,7 +240,7 @@ def can_skip(table: Table, at: int, number: int) -> bool:
 
 
 def find(
-    container: Any, stream: Any, wanted: Sequence[int], table: Table
+    container: Any, stream: Any, wanted: Sequence[int], table: Table, check: Check
 ) -> list[UInt8[np.ndarray, "h w c"]]:
     """Frames of ascending numbers, by their time stamps. What nobody asked for is decoded only if
     other frames are made from it, and not at all where a later key frame allows that. Raises
@@ -233,7 +248,7 @@ def find(
     check_room(stream, wanted)
     try:
         if not table.numbers:
-            table = tabulate(container, stream, wanted[-1])
+            table = tabulate(container, stream, check, wanted[-1])
         first = seek(container, stream, table, 0)
     except av.error.FFmpegError as error:
         raise Lost from error
@@ -242,13 +257,13 @@ def find(
     if len(asked) < len(wanted):
         raise Lost
     got: dict[int, UInt8[np.ndarray, "h w c"]] = {}
-    end, reformatter = time.thread_time() + MAX_SECONDS, VideoReformatter()
-    packets, at = container.demux(stream), -1
+    reformatter = VideoReformatter()
+    packets, at = demux(container, stream, check), -1
     skips = can_leave_out(container, stream)
     for number in wanted:
         if can_skip(table, at, number):
             first, at = seek(container, stream, table, number), -1
-            packets = container.demux(stream)
+            packets = demux(container, stream, check)
         while number not in got:
             packet = next(packets, None)
             if packet is None:
@@ -256,7 +271,6 @@ def find(
             # The last packet is empty and brings what the decoder still holds.
             needed = not skips or packet.pts in asked or not packet.size
             stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-            check_time(end, MAX_SECONDS)
             for frame in map(check_size, packet.decode()):
                 new = -1 if frame.pts is None else table.numbers.get(frame.pts, -1)
                 late = new > first if at < 0 else new > at + 1 and not skips
@@ -287,7 +301,7 @@ def seek(container: Any, stream: Any, table: Table, number: int) -> int:
     return key
 
 
-def count(path: File, wanted: Sequence[int]) -> list[UInt8[np.ndarray, "h w c"]]:
+def count(path: File, wanted: Sequence[int], check: Check) -> list[UInt8[np.ndarray, "h w c"]]:
     """Frames of ascending numbers, by decoding all that come before. Raises Short at the undamaged
     end of a shorter video."""
     reformatter, numbers = VideoReformatter(), set(wanted)
@@ -295,7 +309,7 @@ def count(path: File, wanted: Sequence[int]) -> list[UInt8[np.ndarray, "h w c"]]
     at = -1
     with open_video(path) as (container, stream):
         check_room(stream, wanted)
-        for at, frame in enumerate(limit(container.decode(stream), MAX_SECONDS)):
+        for at, frame in enumerate(decode(container, stream, check)):
             if at in numbers:
                 if frame.is_corrupt:
                     raise Unreadable("damaged", f"frame {at} is marked as corrupt")
@@ -310,12 +324,22 @@ def check_room(stream: Any, wanted: Sequence[int]) -> None:
         raise Unreadable("too_large", f"{len(wanted)} of {stream.width}x{stream.height}")
 
 
-def limit(frames: Iterator[Any], seconds: float) -> Iterator[Any]:
-    """The same frames, until one is too large or they take too long on this thread."""
-    end = time.thread_time() + seconds
-    for frame in map(check_size, frames):
-        check_time(end, seconds)
-        yield frame
+def check_count(frames: int) -> None:
+    if frames > MAX_FRAMES:
+        raise Unreadable("too_large", f"more than {MAX_FRAMES} frames")
+
+
+def demux(container: Any, stream: Any, check: Check) -> Iterator[Any]:
+    """The packets of a stream, as long as there is time."""
+    for packet in container.demux(stream):
+        check()
+        yield packet
+
+
+def decode(container: Any, stream: Any, check: Check) -> Iterator[av.VideoFrame]:
+    """The frames of a stream, until one is too large or they take too long."""
+    for packet in demux(container, stream, check):
+        yield from map(check_size, packet.decode())
 
 
 def check_size(frame: av.VideoFrame) -> av.VideoFrame:
@@ -324,9 +348,15 @@ def check_size(frame: av.VideoFrame) -> av.VideoFrame:
     return frame
 
 
-def check_time(end: float, seconds: float) -> None:
-    if time.thread_time() > end:
-        raise Unreadable("too_slow", f"more than {seconds:.0f} s")
+def start_clock(seconds: float) -> Check:
+    """A check that there is time left: of one core, for this thread, and by the clock."""
+    core, clock = time.thread_time() + seconds, time.monotonic() + CLOCK * seconds
+
+    def check() -> None:
+        if time.thread_time() > core or time.monotonic() > clock:
+            raise Unreadable("too_slow", f"more than {seconds:.0f} s")
+
+    return check
 
 
 def convert(
@@ -347,9 +377,12 @@ def open_video(path: File) -> Iterator[tuple[Any, Any]]:
     else:
         raise Unreadable("missing", str(path))
     try:
-        container = av.open(file, options=OPTIONS, metadata_errors="ignore")
+        patience = CLOCK * MAX_SECONDS
+        container = av.open(file, options=OPTIONS, metadata_errors="ignore", timeout=patience)
     except MemoryError as error:
         raise Unreadable("too_large", describe(error)) from None
+    except av.error.ExitError:
+        raise Unreadable("too_slow", f"a read of more than {patience:.0f} s") from None
     except (av.error.FFmpegError, ValueError) as error:
         raise Unreadable("not_a_video", describe(error)) from None
     with container:
@@ -365,6 +398,8 @@ def open_video(path: File) -> Iterator[tuple[Any, Any]]:
             yield container, stream
         except MemoryError as error:
             raise Unreadable("too_large", describe(error)) from None
+        except av.error.ExitError:
+            raise Unreadable("too_slow", f"a read of more than {patience:.0f} s") from None
         except av.error.FFmpegError as error:
             raise Unreadable("damaged", describe(error)) from None
 
