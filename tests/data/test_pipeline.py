@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from tests import worn
+from tests.configs import ROOT, config_files
+from vtp_jax import cli
 from vtp_jax.data import pipeline, records, shapes, shards, sources, text
 from vtp_jax.types import UserError, check_batch
 
@@ -234,8 +236,45 @@ def test_shards_show_what_files_show(corpus, sharded, repeats):
             np.testing.assert_array_equal(old[key], new[key], key)
         for film, again in zip(old["video"], new["video"], strict=True):
             assert not film.any() or psnr(film, again) > 28
-    with pytest.raises(UserError, match="data.train: .*it takes root"):
-        from_shards(sharded, train=dict(captions="x"))
+    with pytest.raises(UserError, match="data.train: .*it takes root, pieces"):
+        from_shards(sharded, train=dict(caption="x"))
+
+
+@pytest.mark.parametrize("path", config_files())
+def test_every_config_takes_shards_by_the_documented_command(path, corpus, sharded, monkeypatch):
+    """Its sets name what only files have, and a command line takes no name away."""
+    monkeypatch.chdir(ROOT)
+    given = dict(kind="shards", **{"train.root": sharded})
+    config = cli.load_config(path, [f"--config.data.{k}={value}" for k, value in given.items()])
+    config = cli.plain(config)["data"]
+    small = sources.load(corpus, corpus / "train.json")
+    monkeypatch.setattr(sources, "load", lambda *_, **__: small)  # what the other sets name
+    if "text" in config:
+        config["text"] = TEXT
+    if pieces := config["train"].get("pieces"):
+        with pytest.raises(UserError, match=f"some clips have 1 captions; pieces={pieces}"):
+            pipeline.make(**config, batch=4, seed=0)
+        return
+    data = pipeline.make(**config, batch=4, seed=0)
+    assert data.rows >= ROWS and data.streams.keys() >= config["evals"].keys()
+
+
+def test_pieces_of_shards_are_those_of_files(corpus, tmp_path):
+    said = {f"train/{i:05d}.mp4": ["first it rests", "then it falls"] for i in range(4)}
+    (tmp_path / "long.json").write_text(json.dumps(said))
+    (task,) = shards.plan_files(sources.load(corpus, tmp_path / "long.json"), 9)
+    form = shards.Form(every=1, quality=95, ratio=0.0)
+    shards.begin(tmp_path / "out", [task], form)
+    shards.make_shard(task, tmp_path / "out", form)
+    shards.finish(tmp_path / "out")
+    given = dict(evals={}, video=dict(VIDEO, size=32, crop="centre"))
+    train = dict(root=str(corpus), captions=str(tmp_path / "long.json"), pieces=2)
+    (a,) = take(make(corpus, train=train, **given), 1)
+    (b,) = take(make(kind="shards", train=train | dict(root=str(tmp_path / "out")), **given), 1)
+    np.testing.assert_array_equal(a["text"], b["text"])
+    assert a["video"].shape == b["video"].shape and psnr(a["video"], b["video"]) > 28
+    with pytest.raises(UserError, match="has 2 captions, of pieces=3"):
+        pipeline.choose_captions(records.Shards(tmp_path / "out")[0], 3, 0, 0, 0)
 
 
 def test_two_then_three_then_one_process_across_restarts(sharded):

@@ -15,11 +15,13 @@ import collections
 import functools
 import inspect
 import itertools
+import json
 import math
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +136,8 @@ def make(
     """The training batches and evaluation streams of video files, or of shapes drawn in memory.
 
     kind:    `files`, `shards` (what `prepare shards` wrote), `sets` (the community's), each by
-             tf.data, or `shapes` (without files and TensorFlow); a set may say its own
+             tf.data, or `shapes` (without files and TensorFlow); a set may say its own. With
+             `shards`, sets beside `train` that name captions and have no shards are files
     batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
     train:   the arguments of `open_files`, `open_shards`, `open_shapes`, `open_community`; or
              dict(mix={name: as `train`, and its `weight`}): rows of several sets, in proportion
@@ -231,6 +234,8 @@ def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Cli
     if kind not in OPENERS:
         raise UserError(f"{where}: kind={kind!r} is not known; known: {', '.join(OPENERS)}")
     if "mix" not in given:
+        if kind == "shards":
+            kind, given = choose_kind(where, given)
         return fit(where, OPENERS[kind], given, split)
     parts = {name: dict(one) for name, one in given.pop("mix").items()}
     if given or not parts:
@@ -239,6 +244,23 @@ def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Cli
     return mix(
         [open_set(f"{where}.mix.{name}", kind, one, split) for name, one in parts.items()], weights
     )
+
+
+def choose_kind(where: str, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """A config's sets name caption files, which no command line takes out again. Of shards such
+    names mean nothing; a set beside those of training that has no shards is read from files."""
+    if "captions" in given and not where.startswith("data.train") and not holds_shards(given):
+        logging.info("%s: no shards in %s, so files are read", where, given.get("root"))
+        return "files", given
+    files, own = (set(inspect.signature(OPENERS[kind]).parameters) for kind in ("files", "shards"))
+    return "shards", {name: value for name, value in given.items() if name not in files - own}
+
+
+def holds_shards(given: Mapping[str, Any]) -> bool:
+    try:
+        return "shards" in json.loads((Path(given["root"]) / records.MANIFEST).read_text("utf-8"))
+    except (KeyError, OSError, ValueError):
+        return False
 
 
 def mix(parts: Sequence[Clips], weights: Sequence[float]) -> Clips:
@@ -378,10 +400,15 @@ def open_community(
     return Clips(source, lambda i, choose: video.read_frames(source.file(i), choose))
 
 
-def open_shards(split: str, *, root: str) -> Clips:
-    """The clips of a folder that `vtp_jax.prepare shards` wrote. `split` changes nothing."""
+def open_shards(split: str, *, root: str, pieces: int = 1) -> Clips:
+    """The clips of a folder that `vtp_jax.prepare shards` wrote. `split` changes nothing; `pieces`
+    as of `open_files`."""
     clips = records.Shards(root)
-    return Clips(clips.source, clips.read, every=clips.every, cut=clips.cut)
+    if pieces > 1 and (fewest := clips.facts.captions) < pieces:
+        raise UserError(
+            f"{root}: some clips have {fewest} captions; pieces={pieces} needs one for each part"
+        )
+    return Clips(clips.source, clips.read, pieces, every=clips.every, cut=clips.cut)
 
 
 OPENERS: Mapping[str, Callable[..., Clips]] = dict(
@@ -649,7 +676,7 @@ def train_batches(
         captions = [
             caption
             for e, i, clip in zip(epochs, indices, known, strict=True)
-            for caption in choose_captions(clip.captions, clips.pieces, seed, int(e), int(i))
+            for caption in choose_captions(clip, clips.pieces, seed, int(e), int(i))
         ]
         ledger.enter(indices, causes)
         yield dict(
@@ -662,10 +689,13 @@ def train_batches(
 
 
 def choose_captions(
-    captions: Sequence[str], pieces: int, seed: int, epoch: int, index: int
+    clip: sources.Clip, pieces: int, seed: int, epoch: int, index: int
 ) -> Sequence[str]:
     """One of a video's captions, or those of its pieces, which are all."""
+    captions = clip.captions
     if pieces > 1:
+        if len(captions) not in (0, pieces):
+            raise UserError(f"'{clip.path}' has {len(captions)} captions, of pieces={pieces}")
         return captions or [""] * pieces
     if len(captions) < 2:
         return captions or [""]
