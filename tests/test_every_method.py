@@ -67,7 +67,7 @@ def test_one_device_and_eight_give_the_same_losses(path, axes):
         kind = name.split("/")[0]
         scale = max(float(np.abs(x).max()) for k, x in wanted.items() if k.startswith(kind))
         np.testing.assert_allclose(
-            moments[name], leaf, rtol=1e-3, atol=1e-4 * np.abs(leaf).max() + 1e-7 * scale,
+            moments[name], leaf, rtol=1e-3, atol=5e-4 * np.abs(leaf).max() + 1e-7 * scale,
             err_msg=name,
         )  # fmt: skip
     for name, leaf in tree.flatten(alone.extra).items():
