@@ -141,6 +141,64 @@ def test_what_no_other_frame_needs_is_not_decoded(tmp_path, decoded):
     np.testing.assert_array_equal(got, np.stack(counted))
 
 
+@pytest.fixture
+def demuxed(monkeypatch):
+    """The packets that were read since, to be decoded or looked at."""
+    found, real = [], video.demux
+
+    def demux(*args):
+        for packet in real(*args):
+            found.append(packet.pts)
+            yield packet
+
+    monkeypatch.setattr(video, "demux", demux)
+    return found
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "open_gop.mp4", "front.mp4"])
+def test_what_a_clip_costs_does_not_depend_on_where_it_is(tmp_path, demuxed, name):
+    """Packets long before are not read, where the header tells where they are."""
+    path = write(tmp_path / "a.mp4", *FORMATS[name], count=240)
+    for wanted in (np.arange(90, 98, 2), np.arange(230, 238, 2)):
+        demuxed.clear()
+        got = video.read_frames(path, lambda n, wanted=wanted: wanted)
+        np.testing.assert_array_equal(numbers_in(got), wanted)
+        assert len(demuxed) < 180
+
+
+@pytest.mark.parametrize("wrong", [KeyError, video.Lost])
+def test_an_index_that_lies_does_not_mislead(tmp_path, monkeypatch, wrong):
+    """Packets that are not those of the index are counted from the start."""
+    path, index = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"]), video.survey
+
+    def survey(*args):
+        table = index(*args)
+        by = 1 if wrong is KeyError else table.keys[1][1] - table.keys[0][1]
+        return table._replace(keys=[(n, at + by) for n, at in table.keys])
+
+    monkeypatch.setattr(video, "survey", survey)
+    wanted = np.asarray([100, 103, 119])
+    np.testing.assert_array_equal(numbers_in(video.read_frames(path, lambda n: wanted)), wanted)
+
+
+@pytest.mark.parametrize("start", [30, 40])
+def test_what_an_edit_list_leaves_out_is_not_there(tmp_path, start):
+    """As of videos that were trimmed without being encoded again: frames before are hidden."""
+    whole, path = write(tmp_path / "w.mp4", *FORMATS["b_frames.mp4"]), tmp_path / "a.mp4"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as container:
+        old = source.streams.video[0]
+        new = container.add_stream_from_template(old)
+        for packet in source.demux(old):
+            if packet.size:
+                by = round(start / 25 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - by, packet.dts - by, new
+                container.mux(packet)
+    assert video.probe(path).frames == video.scan(path).frames == N - start
+    for wanted in (np.asarray([0, 1, N - start - 1]), np.arange(60, 70)):
+        got = video.read_frames(path, lambda n, wanted=wanted: wanted)
+        np.testing.assert_array_equal(numbers_in(got), wanted + start)
+
+
 def test_wrong_time_stamps_do_not_mislead(tmp_path, monkeypatch):
     """When frames come out otherwise than time stamps tell, they are counted from the start."""
     path = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"])

@@ -53,6 +53,7 @@ OPTIONS = dict(protocol_whitelist="file,pipe", format_whitelist=FORMATS, max_pix
 REORDERED = 32  # packets by which a frame may stand before or after its turn: codecs allow 16
 # Where a packet surely tells its frame's time, and whether others need it: frames may be left out.
 STAMPED, SKIPPABLE = {"mov", "matroska", "mpegts", "flv"}, {"h264", "hevc"}
+KEY, HIDDEN = 1, 2  # flags of a packet in an index, as FFmpeg has them
 SEEK_PAYS = 24  # frames: to skip fewer, decoding on is cheaper than seeking
 
 # A table of a few bytes can promise any number of frames, and FFmpeg makes room for all of them as
@@ -90,7 +91,8 @@ class Table(NamedTuple):
     """The packets of a video, as far as they are known.
 
     keys: (number, time stamp) of its key frames, ascending; numbers: time stamp -> number of the
-    frame that it belongs to, and empty where that is not known exactly.
+    frame that it belongs to, and empty where that is not known exactly: keys then are packets, by
+    place and decoding time.
     """
 
     frames: int
@@ -195,34 +197,72 @@ def scan(
 
 def survey(container: Any, stream: Any, check: Check) -> Table:
     """What the header tells of a video's packets; where it is silent, what the packets tell."""
-    check_count(stream.frames)
+    index = stream.index_entries
+    check_count(max(stream.frames, len(index)))
     if not stream.frames:
-        table = tabulate(container, stream, check)
+        table = tabulate(demux(container, stream, check))
     else:
-        index = stream.index_entries
-        hidden = sum(entry.is_discard for entry in index)  # by an edit list
-        keys = [(n, entry.timestamp) for n, entry in enumerate(index) if entry.is_keyframe]
-        table = Table(stream.frames - hidden, keys)
+        flags = np.fromiter((entry.flags for entry in index), np.int8, len(index))
+        hidden = int(np.count_nonzero(flags & HIDDEN))
+        # Edit lists leave frames out, or show them twice, which an mp4's index knows.
+        edited = len(index) > 0 and "mov" in container.format.name.split(",")
+        frames = (len(index) if edited else stream.frames) - hidden
+        # Where packets are hidden or not known, their places do not tell numbers.
+        whole = frames == len(index)
+        keys = np.flatnonzero(flags & KEY).tolist() if whole else []
+        table = Table(frames, [(n, index[n].timestamp) for n in keys])
     if table.frames <= 0:
         raise Unreadable("no_frames")
     return table
 
 
-def tabulate(container: Any, stream: Any, check: Check, last: int | None = None) -> Table:
-    """Reads the packets of a stream, and decodes none; all of them, or so many that the frames up
-    to number `last` are known for certain."""
-    stop = MAX_FRAMES + 1 if last is None else last + 1 + REORDERED
-    shown = (p for p in demux(container, stream, check) if p.size and not p.is_discard)
-    packets = [(p.pts, p.is_keyframe) for p in itertools.islice(shown, stop)]
-    check_count(len(packets))
-    times = sorted(pts for pts, _ in packets if pts is not None)
-    if len(set(times)) < len(packets):
-        return Table(len(packets))
-    if last is not None and stop == len(packets):
-        times = times[: last + 1]
-    numbers = {pts: n for n, pts in enumerate(times)}
-    keys = sorted((numbers[pts], pts) for pts, key in packets if key and pts in numbers)
-    return Table(len(packets), keys, numbers)
+def tabulate(packets: Iterator[Any], first: int = 0, last: int | None = None) -> Table:
+    """Reads packets, and decodes none, the first of which is at place `first`; all of them, or so
+    many that the frames up to number `last` are known for certain. Those after `first` by less than
+    REORDERED are not."""
+    stop = MAX_FRAMES + 1 if last is None else last - first + 1 + REORDERED
+    shown = (p for p in packets if p.size and not p.is_discard)
+    found = [(p.pts, p.is_keyframe) for p in itertools.islice(shown, stop)]
+    check_count(len(found))
+    times = sorted(pts for pts, _ in found if pts is not None)
+    if len(set(times)) < len(found):
+        return Table(first + len(found))
+    if last is not None and stop == len(found):
+        times = times[: last - first + 1]
+    numbers = {pts: n for n, pts in enumerate(times, first)}
+    keys = sorted((numbers[pts], pts) for pts, key in found if key and pts in numbers)
+    return Table(first + len(found), keys, numbers)
+
+
+def look_around(
+    container: Any, stream: Any, wanted: Sequence[int], table: Table, check: Check
+) -> Table:
+    """The packets of frames of ascending numbers: of a header that tells where packets are, those
+    from a key frame before; of others, or if it is wrong, all from the start."""
+    if table.key_before(wanted[0] - REORDERED)[0] > 0:
+        try:
+            seek(container, stream, table, wanted[0] - REORDERED)
+            packets = demux(container, stream, check)
+            start = next(packets)
+            first = {at: place for place, at in table.keys}[start.dts]
+            if first <= wanted[0] - REORDERED:
+                packets = follow(stream.index_entries, first, itertools.chain([start], packets))
+                return tabulate(packets, first, wanted[-1])
+        except (Lost, KeyError, StopIteration):
+            pass
+        seek(container, stream, table, 0)
+    return tabulate(demux(container, stream, check), 0, wanted[-1])
+
+
+def follow(index: Any, first: int, packets: Iterator[Any]) -> Iterator[Any]:
+    """The same packets, which are those that an index tells of from a place on. Raises Lost."""
+    before = index[first - 1].timestamp if first else None
+    for place, packet in zip(range(first, len(index)), packets, strict=False):
+        at = index[place].timestamp
+        if packet.dts != at or (before is not None and at <= before):
+            raise Lost
+        before = at
+        yield packet
 
 
 def take(
@@ -231,7 +271,8 @@ def take(
 ) -> UInt8[np.ndarray, "t h w c"]:
     """The frames of these numbers, by a function that gives those of ascending ones."""
     unique, places = np.unique(numbers, return_inverse=True)
-    return np.stack(decode(unique.tolist()))[places]
+    frames = decode(unique.tolist())
+    return np.stack([frames[place] for place in places.tolist()])
 
 
 def can_skip(table: Table, at: int, number: int) -> bool:
@@ -248,8 +289,8 @@ def find(
     check_room(stream, wanted)
     try:
         if not table.numbers:
-            table = tabulate(container, stream, check, wanted[-1])
-        first = seek(container, stream, table, 0)
+            table = look_around(container, stream, wanted, table, check)
+        first = seek(container, stream, table, wanted[0])
     except av.error.FFmpegError as error:
         raise Lost from error
     numbers = set(wanted)
@@ -261,7 +302,7 @@ def find(
     packets, at = demux(container, stream, check), -1
     skips = can_leave_out(container, stream)
     for number in wanted:
-        if can_skip(table, at, number):
+        if can_skip(table, max(at, first), number):
             first, at = seek(container, stream, table, number), -1
             packets = demux(container, stream, check)
         while number not in got:
