@@ -28,6 +28,18 @@ from vtp_jax.data import sets, shapes, shards, sources, text, video
 from vtp_jax.types import UserError
 
 EVERY = 10.0  # seconds between plain lines of progress
+INFINITY = float("inf")
+BOUNDS = dict(
+    short_side=(16, INFINITY),
+    every=(1, INFINITY),
+    quality=(1, 95),
+    ratio=(0, INFINITY),
+    per_shard=(1, INFINITY),
+    seconds=(0.001, INFINITY),
+    memory=(0.1, INFINITY),
+    workers=(1, INFINITY),
+    max_absent=(0, 1),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -114,9 +126,10 @@ def add_shards(commands: Any) -> None:
 
 
 def make_shards(args: argparse.Namespace) -> None:
-    for name, low in (("short_side", 16), ("every", 1), ("quality", 1), ("per_shard", 1)):
-        if getattr(args, name) < low:
-            raise UserError(f"--{name.replace('_', '-')} must be {low} or more")
+    for name, (low, high) in BOUNDS.items():
+        if not low <= getattr(args, name) <= high:
+            most = f" and {high} or less" if high < INFINITY else ""
+            raise UserError(f"--{name.replace('_', '-')} must be {low} or more{most}")
     columns = {
         name: None if (given := getattr(args, f"{name}_column")) == "none" else given
         for name in ("caption", "label", "id")
@@ -127,15 +140,16 @@ def make_shards(args: argparse.Namespace) -> None:
     )
     tasks = plan_shards(args, columns)
     out = Path(args.out)
-    left = shards.begin(out, tasks, form)
-    if len(left) < len(tasks):
-        print(f"{out}: {len(tasks) - len(left)} of {len(tasks)} shards are there already")
-    if args.runner == "beam":
-        shards.run_beam(left, out, form, args.beam)
-    else:
-        steps = shards.run(left, out, form, workers=args.workers, memory=args.memory)
-        show_progress(steps, sum(task.count for task in left))
-    print_manifest(out, shards.finish(out))
+    with shards.hold(out):
+        left = shards.begin(out, tasks, form)
+        if len(left) < len(tasks):
+            print(f"{out}: {len(tasks) - len(left)} of {len(tasks)} shards are there already")
+        if args.runner == "beam":
+            shards.run_beam(left, out, form, args.beam)
+        else:
+            steps = shards.run(left, out, form, workers=args.workers, memory=args.memory)
+            show_progress(steps, sum(task.count for task in left))
+        print_manifest(out, shards.finish(out))
 
 
 def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> list[shards.Task]:
@@ -149,7 +163,9 @@ def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> 
     if args.set:
         if not args.data_dir:
             raise UserError("--set needs --data-dir, the folder of the files fetched by hand")
-        source = sets.load(args.set, args.split, args.data_dir, max_absent=args.max_absent)
+        source = sets.load(
+            args.set, args.split, args.data_dir, max_absent=args.max_absent, parts=True
+        )
     elif args.captions:
         source = sources.load(
             args.root,
@@ -202,7 +218,11 @@ def remove(args: argparse.Namespace) -> None:
     ids = Path(args.ids)
     if not ids.is_file():
         raise UserError(f"no file '{ids}'; write an id on each line")
-    wanted = set(filter(None, map(str.strip, ids.read_text(encoding="utf-8").splitlines())))
+    try:
+        lines = ids.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{ids} is not UTF-8; save it as UTF-8") from None
+    wanted = set(filter(None, map(str.strip, lines)))
     made = shards.remove(Path(args.shards), wanted)
     gone = made["causes"].get("removed", 0)
     print(f"{args.shards}: {made['records']} records are left, {gone} have been taken down")

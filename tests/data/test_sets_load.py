@@ -73,8 +73,10 @@ def test_captions(tmp_path):
     source = sets.load("msrvtt", "test_1k", tmp_path)
     assert source.root == str(tmp_path)
     assert list(source.clips) == [
-        sources.Clip("all/video2.mp4", ("sentence 0",)),
-        sources.Clip("all/video1.mp4", ("sentence 1",)),
+        sources.Clip(
+            f"all/{key}.mp4", (said,), id=key, source="msrvtt/test_1k", licence="not known"
+        )
+        for key, said in (("video2", "sentence 0"), ("video1", "sentence 1"))
     ]
 
 
@@ -93,7 +95,7 @@ def test_answers_are_numbered_by_how_common_they_are(tmp_path):
     (tmp_path / "val_qa.json").write_text(json.dumps(QUESTIONS[2:4]))
     source = sets.load("msrvtt_qa", "train", tmp_path, answers=3)
     assert [clip.label for clip in source.clips] == [1, 0, 2, 0, 1, 3]  # cat, dog, ant; others
-    assert source.clips[1] == sources.Clip("video1.mp4", ("q1",), 0)
+    assert source.clips[1][:3] == ("video1.mp4", ("q1",), 0) and source.clips[1].id == "1"
     held_out = sets.load("msrvtt_qa", "val", tmp_path, answers=3)  # numbers of training
     assert [clip.label for clip in held_out.clips] == [2, 0]
     (tmp_path / "answers.txt").write_text("ant\nbee\n")
@@ -129,6 +131,8 @@ def test_parts_of_longer_videos(tmp_path):
     ]
     with pytest.raises(UserError, match="1 of 2 rows are parts of longer videos.*id_2_000002"):
         sets.load("vatex", "train_en", tmp_path)
+    clips = sets.load("vatex", "train_en", tmp_path, parts=True).clips
+    assert [clip.part for clip in clips] == [None, (2, 12)]
     (report,) = sets.check("vatex", tmp_path, "train_en")
     assert report.parts == 1 and not report.missing
 
@@ -143,7 +147,7 @@ def test_moments_are_spans_where_there_is_one(tmp_path):
     touch(tmp_path, "A.mp4", "B.mp4")
     (tmp_path / "charades_sta_test.txt").write_text("A 0.5 6.9##a person sits.\n")
     (clip,) = sets.load("charades_sta", "test", tmp_path).clips
-    assert clip == sources.Clip("A.mp4", ("a person sits.",), None, ((0.5, 6.9),))
+    assert clip[:4] == ("A.mp4", ("a person sits.",), None, ((0.5, 6.9),))
     row = dict(annotation_id=1, description="x", video="B.avi", times=[[0, 0], [1, 1]])
     (tmp_path / "val_data.json").write_text(json.dumps([row]))
     assert sets.load("didemo_moments", "val", tmp_path).clips[0].spans == ()

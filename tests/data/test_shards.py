@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from vtp_jax import prepare
-from vtp_jax.data import ops, records, shapes, shards, sources, tars, video
+from vtp_jax.data import ops, records, sets, shapes, shards, sources, tars, video
 from vtp_jax.types import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "videos"
@@ -171,17 +172,246 @@ def test_a_clip_that_kills_or_hangs_costs_itself_alone(corpus, tmp_path, monkeyp
     }  # fmt: skip
 
 
-# Tars, TFDS, real files.
+class Broken(NamedTuple):
+    """Items the second of which cannot be looked for."""
+
+    media: str
+    dies: bool
+
+    def __call__(self):
+        yield shards.Item(sources.Clip("0", ("x",)), self.media)
+        if self.dies:
+            os._exit(1)
+        raise KeyError("of ours")
+
+
+@pytest.mark.parametrize(
+    "dies, told", [(False, "a.shard: KeyError: 'of ours'"), (True, "twice.* 1")]
+)
+def test_what_fails_between_clips_is_no_clips_fault(corpus, tmp_path, dies, told):
+    task = shards.Task("a.shard", Broken(str(corpus / "train/00000.mp4"), dies), 2)
+    shards.begin(tmp_path, [task], shards.Form())
+    with pytest.raises(UserError, match=told):
+        list(shards.run([task], tmp_path, shards.Form(), workers=1, memory=4.0))
+
+
+def test_an_error_of_ours_costs_one_clip(corpus, tmp_path, monkeypatch):
+    """And text that UTF-8 cannot hold is mended."""
+    real, film = shards.store, str(corpus / "train/00000.mp4")
+
+    def store(item, form):
+        return real(item, form) if item.media == film else {}["odd \ud83d"]
+
+    monkeypatch.setattr(shards, "store", store)
+    told = [sources.Clip("a\ud83d", ("b\ud83d",), source="\udce9"), sources.Clip("c", ("x",))]
+
+    def items():
+        yield shards.Item(told[0], film)
+        yield shards.Item(told[1], "other")
+
+    task = shards.Task("a.shard", items, 2)
+    shards.begin(tmp_path, [task], shards.Form())
+    shards.make_shard(task, tmp_path, shards.Form())
+    manifest = shards.finish(tmp_path)
+    record = records.Shard(tmp_path / "a.shard").header(0).record
+    assert (record.id, record.captions, record.source) == ("a\ufffd", ["b\ufffd"], "\ufffd")
+    assert [(one["id"], one["cause"]) for one in manifest["rejected"]] == [("c", "failed")]
+    assert manifest["rejected"][0]["detail"] == "KeyError: 'odd \\ud83d'"
+
+
+# Several runs at once.
+
+
+def test_one_run_at_a_time(corpus, made, capsys):
+    with shards.hold(made):
+        with pytest.raises(UserError, match="another run is at work"):
+            make(corpus, made)
+        with pytest.raises(UserError, match="another run is at work"):
+            shards.remove(made, ["id0"])
+    make(corpus, made)
+
+
+def test_a_worker_ends_when_its_run_does(tmp_path):
+    """An orphan once put its shard into the folder of the next run."""
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    task = shards.Task("a.shard", Deadly(("hang",)), 1)
+    given = (theirs, task, tmp_path, shards.Form(), frozenset(), {}, 4.0)
+    process = context.Process(target=shards.work, args=given, daemon=True)
+    process.start()
+    theirs.close()
+    assert ours.recv() == 0 and process.is_alive()
+    ours.close()
+    process.join(20)
+    assert process.exitcode == 1
+
+
+def test_two_writers_do_not_meet(corpus, tmp_path):
+    film, _ = shards.store(shards.Item(sources.Clip("a", ()), f"{corpus}/train/00000.mp4"), FORM)
+    one = records.Record("a", (), (), None, "", "", **film)
+
+    def some():
+        yield one
+        assert records.write_shard(tmp_path / "a.shard", [one]) == 1
+        yield one._replace(id="b")
+
+    assert records.write_shard(tmp_path / "a.shard", some()) == 2
+    assert [r.id for r in records.Shard(tmp_path / "a.shard").records()] == ["a", "b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.shard"]
+
+
+def test_killed_while_taking_down_it_goes_on(corpus, made, tmp_path, monkeypatch):
+    """Between a shard and its summary; then other ids are taken down."""
+    for path in made.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+
+    def die(path, what):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_json", die)
+        with pytest.raises(KeyboardInterrupt):
+            shards.remove(tmp_path, ["id4"])
+    manifest = shards.remove(tmp_path, ["id9"])
+    assert manifest["causes"] == dict(CAUSES, removed=2)
+    assert [c.path for c in records.Shards(tmp_path)] == [f"id{k}" for k in (0, 1, 2, 5, 6, 8)]
+
+
+# Tars, sets, TFDS, real files.
+
+
+def add(tar, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def test_an_odd_sample_costs_itself_alone(corpus, tmp_path):
+    """Each of these ended the whole run, and every run after it."""
+    film = (corpus / "train/00000.mp4").read_bytes()
+    odd = dict(
+        a=b'{"caption": "good", "url": 5, "license": ["x"]}',
+        b=b'{"caption": 5}',
+        c=b'{"caption": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        d=b'{"caption": ["x", null]}',
+        e=b'{"caption": "half \\ud83d", "url": "\\ud83d"}',
+        f=b'{"caption": ["", " "]}',
+    )
+    with tarfile.open(
+        tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as tar:
+        for key, text in odd.items():
+            add(tar, f"{key}.mp4", film)
+            add(tar, f"{key}.json", text)
+        add(tar, "caf\xe9.mp4", film)
+        add(tar, "z.mp4", film)
+        add(tar, "z.txt", b"the last")
+    out = tmp_path / "out"
+    prepare.main(f"shards --tars {tmp_path} --out {out} --source mine --workers 1".split())
+    found = [(c.path, c.captions) for c in records.Shards(out)]
+    assert found == [("a", ("good",)), ("e", ("half \ufffd",)), ("z", ("the last",))]
+    assert records.Shard(out / "a.shard").header(0).record.source == "mine"
+    refused = {one["id"]: one["cause"] for one in manifest_of(out)["rejected"]}
+    assert refused == {
+        **dict.fromkeys("bcd", "damaged_text"), "f": "no_caption", "caf\ufffd.mp4": "unsafe_name"
+    }  # fmt: skip
+
+
+def test_ids_are_unique(corpus, tmp_path):
+    """Of two tars with samples of one name, the ids begin with the tar's; elsewhere the first
+    record of an id stays."""
+    film = (corpus / "train/00000.mp4").read_bytes()
+    for name in ("one", "two"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            add(tar, "0.mp4", film)
+            add(tar, f"{name}.mp4", b"")
+    tasks = shards.plan_tars([str(tmp_path)], "", "", "")
+    out, form = tmp_path / "out", shards.Form(captioned=False)
+    for task in shards.begin(out, tasks, form):
+        shards.make_shard(task, out, form)
+    manifest = shards.finish(out)
+    assert [c.path for c in records.Shards(out)] == ["one/0", "two/0"]
+    assert [one["id"] for one in manifest["rejected"]] == ["one/one", "two/two"]
+    assert shards.remove(out, ["two/0"])["records"] == 1
+
+    def items(keys):
+        return lambda: (shards.Item(sources.Clip(key, ()), film) for key in keys)
+
+    tasks = [shards.Task(f"{n}.shard", items(keys), 2) for n, keys in enumerate(("aba", "cb"))]
+    out = tmp_path / "again"
+    shards.begin(out, tasks, form)
+    for task in tasks:
+        shards.make_shard(task, out, form)
+    manifest = shards.finish(out)
+    assert [c.path for c in records.Shards(out)] == ["a", "b", "c"]
+    assert manifest["causes"] == dict(duplicate=2) and shards.finish(out) == manifest
+
+
+FORM = shards.Form(every=1, quality=95, ratio=0.0, captioned=False)
+
+
+def make_set(name, split, folder, out):
+    """In this process."""
+    source = sets.load(name, split, folder, parts=True)
+    tasks = shards.plan_files(source, 99)
+    for task in shards.begin(out, tasks, FORM):
+        shards.make_shard(task, out, FORM)
+    return shards.finish(out)
+
+
+def test_parts_of_longer_videos_are_stored(tmp_path, monkeypatch):
+    """Of 12 frames at 8 a second, those from 0.5 to 1.25 s and those from 1 s on."""
+    monkeypatch.setattr(shards, "PIECE", 2 * 3 * 48 * 48)  # two frames at once
+    film = np.broadcast_to(20 * np.arange(12, dtype=np.uint8)[:, None, None, None], (12, 48, 48, 3))
+    shapes.encode(tmp_path / "v.mp4", film, 8)
+    times = [("0.500", "1.250"), ("1.000", "9.000"), ("3.000", "4.000")]
+    lines = [
+        dict(YoutubeID="v", Start_timestamp=f"0:0:{a}", End_timestamp=f"0:0:{b}", Caption="x")
+        for a, b in times
+    ]
+    (tmp_path / "InternVid-10M-flt.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    manifest = make_set("internvid", "train", tmp_path, tmp_path / "out")
+    assert manifest["causes"] == dict(no_frames=1)
+    clips = records.Shards(tmp_path / "out")
+    for number, (first, last) in enumerate([(4, 10), (8, 12)]):
+        record = clips.find(number)[1].record
+        assert (record.frames, record.rate) == (last - first, 8.0)
+        levels = clips.read(number, np.arange).mean((1, 2, 3))
+        assert np.abs(levels - 20 * np.arange(first, last)).max() < 5
+    size = (tmp_path / "v.mp4").stat().st_size
+    assert manifest["bytes_before"] == size * 6 // 12 + size * 4 // 12
+
+
+def test_rows_of_sets_keep_their_ids_and_share_their_frames(corpus, tmp_path):
+    """Two questions on one video are two records, by the questions' ids, and its frames once."""
+    asked = [
+        dict(answer=f"a{n}", id=n, question=f"q{n}", video_id=n // 2, category_id=0)
+        for n in range(3)
+    ]
+    (tmp_path / "train_qa.json").write_text(json.dumps(asked))
+    for n in range(2):
+        (tmp_path / f"video{n}.mp4").write_bytes((corpus / f"train/0000{n}.mp4").read_bytes())
+    out = tmp_path / "out"
+    manifest = make_set("msrvtt_qa", "train", tmp_path, out)
+    assert manifest["bytes_before"] == sum(p.stat().st_size for p in tmp_path.glob("*.mp4"))
+    clips = records.Shards(out)
+    assert [(c.path, c.captions, c.label) for c in clips] == [
+        (str(n), (f"q{n}",), n) for n in range(3)
+    ]
+    headers = [clips.find(n)[1] for n in range(3)]
+    assert headers[0].at == headers[1].at < headers[2].at
+    assert headers[0].record.source == "msrvtt_qa/train"
+    assert headers[0].record.licence == sets.SETS["msrvtt_qa"].licence
+    before = [clips.read(n, np.arange) for n in range(3)]
+    assert (before[0] == before[1]).all() and (before[1] != before[2]).any()
+    shards.remove(out, ["0"])
+    clips = records.Shards(out)
+    assert [c.path for c in clips] == ["1", "2"]
+    assert all((clips.read(n, np.arange) == before[n + 1]).all() for n in range(2))
 
 
 def test_tars_become_shards(corpus, tmp_path):
     path = tmp_path / "00000.tar"
-
-    def add(tar, name, content):
-        info = tarfile.TarInfo(name)
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
-
     film = (corpus / "train/00000.mp4").read_bytes()
     with tarfile.open(path, "w") as tar:
         add(tar, "a.mp4", film)
@@ -206,7 +436,7 @@ def test_tars_become_shards(corpus, tmp_path):
     refused = {one["id"]: one["cause"] for one in manifest_of(out)["rejected"]}
     assert refused == {
         "../c.mp4": "unsafe_name", "d": "no_caption", "e": "missing", "f": "not_a_video",
-        "g": "damaged",
+        "g": "damaged_text",
     }  # fmt: skip
     assert set(refused.values()) <= set(shards.CAUSES)
 
@@ -239,10 +469,10 @@ def test_frames_of_arrays(tmp_path):
 
 def test_quality_falls_where_a_clip_would_be_too_large(corpus):
     item = shards.Item(sources.Clip("a", ("x",)), str(corpus / "train/00000.mp4"))
-    sizes = [
-        sum(map(len, shards.store(item, shards.Form(every=1, quality=90, ratio=ratio)).parts()))
-        for ratio in (0.0, 100.0, 0.01)
-    ]
+    sizes = []
+    for ratio in (0.0, 100.0, 0.01):
+        known, _ = shards.store(item, shards.Form(every=1, quality=90, ratio=ratio))
+        sizes.append(sum(len(frame) for roll in known["film"] for frame in roll.frames))
     assert sizes[0] == sizes[1] > 1.3 * sizes[2]
 
 
@@ -282,6 +512,10 @@ def write_manifest(folder, name, count):
         ("shards --tars no.tar --out x", "'no.tar' is no .tar file"),
         ("shards --set ucf101 --out x", "--set needs --data-dir"),
         ("shards --root . --captions no.csv --every 0 --out x", "--every must be 1 or more"),
+        ("shards --root . --captions x --workers 0 --out x", "--workers must be 1 or more"),
+        ("shards --root . --captions x --quality 500 --out x", "--quality .* 1 .* 95 or less"),
+        ("shards --root . --captions x --max-absent -1 --out x", "--max-absent must be 0 or more"),
+        ("remove --shards . --ids README.md", "no shards in '.'"),
         ("remove --shards . --ids no.txt", "no file 'no.txt'"),
     ],
 )
@@ -289,3 +523,49 @@ def test_errors_of_one_line(argv, told):
     with pytest.raises(UserError, match=told) as caught:
         prepare.main(argv.split())
     assert "\n" not in str(caught.value)
+
+
+def test_folders_that_are_not_finished_or_damaged(corpus, made, tmp_path, capsys):
+    for path in made.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "000001.json").unlink()
+    with pytest.raises(UserError, match="is not finished: 000001.shard"):
+        shards.remove(tmp_path, ["id0"])
+    make(corpus, tmp_path)
+    (tmp_path / "000000.shard").write_bytes(b"rot")
+    with pytest.raises(UserError, match="000000.shard: damaged.*delete it"):
+        shards.remove(tmp_path, ["id0"])
+    (tmp_path / "plan.json").write_text("{")
+    for act in (lambda: make(corpus, tmp_path), lambda: shards.remove(tmp_path, ["id0"])):
+        with pytest.raises(UserError, match="plan.json is damaged; delete it"):
+            act()
+    (tmp_path / "plan.json").unlink()
+    assert make(corpus, tmp_path)["causes"] == CAUSES | dict(removed=1)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        make(corpus, tmp_path / "file")
+
+
+def test_splits_of_tfds_in_parts(monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra [tfds]")
+
+    class Info:
+        features = dict(video=None)
+        splits = tfds.core.splits.SplitDict(
+            [
+                tfds.core.SplitInfo(name=name, shard_lengths=[count], num_bytes=1)
+                for name, count in (("train", 10), ("test", 4))
+            ]
+        )
+
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: type("Films", (), dict(info=Info)))
+
+    def plan(split):
+        tasks = shards.plan_tfds("films", split, None, 4, ("video", "", "", ""), "", "")
+        return [(task.items.split, task.items.start, task.items.stop) for task in tasks]
+
+    assert plan("train[:60%]") == [("train", 0, 4), ("train", 4, 6)]
+    assert plan("train[8:]+test") == [("train", 8, 10), ("test", 0, 4)]
+    for wrong in ("val", "train[:x]", "train[:200%]"):
+        with pytest.raises(UserError, match="TFDS: "):
+            plan(wrong)

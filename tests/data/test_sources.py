@@ -171,3 +171,39 @@ def test_wrong_labels_are_named(folder, name, content, told):
 def test_a_list_without_captions_says_so(folder):
     with pytest.raises(UserError, match="hold no captions; set caption_column=None"):
         sources.load(folder / "videos", write(folder, "c.txt", "a.mp4 3\n"))
+
+
+def test_no_path_leads_out_of_the_folder(tmp_path):
+    root = tmp_path / "videos"
+    root.mkdir()
+    (tmp_path / "secret.mp4").touch()
+    (root / "a..b.mp4").touch()
+    for path in (
+        "../secret.mp4",
+        "x/../../secret.mp4",
+        f"{tmp_path}/secret.mp4",
+        "../videos2/x.mp4",
+    ):
+        (tmp_path / "c.csv").write_text(f"path,caption\na..b.mp4,x\n{path},x\n")
+        with pytest.raises(UserError, match="c.csv, line 3: '.*' leads out of"):
+            sources.load(root, tmp_path / "c.csv")
+    inside = ["a..b.mp4", f"{root}/a..b.mp4", "../videos/a..b.mp4"]
+    (tmp_path / "c.csv").write_text("path,caption\n" + "".join(f"{path},x\n" for path in inside))
+    assert [clip.path for clip in sources.load(root, tmp_path / "c.csv").clips] == inside
+
+
+def test_lists_without_labels(tmp_path):
+    """VideoMAE's for pretraining: path, start, and -1."""
+    (tmp_path / "a b.mp4").touch()
+    (tmp_path / "c.txt").write_text("a b.mp4 0 -1\n")
+    source = sources.load(tmp_path, tmp_path / "c.txt", caption_column=None)
+    assert source.clips == (sources.Clip("a b.mp4", ()),)
+    with pytest.raises(UserError, match="line 1: the label of 'a b.mp4' is None"):
+        sources.load(tmp_path, tmp_path / "c.txt", caption_column=None, label_column="label")
+
+
+def test_halves_of_pairs_are_mended(tmp_path):
+    """JSON may have them; no tokenizer and no file can."""
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "c.jsonl").write_text('{"path": "a.mp4", "caption": "x \\ud83d"}')
+    assert sources.load(tmp_path, tmp_path / "c.jsonl").clips[0].captions == ("x \ufffd",)

@@ -32,7 +32,7 @@ def test_samples_in_order(tmp_path):
         tars.Sample("0", {".mp4": b"v0", ".json": b"{}"}),
         tars.Sample("dir/1", {".b.mp4": b"v1", ".txt": b"t"}),
     ]
-    assert tars.count(path) == 2
+    assert tars.keys(path) == ["0", "dir/1"]
 
 
 EVIL = {
@@ -106,3 +106,52 @@ def test_twice_and_cut_off(tmp_path):
     assert found[-1].cause == "damaged_tar"
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
     assert [one.cause for one in tars.read(path)] == ["damaged_tar"]
+
+
+SIX = [(f"{n}.{end}", bytes(700)) for n in range(3) for end in ("mp4", "txt")]  # 1536 bytes each
+
+
+@pytest.mark.parametrize(
+    "damage, kept",
+    [
+        (lambda data: flip(data, 3 * 1536 + 20), ["0"]),  # in the header of 1.txt
+        (lambda data: flip(data, 4 * 1536 + 20), ["0"]),  # of 2.mp4: whether 1 had more is lost
+        (lambda data: data[: 4 * 1536], ["0"]),  # at the end of a member
+        (lambda data: data[: 5 * 1536 + 100], ["0", "1"]),  # inside a header
+        (lambda data: data[: 5 * 1536 + 600], ["0", "1"]),  # inside a member
+        (lambda data: data[: 4 * 1536] + bytes(512) + data[4 * 1536 + 512 :], ["0"]),  # zeros
+        (lambda data: data + data, ["0", "1"]),  # one tar after the other
+    ],
+)
+def test_a_tar_that_does_not_end_as_tars_do_is_damaged(tmp_path, damage, kept):
+    """Python takes a damaged header for the end; all that followed was lost without a word."""
+    path = write(tmp_path / "a.tar", *SIX)
+    data = (tmp_path / "a.tar").read_bytes()
+    assert [one.key for one in tars.read(path)] == ["0", "1", "2"]
+    (tmp_path / "a.tar").write_bytes(damage(data))
+    *found, last = tars.read(path)
+    assert [one.key for one in found if isinstance(one, tars.Sample)] == kept
+    assert last.cause == "damaged_tar" and last.key == str(len(kept))
+    assert tars.keys(path) == [*kept, last.key]
+
+
+def flip(data, at):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    with tarfile.open(
+        tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as tar:
+        add(tar, "caf\xe9.mp4")
+        add(tar, "z.mp4")
+    refused, good = tars.read(str(tmp_path / "a.tar"))
+    assert (refused.key, refused.cause) == ("caf\ufffd.mp4", "unsafe_name") and good.key == "z"
+
+
+def test_extended_headers_that_are_not_numbers(tmp_path):
+    """GNU.sparse.map: a ValueError inside Python's tarfile."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        add(tar, "a.mp4")
+        add(tar, "b.mp4", pax_headers={"GNU.sparse.map": "x"})
+    assert [one.cause for one in list(tars.read(str(tmp_path / "a.tar")))[-1:]] == ["damaged_tar"]

@@ -2,9 +2,10 @@
 
 A shard is one file: records one after the other, then a table of where each begins. A record is a
 header in JSON (what is known of the clip, the size and the CRC-32 of each of its parts) and its
-parts: of each roll (rolls.py) the head and the frames. So a training clip costs two short reads and
-the decoding of what it shows, and what has rotted on a disk is found. A folder of shards has a
-`manifest.json`, which `vtp_jax.prepare shards` writes.
+parts: of each roll (rolls.py) the head and the frames. One that has the parts of the record before,
+as questions on one video do, says where these begin and brings none. So a training clip costs two
+short reads and the decoding of what it shows, and what has rotted on a disk is found. A folder of
+shards has a `manifest.json`, which `vtp_jax.prepare shards` writes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import itertools
 import json
 import os
 import struct
+import uuid
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,17 +87,21 @@ class Header(NamedTuple):
 def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
     """Writes a shard, whole or not at all; returns how many records it has."""
     path, starts = Path(path), []
-    new = path.with_name(path.name + ".new")
+    new, before, at = temporary(path), None, 0
     with new.open("wb") as file:
         for record in records:
             starts.append(file.tell())
             parts = record.parts()
             known = {k: v for k, v in record._asdict().items() if k != "film"}
             known |= dict(sizes=[len(p) for p in parts], crcs=[zlib.crc32(p) for p in parts])
+            if parts == before:
+                known["at"] = at
             header = json.dumps(known, ensure_ascii=False, separators=(",", ":")).encode()
             file.write(HEAD.pack(len(header), zlib.crc32(header)))
             file.write(header)
-            file.writelines(parts)
+            if parts != before:
+                before, at = parts, file.tell()
+                file.writelines(parts)
         table = np.asarray([*starts, file.tell()], "<u8").tobytes()
         file.write(table)
         file.write(TAIL.pack(len(starts), file.tell() - len(table), zlib.crc32(table), MAGIC))
@@ -103,6 +109,11 @@ def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
         os.fsync(file.fileno())
     os.replace(new, path)
     return len(starts)
+
+
+def temporary(path: Path) -> Path:
+    """A name, of nobody else's, for a file until it is whole."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
 
 
 class Shard:
@@ -140,7 +151,8 @@ class Shard:
             raise video.Unreadable("damaged", f"a header in {self.path}")
         known = json.loads(text)
         sizes, crcs = known.pop("sizes"), known.pop("crcs")
-        return Header(Record(**known, film=()), start + HEAD.size + size, sizes, crcs)
+        at = known.pop("at", start + HEAD.size + size)
+        return Header(Record(**known, film=()), at, sizes, crcs)
 
     def film(self, header: Header, numbers: Sequence[int]) -> list[rolls.Roll]:
         """Stored frames by ascending numbers, in as many rolls as they come from."""

@@ -9,12 +9,17 @@ plain function of its own; where it runs (processes here, or Apache Beam) is no 
 from __future__ import annotations
 
 import collections
+import contextlib
+import fcntl
 import hashlib
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
 import resource
+import select
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from multiprocessing.connection import Connection, wait
@@ -25,7 +30,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vtp_jax.data import ops, records, rolls, tars, video
-from vtp_jax.data.sources import VIDEOS, Clip, Source
+from vtp_jax.data.sources import VIDEOS, Clip, Source, clean
 from vtp_jax.types import UserError
 
 PLAN, REMOVED = "plan.json", "removed.txt"
@@ -34,12 +39,15 @@ CAUSES = {
     **tars.CAUSES,
     "stuck": "decoding did not end, and was ended",
     "crashed": "the process that decoded it died",
+    "failed": "an error that nobody thought of, which the manifest tells",
+    "damaged_text": "what a tar says of it is no JSON or text",
     "no_caption": "it has no text, where text is asked for",
     "removed": "taken down",
 }
 LOWER = (0, 15, 30)  # what quality is lowered by, until a clip is small enough
 POLL = 1.0  # seconds
 PATIENCE = 60.0  # seconds without a word, beside twice those that a video may take
+PIECE = 2**28  # bytes of frames of a part that are decoded at once
 
 
 class Form(NamedTuple):
@@ -93,15 +101,18 @@ class FromFiles(NamedTuple):
 
 
 class FromTar(NamedTuple):
-    """The samples of a tar; captions from .txt, or else from that field of .json."""
+    """The samples of a tar; captions from .txt, or else from that field of .json; before their ids
+    comes `prefix`."""
 
     path: str
     field: str
     source: str
     licence: str
+    prefix: str = ""
 
     def __call__(self) -> Iterator[Item | tars.Refused]:
         for found in tars.read(self.path):
+            found = found._replace(key=self.prefix + found.key)
             yield found if isinstance(found, tars.Refused) else self.open(found)
 
     def open(self, sample: tars.Sample) -> Item | tars.Refused:
@@ -111,16 +122,22 @@ class FromTar(NamedTuple):
         try:
             known = json.loads(sample.members.get(".json", b"{}"))
             text = sample.members.get(".txt", b"").decode().strip()
-        except ValueError as error:
-            return tars.Refused(sample.key, "damaged", str(error))
+        except (ValueError, RecursionError) as error:
+            return tars.Refused(sample.key, "damaged_text", str(error))
         known = known if isinstance(known, Mapping) else {}
-        told = [text] if text else known.get(self.field) or []
+        told = text or known.get(self.field) or []
         told = [told] if isinstance(told, str) else told
+        if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+            return tars.Refused(sample.key, "damaged_text", f"'{self.field}' is not text")
+
+        def get(name: str) -> str:
+            return one if isinstance(one := known.get(name), str) else ""
+
         clip = Clip(
             path=sample.key,
-            captions=tuple(str(one).strip() for one in told),
-            source=str(known.get("url") or self.source),
-            licence=str(known.get("license") or self.licence),
+            captions=tuple(filter(None, map(str.strip, told))),
+            source=get("url") or self.source,
+            licence=get("license") or self.licence,
         )
         return Item(clip, media[0])
 
@@ -171,7 +188,8 @@ def plan_files(source: Source, per_shard: int) -> list[Task]:
 
 
 def plan_tars(paths: Sequence[str], field: str, source: str, licence: str) -> list[Task]:
-    """A task for each tar, named after it; folders stand for the tars in them."""
+    """A task for each tar, named after it; folders stand for the tars in them. Where two tars have
+    samples of one name, all ids begin with the tar's."""
     found: list[Path] = []
     for path in map(Path, paths):
         found += sorted(path.glob("*.tar")) if path.is_dir() else [path]
@@ -183,8 +201,17 @@ def plan_tars(paths: Sequence[str], field: str, source: str, licence: str) -> li
     names = [path.stem for path in found]
     if len(set(names)) < len(names):
         raise UserError("two tars have the same name; a shard is named after its tar")
-    items = [FromTar(str(path), field, source, licence) for path in found]
-    return [Task(f"{n}.shard", i, tars.count(i.path)) for n, i in zip(names, items, strict=True)]
+    counts, hashes = [], []
+    for path in found:
+        keys = tars.keys(str(path))
+        counts.append(len(keys))
+        hashes.append(np.unique(np.asarray([hash(key) for key in keys], np.int64)))
+    known = np.concatenate(hashes)
+    twice = len(np.unique(known)) < len(known)
+    return [
+        Task(f"{n}.shard", FromTar(str(p), field, source, licence, f"{n}/" if twice else ""), count)
+        for n, p, count in zip(names, found, counts, strict=True)
+    ]
 
 
 def plan_tfds(
@@ -196,35 +223,36 @@ def plan_tfds(
     source: str,
     licence: str,
 ) -> list[Task]:
-    """Tasks of so many examples each."""
+    """Tasks of so many examples each, of a split or what TFDS makes of one, such as train[:60%]."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:
         raise UserError("--tfds needs tensorflow-datasets, which is not installed") from None
     try:
         info = tfds.builder(name, data_dir=data_dir).info
-        features, count = dict(info.features or {}), info.splits[split].num_examples  # type: ignore
-    except (ValueError, KeyError, tfds.core.DatasetNotFoundError) as error:
+        features: Any = info.features or {}
+        parts: Any = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+        ends = [p.to or info.splits[p.splitname].num_examples for p in parts]  # type: ignore
+    except (ValueError, KeyError, AssertionError, tfds.core.DatasetNotFoundError) as error:
         raise UserError(f"TFDS: {' '.join(str(error).split())[:300]}") from None
     if wrong := [c for c in columns if c and c not in features]:
         known = ", ".join(map(str, features))
         raise UserError(f"{name} has no feature '{wrong[0]}'; it has {known}")
-    return [
-        Task(
-            f"{n:06d}.shard",
-            FromTfds(name, data_dir, split, i, min(i + per_shard, count), columns, source, licence),
-            min(per_shard, count - i),
-        )
-        for n, i in enumerate(range(0, count, per_shard))
-    ]
+    tasks: list[Task] = []
+    for part, end in zip(parts, ends, strict=True):
+        for start in range(part.from_ or 0, end, per_shard):
+            stop = min(start + per_shard, end)
+            items = FromTfds(name, data_dir, part.splitname, start, stop, columns, source, licence)
+            tasks.append(Task(f"{len(tasks):06d}.shard", items, stop - start))
+    return tasks
 
 
 # One clip, one shard.
 
 
-def store(item: Item, form: Form) -> records.Record:
-    """A clip as a record. Raises video.Unreadable."""
-    clip, media = item
+def store(item: Item, form: Form) -> tuple[dict[str, Any], int]:
+    """What a record has of a clip's media, and how many bytes these had. Raises Unreadable."""
+    (_, media), part = item, item.clip.part
     if isinstance(media, str):
         if not os.path.isfile(media):
             raise video.Unreadable("missing")
@@ -233,25 +261,61 @@ def store(item: Item, form: Form) -> records.Record:
     else:
         content = media if isinstance(media, bytes) else media[0].tobytes()
         digest, size = hashlib.sha256(content).hexdigest(), len(content)
+    cut = None
+    if part is not None and not isinstance(media, tuple):
+        cut = find_part(media, part, form.seconds)
+        size = size * len(cut.numbers) // cut.frames
     most = form.ratio * size if form.ratio and not isinstance(media, tuple) else float("inf")
     for lower in LOWER:
         try:
             quality = max(form.quality - lower, 1)
-            stored = encode(media, form, quality, most if lower < LOWER[-1] else float("inf"))
+            last = lower == LOWER[-1]
+            film = encode(media, cut, form, quality, float("inf") if last else most)
             break
         except Large:
             continue
-    return records.Record(
-        id=clip.id or clip.path,
-        captions=clip.captions,
-        spans=clip.spans,
-        label=clip.label,
-        source=clip.source,
-        licence=clip.licence,
-        sha256=digest,
-        every=form.every,
-        **stored,
-    )
+    return dict(film, sha256=digest, every=form.every), size if not isinstance(media, tuple) else 0
+
+
+class Cut(NamedTuple):
+    """Some frames of a video that has so many, of so many bytes each, and so many in a second."""
+
+    numbers: range
+    frames: int
+    size: int
+    rate: float
+
+
+def find_part(media: str | bytes, part: tuple[float, float], seconds: float) -> Cut:
+    """The frames shown from one moment until another, by their time stamps, in seconds from the
+    first frame on. Raises Unreadable."""
+    check = video.start_clock(seconds)
+    with video.open_video(media) as (container, stream):
+        packets = video.demux(container, stream, check)
+        stamps = [p.pts for p in packets if p.size and not p.is_discard]
+        video.check_count(len(stamps))
+        rate, unit = float(stream.average_rate or 0), float(stream.time_base)
+        size = 3 * stream.width * stream.height
+    if len(set(stamps) - {None}) == len(stamps) > 0:
+        times = (np.sort(stamps) - min(stamps)) * unit
+    elif rate:
+        times = np.arange(len(stamps)) / rate
+    else:
+        raise video.Unreadable("damaged", "no time stamps")
+    first, last = np.searchsorted(times, np.asarray(part) - 1e-6).tolist()
+    if first >= last:
+        raise video.Unreadable("no_frames", f"none from {part[0]:g} to {part[1]:g} s")
+    return Cut(range(first, last), len(times), size, rate)
+
+
+def read_part(
+    media: str | bytes, numbers: range, size: int
+) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+    """Frames of `size` bytes by their numbers, of which few are held at once."""
+    step = max(PIECE // size, 1)
+    for start in range(0, len(numbers), step):
+        some = np.asarray(numbers[start : start + step])
+        yield from video.read_frames(media, lambda n, some=some: np.minimum(some, n - 1))
 
 
 class Large(Exception):
@@ -260,6 +324,7 @@ class Large(Exception):
 
 def encode(
     media: str | bytes | tuple[np.ndarray, float],
+    cut: Cut | None,
     form: Form,
     quality: int,
     most: float,
@@ -293,6 +358,10 @@ def encode(
         frames = len(film)
         for frame in film[:: form.every]:
             use(frame)
+    elif cut is not None:
+        frames, rate = len(cut.numbers), cut.rate
+        for frame in read_part(media, cut.numbers[:: form.every], cut.size):
+            use(frame)
     else:
         info = video.scan(media, form.every, use, form.seconds)
         frames, rate = info.frames, info.rate
@@ -318,44 +387,67 @@ def make_shard(
     """Writes a shard, and then its summary.
 
     removed: ids that must not come into it; skip: numbers of items that are refused, and why;
-    tell: called with the number of each item before anything is done with it
+    tell: called with the number of each item before it is looked for
     """
-    ids: list[str] = []
+    ids: dict[str, None] = {}
     refused: list[tars.Refused] = []
     facts = dict(captions=[], classes=[0], bytes_before=[])
 
+    def refuse(key: str, cause: str, detail: str = "") -> None:
+        refused.append(tars.Refused(clean(key), cause, clean(detail)))
+
     def make_records() -> Iterator[records.Record]:
-        for number, item in enumerate(task.items()):
+        items, same, film = iter(task.items()), None, {}
+        for number in itertools.count():
             tell(number)
+            item = next(items, None)
+            if item is None:
+                return
             if isinstance(item, tars.Refused):
-                refused.append(item)
+                refuse(*item)
                 continue
-            key, media = item.clip.id or item.clip.path, item.media
+            clip, media = item
+            key, size = clean(clip.id or clip.path), 0
             try:
                 if key in removed:
                     raise video.Unreadable("removed")
+                if key in ids:
+                    raise video.Unreadable("duplicate")
                 if number in skip:
                     raise video.Unreadable(skip[number])
-                if form.captioned and not item.clip.captions:
+                if form.captioned and not clip.captions:
                     raise video.Unreadable("no_caption")
-                record = store(item, form)
+                if not isinstance(media, str) or (media, clip.part) != same:
+                    same = None
+                    film, size = store(item, form)
+                    same = (media, clip.part)
             except video.Unreadable as error:
-                refused.append(tars.Refused(key, error.cause, error.detail))
+                refuse(key, error.cause, error.detail)
                 continue
             except MemoryError:
-                refused.append(tars.Refused(key, "too_large", "out of memory"))
+                refuse(key, "too_large", "out of memory")
                 continue
-            ids.append(key)
-            facts["captions"].append(len(record.captions))
-            facts["classes"].append(-1 if record.label is None else record.label)
-            size = os.path.getsize(media) if isinstance(media, str) else len(media)
-            facts["bytes_before"].append(size if not isinstance(media, tuple) else 0)
-            yield record
+            except Exception as error:  # of one clip among millions: not the others' affair
+                refuse(key, "failed", f"{type(error).__name__}: {error}")
+                continue
+            ids[key] = None
+            facts["captions"].append(len(clip.captions))
+            facts["classes"].append(-1 if clip.label is None else clip.label)
+            facts["bytes_before"].append(size)
+            yield records.Record(
+                id=key,
+                captions=tuple(map(clean, clip.captions)),
+                spans=clip.spans,
+                label=clip.label,
+                source=clean(clip.source),
+                licence=clean(clip.licence),
+                **film,
+            )
 
     path = out / task.name
     records.write_shard(path, make_records())
     summary = dict(
-        summarize(path, ids),
+        summarize(path, list(ids)),
         captions=min(facts["captions"], default=0),
         classes=max(facts["classes"][1:], default=-1) + 1,
         bytes_before=sum(facts["bytes_before"]),
@@ -368,9 +460,7 @@ def summarize(path: Path, ids: Sequence[str]) -> dict[str, Any]:
     """What the file itself tells of a shard."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return dict(
-        name=path.name, records=len(ids), bytes=path.stat().st_size, sha256=digest, ids=list(ids)
-    )
+    return dict(name=path.name, records=len(ids), bytes=path.stat().st_size, sha256=digest, ids=ids)
 
 
 def summary_of(shard: Path) -> Path:
@@ -388,7 +478,7 @@ def is_done(out: Path, task: Task) -> bool:
 
 def write_json(path: Path, what: Any) -> None:
     """Whole or not at all."""
-    new = path.with_name(path.name + ".new")
+    new = records.temporary(path)
     with new.open("w", encoding="utf-8") as file:
         json.dump(what, file, ensure_ascii=False, indent=1)
         file.flush()
@@ -399,25 +489,68 @@ def write_json(path: Path, what: Any) -> None:
 # All of them.
 
 
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Makes a folder, and keeps other runs out of it. Raises UserError where one is at work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise UserError(f"another run is at work in {out}; wait for its end") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
 def begin(out: Path, tasks: Sequence[Task], form: Form) -> list[Task]:
     """Writes down what is to be done, and tells what of it is not done yet. Raises UserError where
     something else was begun in this folder."""
     out.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     for task in tasks:
-        digest.update(repr(task).encode())
+        digest.update(repr(task).encode("utf-8", "surrogatepass"))
     names = [task.name for task in tasks]
     plan = dict(form=form._asdict(), tasks=names, digest=digest.hexdigest())
-    path = out / PLAN
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != plan:
+    if (out / PLAN).exists() and read_plan(out) != plan:
         raise UserError(
             f"{out} holds shards of another collection, or made with other options; "
             "give the same ones to go on, or another --out"
         )
-    write_json(path, plan)
+    write_json(out / PLAN, plan)
     for left in out.glob("*.new"):
         left.unlink()
     return [task for task in tasks if not is_done(out, task)]
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        return dict(form=plan["form"], tasks=list(plan["tasks"]), digest=plan["digest"])
+    except OSError:
+        raise UserError(f"no shards in '{out}'") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{out / PLAN} is damaged; delete it and run the same command") from None
+
+
+def read_summary(shard: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(summary_of(shard).read_text(encoding="utf-8"))
+        if not shard.is_file():
+            raise FileNotFoundError
+        return found
+    except (OSError, ValueError):
+        raise UserError(
+            f"{shard.parent} is not finished: {shard.name} is not there, or its summary; "
+            "run `prepare shards` to its end first"
+        ) from None
 
 
 def read_removed(out: Path) -> frozenset[str]:
@@ -428,13 +561,16 @@ def read_removed(out: Path) -> frozenset[str]:
 
 
 def finish(out: Path) -> dict[str, Any]:
-    """Writes the manifest: what all shards hold, and everything that was refused, by cause."""
-    plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
+    """Writes the manifest: what all shards hold, and everything that was refused, by cause. Of
+    records with one id the first is kept."""
+    plan = read_plan(out)
     shards, rejected = [], []
+    seen: set[str] = set()
     for name in plan["tasks"]:
-        one = json.loads(summary_of(out / name).read_text(encoding="utf-8"))
+        one = read_summary(out / name)
+        take_out(out / name, one, seen, "duplicate")
         rejected += [dict(id=i, cause=c, detail=d, shard=name) for i, c, d in one.pop("refused")]
-        one.pop("ids")
+        seen.update(one.pop("ids"))
         shards.append(one)
     full = [one for one in shards if one["records"]]
     causes = collections.Counter(one["cause"] for one in rejected)
@@ -459,33 +595,40 @@ def finish(out: Path) -> dict[str, Any]:
 def remove(out: Path, ids: Iterable[str]) -> dict[str, Any]:
     """Takes records out of finished shards; the others stay as they are. A run that goes on later
     does not bring them back. Returns the manifest."""
-    ids = set(ids)
-    if not (out / PLAN).exists():
-        raise UserError(f"no shards in '{out}'")
-    known = read_removed(out) | ids
-    new = out / (REMOVED + ".new")
-    new.write_text("".join(f"{one}\n" for one in sorted(known)), encoding="utf-8")
-    os.replace(new, out / REMOVED)
-    plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
-    for name in plan["tasks"]:
-        path = out / name
-        one = json.loads(summary_of(path).read_text(encoding="utf-8"))
-        gone = [i for i in one["ids"] if i in ids]
-        if not gone:
-            continue
-        kept = (r for r in records.Shard(path).records() if r.id not in ids)
-        records.write_shard(path, kept)
-        one.update(summarize(path, [i for i in one["ids"] if i not in ids]))
-        one["refused"] += [(i, "removed", "") for i in gone]
-        write_json(summary_of(path), one)
-    return finish(out)
+    names = read_plan(out)["tasks"]
+    with hold(out):
+        summaries = {out / name: read_summary(out / name) for name in names}
+        # All that was ever taken down: a run may have been killed before it was done.
+        known = read_removed(out) | set(ids)
+        new = records.temporary(out / REMOVED)
+        new.write_text("".join(f"{one}\n" for one in sorted(known)), encoding="utf-8")
+        os.replace(new, out / REMOVED)
+        for path, one in summaries.items():
+            take_out(path, one, known, "removed")
+        return finish(out)
+
+
+def take_out(shard: Path, summary: dict[str, Any], ids: AbstractSet[str], cause: str) -> None:
+    """Takes the records of these ids out of a shard, if it has any, and of its summary."""
+    gone = [one for one in summary["ids"] if one in ids]
+    if not gone:
+        return
+    try:
+        kept = (one for one in records.Shard(shard).records() if one.id not in ids)
+        records.write_shard(shard, kept)
+    except video.Unreadable as error:
+        raise UserError(f"{shard}: {error}; delete it and run `prepare shards` again") from None
+    summary.update(summarize(shard, [one for one in summary["ids"] if one not in ids]))
+    summary["refused"] += [[one, cause, ""] for one in gone]
+    write_json(summary_of(shard), summary)
 
 
 # Where it runs.
 
 
 class Running:
-    """A task in a process of its own. at: the item it is at; quiet: polls since it said so."""
+    """A task in a process of its own. at: the item it is at (-1: none yet); quiet: polls since it
+    said so."""
 
     def __init__(self, start: Callable[..., Any], task: Task, skip: Mapping[int, str]):
         self.task, self.skip = task, dict(skip)
@@ -538,7 +681,8 @@ def run(
                     running.remove(one)
                 if cause in ("stuck", "crashed"):
                     if one.at in one.skip or one.at < 0:
-                        raise UserError(f"{one.task.name}: the process died before its first clip")
+                        where = f"twice at clip {one.at}" if one.at >= 0 else "as it started"
+                        raise UserError(f"{one.task.name}: the process died {where}")
                     waiting.appendleft((one.task, {**one.skip, one.at: cause}))
     finally:
         for one in running:
@@ -556,10 +700,10 @@ def listen(one: Running) -> tuple[str, int]:
                 raise UserError(f"{one.task.name}: {said}")
             one.at, one.quiet = (said, 0) if said is not None else (one.at, 0)
             if said is None:
-                return "done", one.at - before
+                return "done", one.at - max(before, 0)
     except EOFError:
         return "crashed", 0
-    return "", one.at - before
+    return "", max(one.at, 0) - max(before, 0)
 
 
 def work(
@@ -573,11 +717,27 @@ def work(
 ) -> None:
     """`make_shard` in a process of its own, within its memory."""
     limit_memory(memory)
+    die_with(connection)
     try:
         make_shard(task, out, form, removed, skip, connection.send)
         connection.send(None)
-    except (OSError, UserError) as error:  # a full disk, say
-        connection.send(" ".join(str(error).split()))
+    except Exception as error:  # a full disk, say
+        known = isinstance(error, OSError | UserError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        connection.send(" ".join(text.split()))
+
+
+def die_with(connection: Connection) -> None:
+    """Ends this process as soon as nobody reads what it says: what an orphan writes could come in
+    the way of the next run."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLERR)
+
+    def watch() -> None:
+        poll.poll()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def limit_memory(gib: float) -> None:

@@ -31,7 +31,8 @@ class Clip(NamedTuple):
     """A video, by its path under the source's root, its captions and its class.
 
     spans: of each caption, from when to when it holds, in seconds, where that is known; id: what
-    others call it, if not by its path; source, licence: where it is from, on which terms
+    others call it, if not by its path; source, licence: where it is from, on which terms; part:
+    from when to when, in seconds, of a longer video, and None where it is all of it
     """
 
     path: str
@@ -41,6 +42,7 @@ class Clip(NamedTuple):
     id: str = ""
     source: str = ""
     licence: str = ""
+    part: tuple[float, float] | None = None
 
 
 class Facts(NamedTuple):
@@ -127,6 +129,11 @@ def load(
     rows = read_rows(captions, {k: name for k, name in columns.items() if name}, known)
     for number, row in enumerate(rows):
         path, label = row["path"], row.get("label")
+        if not is_inside(root, path):
+            raise UserError(
+                f"{captions}, {row['where']}: '{path}' leads out of {root}; set `root` to a folder "
+                "that holds all the videos"
+            )
         key = path if known is None else f"{path}?{number}"
         clip = merged.setdefault(key, Clip(path, (), label, **row["known"]))
         if clip.label != label:
@@ -146,6 +153,14 @@ def load(
             f"first '{absent[0]}'; mend `root` or the paths, or allow a share with max_absent"
         )
     return Source(str(root), tuple(merged.values()))
+
+
+def is_inside(root: Path, path: str) -> bool:
+    """Whether a path relative to `root` stays below it, as its letters tell."""
+    if ".." not in path and not os.path.isabs(path):
+        return True
+    top, whole = os.path.abspath(root), os.path.abspath(root / path)
+    return os.path.commonpath([top, whole]) == top
 
 
 def from_files(
@@ -232,7 +247,7 @@ def read_rows(
                     raise UserError(
                         f"{file}, {where}: '{path}' has no caption; write one or drop it"
                     )
-                row["caption"] = caption.strip()
+                row["caption"] = clean(caption.strip())
             if "label" in columns and answers is not None:
                 row["label"] = answers.get(str(label).strip(), len(answers))
             elif "label" in columns:
@@ -246,7 +261,8 @@ def read_rows(
                 row["span"] = None if None in span else tuple(float(str(at)) for at in span)
             except ValueError:
                 raise UserError(f"{file}, {where}: start and end are {span}, no seconds") from None
-            row["known"] = {k: str(found[k]).strip() for k in KNOWN if found.get(k)}
+            row["where"] = where
+            row["known"] = {k: clean(str(found[k]).strip()) for k in KNOWN if found.get(k)}
             yield row
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
@@ -305,7 +321,14 @@ def read_txt(file: Path, columns: Mapping[str, str]) -> Rows:
         for number, line in enumerate(text, 1):
             if line.strip():
                 path, _, label = line.strip().rpartition(" ")
+                if label == "-1" and path.endswith(" 0"):  # VideoMAE's lists without labels
+                    path, label = path.removesuffix(" 0"), None
                 yield f"line {number}", dict(path=path, label=label)
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can hold: halves of a pair, as JSON may have alone, become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def check_columns(file: Path, known: Sequence[Any], columns: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from vtp_jax.data.sources import VIDEOS
+from vtp_jax.data import sources
 
 MAX_VIDEO = 2**31  # bytes
 MAX_TEXT = 2**24
@@ -34,48 +34,76 @@ class Refused(NamedTuple):
 
 
 CAUSES = {
-    "unsafe_name": "its name is absolute or leads out of the folder",
+    "unsafe_name": "its name is absolute, leads out of the folder, or is not UTF-8",
     "not_a_file": "a link, a device, or a file with holes",
     "member_too_large": "more than 2 GiB of video or 16 MiB of text",
     "duplicate": "a sample of this name came before",
-    "damaged_tar": "the tar ends here, or cannot be read any further",
+    "damaged_tar": "the tar cannot be read any further; what comes later is not known",
 }
 
 
 def read(path: str) -> Iterator[Sample | Refused]:
-    """The samples of a tar, in its order; of what is not one, a line each."""
+    """The samples of a tar, in its order; of what is not one, a line each. The sample at which a
+    damaged tar ends is refused, since what belongs to it may be lost."""
     seen: set[str] = set()
     key = ""
     try:
         with tarfile.open(path, "r:") as tar:
-            for key, members in itertools.groupby(tar, lambda member: split_name(member.name)[0]):
+            for key, members in group(tar):
                 found: dict[str, bytes] = {}
                 for member in members:
                     if member.isdir():
                         continue
                     if refused := judge(member):
                         yield refused
-                    else:
+                        continue
+                    try:
                         found[split_name(member.name)[1]] = read_member(tar, member)
+                    except MemoryError:
+                        yield Refused(member.name, "member_too_large", "out of memory")
                 if found and key in seen:
                     yield Refused(key, "duplicate")
                 elif found:
                     seen.add(key)
                     yield Sample(key, found)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        yield Refused(key or path, "damaged_tar", str(error))
+    except BROKEN as error:
+        yield Refused(sources.clean(key or path), "damaged_tar", str(error))
 
 
-def count(path: str) -> int:
-    """How many samples a tar may have; reads headers alone."""
-    found = 0
+def keys(path: str) -> list[str]:
+    """The names of what `read` may yield, in its order; reads headers alone."""
+    found: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar:
-            for _ in itertools.groupby(tar, lambda member: split_name(member.name)[0]):
-                found += 1
-    except (tarfile.TarError, OSError, EOFError):
+            found += (key for key, _ in group(tar))
+    except BROKEN:
         pass  # `read` will say so
     return found
+
+
+# ValueError: numbers and texts in extended headers.
+BROKEN = (tarfile.TarError, OSError, EOFError, ValueError)
+
+
+def group(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:
+    """The members of each sample. Raises an error of `BROKEN` where a tar is damaged."""
+    return itertools.groupby(whole(tar), lambda member: split_name(member.name)[0])
+
+
+def whole(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All members. Python takes a damaged header for the end: so the end is looked at."""
+    yield from tar
+    file, at = tar.fileobj, tar.offset
+    assert file is not None
+    file.seek(at)
+    rest = size = 0
+    while block := file.read(2**20):
+        size += len(block)
+        rest += len(block) - block.count(0)
+        if rest:
+            break
+    if rest or size < 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"at byte {at} there is neither a header nor the end")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -96,11 +124,13 @@ def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def judge(member: tarfile.TarInfo) -> Refused | None:
     """Why a member must not be read, if so."""
     name = PurePosixPath(member.name)
+    if sources.clean(member.name) != member.name:
+        return Refused(sources.clean(member.name), "unsafe_name", "not UTF-8")
     if name.is_absolute() or ".." in name.parts:
         return Refused(member.name, "unsafe_name")
     if not member.isreg() or member.issparse():
         return Refused(member.name, "not_a_file")
-    most = MAX_VIDEO if name.suffix.lower() in VIDEOS else MAX_TEXT
+    most = MAX_VIDEO if name.suffix.lower() in sources.VIDEOS else MAX_TEXT
     if member.size > most:
         return Refused(member.name, "member_too_large", f"{member.size} bytes")
     return None

@@ -117,6 +117,7 @@ def load(
     *,
     answers: int | str = 1500,
     max_absent: float = 0.0,
+    parts: bool = False,
 ) -> sources.Source:
     """A split as what the pipeline reads: a clip for each row.
 
@@ -127,7 +128,8 @@ def load(
     the last. Of moments a clip has the span, where there is one; saliency is in `read` alone.
 
     max_absent: the share of rows whose files may be absent; they keep their places and count as
-    unreadable (`missing`).
+    unreadable (`missing`). parts: whether a clip may be the `part` of a longer video, which shards
+    can store and nothing else can read.
     """
     chosen, folder = find(name, split), open_folder(manual_dir)
     known: Mapping[str, int] = {}
@@ -135,21 +137,24 @@ def load(
         known = read_answers(Path(answers))
     elif chosen.vocabulary:
         known = count_answers(read(name, chosen.vocabulary, folder), int(answers))
-    clips, absent, parts = [], [], []
+    terms = find_set(name).licence
+    clips, absent, longer = [], [], []
     for row, path, span in locate(read(name, split, folder), folder):
         if row.boxes:
             raise UserError(f"{name}: boxes are no part of a source yet; read them with sets.read")
         if path is None:
             absent.append(row.id)
         elif span is not None:
-            parts.append(row.id)
-        clips.append(to_clip(row, path or os.path.basename((row.media or row.whole)[0]), known))
+            longer.append(row.id)
+        clip = to_clip(row, path or os.path.basename((row.media or row.whole)[0]), known)
+        clips.append(clip._replace(licence=row.licence or terms, part=span))
     if not clips:
         raise UserError(f"{name}/{split}: its files list nothing; get them again")
-    if parts:
+    if longer and not parts:
         raise UserError(
-            f"{name}/{split}: {len(parts)} of {len(clips)} rows are parts of longer videos, first "
-            f"'{parts[0]}'; cut them into files of such names, or into shards (vtp_jax.prepare)"
+            f"{name}/{split}: {len(longer)} of {len(clips)} rows are parts of longer videos, first "
+            f"'{longer[0]}'; cut them into files of such names, or make shards of them: "
+            f"`python -m vtp_jax.prepare shards --set {name} --split {split}`"
         )
     if len(absent) > max_absent * len(clips):
         raise UserError(
@@ -191,7 +196,7 @@ def to_clip(row: Row, path: str, known: Mapping[str, int]) -> sources.Clip:
         label = known.get(row.answers[0], len(known))
     # A caption that holds at several moments has no one span.
     spans = row.moments if len(row.moments) == len(captions) == 1 else ()
-    return sources.Clip(path, captions, label, spans)
+    return sources.Clip(path, captions, label, spans, row.id, row.origin)
 
 
 # What is missing.
