@@ -4,6 +4,7 @@ import resource
 import socket
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -385,6 +386,28 @@ def test_a_file_that_does_not_come_is_given_up(file, monkeypatch):
     ticks = iter([0.0, *[10 * video.MAX_SECONDS + 1] * 1000])
     monkeypatch.setattr(video.time, "monotonic", lambda: next(ticks))
     assert cause_of(file) == "too_slow"
+
+
+def test_clips_that_find_no_room_wait(file, monkeypatch):
+    """Eight at once, of which two have room: all are read, and never more are held."""
+    size, held, most = 3 * SIDE * SIDE * 2, [], []
+    room, real = video.Room(2 * size + 1), video.take
+    monkeypatch.setattr(video, "ROOM", room)
+
+    def take(*args):
+        held.append(1)
+        most.append(len(held))
+        try:
+            return real(*args)
+        finally:
+            held.pop()
+
+    monkeypatch.setattr(video, "take", take)
+    with ThreadPoolExecutor(8) as pool:
+        wanted = [np.asarray([3, 90])] * 8
+        found = list(pool.map(lambda one: video.read_frames(file, lambda n: one), wanted))
+    assert max(most) <= 2 and room.left == 2 * size + 1
+    assert all((numbers_in(frames) == [3, 90]).all() for frames in found)
 
 
 def test_what_is_in_memory_reads_like_a_file(file):

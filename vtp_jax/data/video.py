@@ -13,6 +13,7 @@ import functools
 import io
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,8 +36,9 @@ CAUSES = {
     "damaged": "decoding fails before the last frame asked for",
 }
 MAX_PIXELS = 8192 * 4608  # 8K; decoders keep up to seventeen such pictures
-MAX_FRAMES = 2**21  # 19 hours at 30 a second
-MAX_BYTES = 2**31  # of all frames that are asked for at once
+MAX_FRAMES = 2**20  # ten hours at 30 a second; each takes up to 250 bytes of a table
+MAX_BYTES = 2**31  # of all frames of a clip
+ALL_BYTES = 4 * MAX_BYTES  # of those of all clips that are read side by side
 MAX_SECONDS = 60.0  # of one core, for the frames of one clip
 SCAN_SECONDS = 1800.0  # of one core, for a whole video
 CLOCK = 10.0  # times as many seconds may pass by the clock, where reading takes time
@@ -105,6 +107,30 @@ class Table(NamedTuple):
         return self.keys[at - 1] if at else (0, min(self.numbers, default=0))
 
 
+class Room:
+    """Memory that threads share. A clip that finds too little waits: which clips can be read does
+    not depend on how many are read at once."""
+
+    def __init__(self, size: int):
+        self.left = size
+        self.turn = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        with self.turn:
+            self.turn.wait_for(lambda: size <= self.left)
+            self.left -= size
+        try:
+            yield
+        finally:
+            with self.turn:
+                self.left += size
+                self.turn.notify_all()
+
+
+ROOM = Room(ALL_BYTES)
+
+
 class Short(Exception):
     """The video ended, undamaged, after fewer frames than were promised."""
 
@@ -149,18 +175,20 @@ def read_frames(path: File, choose: Choose) -> UInt8[np.ndarray, "t h w c"]:
     with open_video(path) as (container, stream):
         table = survey(container, stream, check)
         numbers = choose(table.frames)
-        with contextlib.suppress(Lost):
+        size = check_room(stream, np.unique(numbers))
+        with ROOM.hold(size), contextlib.suppress(Lost):
             return take(numbers, lambda wanted: find(container, stream, wanted, table, check))
     counted = functools.partial(count, path, check=check)
-    try:
-        return take(numbers, counted)
-    except Short as short:
-        check_length(short.frames, table.frames)
-        frames = short.frames
-    try:
-        return take(choose(frames), counted)
-    except Short as short:
-        raise Unreadable("truncated", f"{short.frames} frames of {frames}") from None
+    with ROOM.hold(size):
+        try:
+            return take(numbers, counted)
+        except Short as short:
+            check_length(short.frames, table.frames)
+            frames = short.frames
+        try:
+            return take(choose(frames), counted)
+        except Short as short:
+            raise Unreadable("truncated", f"{short.frames} frames of {frames}") from None
 
 
 def check_length(frames: int, promised: int) -> None:
@@ -286,7 +314,6 @@ def find(
     """Frames of ascending numbers, by their time stamps. What nobody asked for is decoded only if
     other frames are made from it, and not at all where a later key frame allows that. Raises
     Lost."""
-    check_room(stream, wanted)
     try:
         if not table.numbers:
             table = look_around(container, stream, wanted, table, check)
@@ -360,9 +387,12 @@ def count(path: File, wanted: Sequence[int], check: Check) -> list[UInt8[np.ndar
     raise Short(at + 1)
 
 
-def check_room(stream: Any, wanted: Sequence[int]) -> None:
-    if 3 * stream.width * stream.height * len(wanted) > MAX_BYTES:
+def check_room(stream: Any, wanted: Sequence[int] | Int[np.ndarray, "t"]) -> int:
+    """The bytes of so many frames."""
+    size = 3 * stream.width * stream.height * len(wanted)
+    if size > MAX_BYTES:
         raise Unreadable("too_large", f"{len(wanted)} of {stream.width}x{stream.height}")
+    return size
 
 
 def check_count(frames: int) -> None:
