@@ -6,6 +6,7 @@ python -m vtp_jax.prepare shapes --out data/shapes
 python -m vtp_jax.prepare shards --root videos --captions train.csv --out data/train
 python -m vtp_jax.prepare shards --tars openvid/*.tar --out data/openvid
 python -m vtp_jax.prepare shards --tfds ucf101 --label-column label --out data/ucf101
+python -m vtp_jax.prepare shards --set vatex --split val_en --data-dir vatex --out data/vatex
 python -m vtp_jax.prepare remove --shards data/train --ids taken_down.txt
 """
 
@@ -101,7 +102,7 @@ def add_shards(commands: Any) -> None:
     given.add_argument("--tfds", help="a data set of TFDS that is prepared already")
     given.add_argument("--set", help="one of the community's data sets; see docs/datasets.md")
     add("--captions", help="of --root: the file that names the videos")
-    add("--split", default="train", help="of --tfds and --set")
+    add("--split", default="train", help="of --set, or of --tfds, such as 'train[:60%%]'")
     add("--data-dir", help="of --tfds: where it is; of --set: the folder of files fetched by hand")
     add("--path-column", default="path", help="of a .csv or .jsonl file")
     add("--caption-column", default="caption", help="of a file, of .json in tars, of TFDS; or none")
@@ -199,7 +200,7 @@ def show_progress(steps: Iterable[int], total: int) -> None:
     done, start, said = 0, time.monotonic(), -np.inf
     for step in steps:
         done, now = done + step, time.monotonic()
-        if done and (now - said >= EVERY or done == total):
+        if done and (now - said >= EVERY or (step and done == total)):
             said, rate = now, done / max(now - start, 1e-9)
             eta = metrics.duration(max(total - done, 0) / rate)
             line = f"{done}/{total} videos  {metrics.number(rate)}/s  eta {eta}\n"

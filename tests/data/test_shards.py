@@ -478,11 +478,12 @@ def test_quality_falls_where_a_clip_would_be_too_large(corpus):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no folder ../shared/videos with real files")
 def test_real_videos_come_out_the_same_or_with_a_cause(tmp_path):
-    """Above 33 dB; test patterns, whose colours change from pixel to pixel, above 27."""
+    """As `prepare` stores them by itself, above 35 dB; drawn ones, whose colours change from pixel
+    to pixel, above 26."""
     files = sorted(p for p in REAL.iterdir() if p.suffix in sources.VIDEOS)
     clips = [sources.Clip(p.name, ("x",)) for p in files]
     (task,) = shards.plan_files(sources.Source(str(REAL), clips), 99)
-    form = shards.Form(every=8, quality=85, ratio=0.0)
+    form = shards.Form()
     shards.make_shard(task, tmp_path, form)
     found = {one.id: one for one in records.Shard(tmp_path / task.name).records()}
     refused = json.loads((tmp_path / "000000.json").read_text())["refused"]
@@ -490,16 +491,17 @@ def test_real_videos_come_out_the_same_or_with_a_cause(tmp_path):
     assert found.keys() == {p.name for p in files} - {"corrupted.mp4"}
     clips = records.Shards(write_manifest(tmp_path, task.name, len(found)))
     for index, one in enumerate(found.values()):
-        numbers = np.unique(np.asarray([0, one.frames // 2, one.frames - 1]) // 8 * 8)
+        numbers = np.unique(np.asarray([0, one.frames // 2, one.frames - 1]) // 4 * 4)
         film = video.read_frames(REAL / one.id, lambda n, numbers=numbers: numbers)
         assert min(one.height, one.width) == min(256, *film.shape[1:3])
         small = ops.resize(film, one.height, one.width)
         shown = clips.read(index, lambda n, numbers=numbers: numbers)
-        assert psnr(small, shown) > (27 if one.id.startswith("testsrc") else 33), one.id
+        drawn = one.id.startswith(("testsrc", "frames"))
+        assert psnr(small, shown) > (26 if drawn else 35), one.id
 
 
 def write_manifest(folder, name, count):
-    known = dict(format=records.FORMAT, every=8, captions=1, classes=0)
+    known = dict(format=records.FORMAT, every=4, captions=1, classes=0)
     known |= dict(shards=[dict(name=name, records=count)])
     (folder / records.MANIFEST).write_text(json.dumps(known))
     return folder

@@ -164,8 +164,8 @@ class FromTfds(NamedTuple):
         for number, row in enumerate(tfds.as_numpy(data), self.start):
             told = np.ravel(row[caption]) if caption else ()
             clip = Clip(
-                path=row[key].decode() if key else f"{self.split}/{number}",
-                captions=tuple(t.decode().strip() for t in told),
+                path=row[key].decode("utf-8", "replace") if key else f"{self.split}/{number}",
+                captions=tuple(t.decode("utf-8", "replace").strip() for t in told),
                 label=int(row[label]) if label else None,
                 source=self.source,
                 licence=self.licence,
