@@ -5,7 +5,8 @@
 
 Every method trains its own tiny recipe, made a little larger, from random weights on clips drawn in
 memory; what it is asked about is held out: combinations of colour, shape, size, motion and ground
-that never occur in training. `untrained` is the same net before its first step. Lines of JSON go to
+that never occur in training. `untrained` is the same net before its first step; for reconstruction,
+`chance` is what 0 scores as the answer for every pixel, the mean of its cube. Lines of JSON go to
 benchmarks/results/learning.jsonl, the table to docs/learning.md.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from vtp_jax import build, cli, metrics, sharding
 from vtp_jax.types import State
@@ -30,22 +32,40 @@ TABLE = Path(__file__).parents[1] / "docs" / "learning.md"
 BAND = dict(side=32, frames=8)  # clips are drawn as large as they are shown
 VAL = dict(clips=200, **BAND)
 
+# Pixels: twice as wide, and cubes that hold an edge more often than not: what is not of one colour
+# can be told from the cubes that are seen.
+WIDE = dict(side=64, frames=8)
+PIXELS = dict(
+    data__train=dict(clips=6000, **WIDE),
+    data__evals__val=dict(clips=200, **WIDE),
+    data__video__size=64,
+    method__cube=(2, 16, 16),
+    method__dtype="float32",
+    method__size=(128, 3, 2, 256),
+    method__decoder=(64, 1, 1, 256),
+    method__unroll=3,
+    optim__lr__peak=1e-3,
+)
+
 # SNCLR learns to ignore what its views change. Crops often miss the shape and never the ground, of
 # which the colours tell one from the other.
 STILL = dict(jittered=0.0, grey=0.0, solarise=0.0)
 
 
+HEAD = "decoder_head"  # what answers with pixels
+
+
 class Case(NamedTuple):
     """A config, what of it is changed, and what is measured.
 
-    metric: the name of a number of evaluation; chance: a number, or the name of one; None where
-    only the untrained net tells. better: 1 if more is better, -1 if less
+    metric: the name of a number of evaluation; chance: a number, the name of one, or HEAD for what
+    the untrained net scores whose head answers 0. better: 1 if more is better, -1 if less
     """
 
     config: str
     changes: Mapping[str, Any]
     metric: str
-    chance: float | str | None
+    chance: float | str
     better: int = 1
 
 
@@ -64,16 +84,16 @@ def steps(count: int, **more: Any) -> dict[str, Any]:
 CASES: Mapping[str, Case] = dict(
     videomae=Case(
         "configs/videomae/pretrain_k400.py:tiny",
-        steps(600, batch=32, data__train=dict(clips=6000, **BAND), data__evals__val=VAL),
+        steps(800, batch=32, **PIXELS),
         "eval/val/loss_video",
-        None,
+        HEAD,
         -1,
     ),
     videomae_v2=Case(
         "configs/videomae_v2/pretrain_hybrid.py:tiny",
-        steps(600, batch=16, data__train=dict(clips=6000, **BAND), data__evals__val=VAL),
+        steps(800, batch=16, **PIXELS),
         "eval/val/loss_video",
-        None,
+        HEAD,
         -1,
     ),
     coca=Case(
@@ -120,7 +140,7 @@ CASES: Mapping[str, Case] = dict(
 def changed(case: Case) -> dict[str, Any]:
     """The case's config as train takes it."""
     config = cli.load_config(case.config)
-    with config.unlocked():
+    with config.unlocked(), config.ignore_type():
         for path, value in case.changes.items():
             *parts, last = path.split(".")
             inner = config
@@ -133,14 +153,17 @@ def changed(case: Case) -> dict[str, Any]:
     return cli.plain(config)
 
 
-def untrained(cfg: Mapping[str, Any]) -> dict[str, float]:
-    """What the evaluators say of the net before its first step."""
+def untrained(cfg: Mapping[str, Any], silent: str | None = None) -> dict[str, float]:
+    """What the evaluators say of the net before its first step, the parameters `silent` all 0."""
     mesh = sharding.make_mesh(**cfg["mesh"])
     data = build.data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
     method = build.method(cfg, data.facts)
     start, _ = build.start(method, cfg["optim"], data.spec, cfg["seed"])
     with sharding.activate(mesh):
         state: State = jax.jit(start)()
+        if silent:
+            answer = jax.tree.map(jnp.zeros_like, state.params[silent])
+            state = state._replace(params={**state.params, silent: answer})
         checks = build.evaluators(cfg["evals"], method, data.streams, mesh)
         return {
             f"eval/{name}/{key}": value
@@ -159,7 +182,11 @@ def measure(name: str) -> dict[str, Any]:
         began = time.monotonic()
         last = cli.call(train.train, "config", workdir=folder, **cfg)
         took = time.monotonic() - began
-    chance = last[case.chance] if isinstance(case.chance, str) else case.chance
+    chance = case.chance
+    if chance == HEAD:
+        chance = untrained(cfg, HEAD)[case.metric]
+    elif isinstance(chance, str):
+        chance = last[chance]
     scores = {k.removeprefix("eval/"): v for k, v in last.items() if k.startswith("eval/")}
     return dict(
         method=name,
@@ -187,7 +214,7 @@ def write_table(lines: Sequence[Mapping[str, Any]]) -> None:
     for name in (n for n in CASES if n in rows):
         line = rows[name]
         cells = (line["chance"], line["untrained"], line["trained"])
-        chance, *numbers = ("" if x is None else f"{x:.3f}" for x in cells)
+        chance, *numbers = (f"{x:.3f}" for x in cells)
         sign = "" if line["better"] > 0 else " (less is better)"
         shown.append(
             f"| {name} | `{line['config']}` | {line['clips']:,} | {line['seconds']} | "

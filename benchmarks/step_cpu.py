@@ -8,14 +8,16 @@ turn and count once: what runs first after a step finds its gigabytes still bein
 3 x those of the forward products that the method must compute (`must_compute`), whatever the
 program computes beside them.
 
-The process starts itself again with LARGE_PAGES, as launch.local starts training, unless
---small-pages: a step's temporaries are gigabytes that come from the kernel and go back every time.
+The process starts itself again with an allocator that keeps its memory, as launch.local starts
+training (launch.common.keep_memory; apt install libjemalloc2), unless --malloc plain: a step's
+temporaries are gigabytes, which glibc takes from the kernel and gives back every time.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 import statistics
 import sys
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from launch.common import LARGE_PAGES
+from launch.common import keep_memory
 from vtp_jax import bench, cli, metrics, synthetic
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
@@ -67,11 +69,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", default="B")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--unroll", type=int, default=1)
-    parser.add_argument("--small-pages", action="store_true")
+    parser.add_argument("--malloc", choices=("keep", "plain"), default="keep")
     parser.add_argument("--profile", metavar="DIR")
     args, _ = cli.parse(parser, argv)
-    if not args.small_pages and not LARGE_PAGES.items() <= os.environ.items():
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **LARGE_PAGES})
+    keep = keep_memory() if args.malloc == "keep" else {}
+    if not keep.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **keep})
     spec, facts = synthetic.describe(DATA, args.batch)
     words = {k: facts[k] for k in ("vocab_size", "pad_id", "mask_id")}
     method = simvtp.make(
@@ -103,7 +106,8 @@ def main(argv: Sequence[str]) -> None:
     found = dict(
         batch=args.batch,
         unroll=args.unroll,
-        pages="small" if args.small_pages else "large",
+        malloc=keep,
+        rss_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         gflop_forward_a_clip=parts,
         products_gflops=rate,
         step_s_a_clip=took["step"] / args.batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes.util
 import math
 import re
 import shlex
@@ -17,15 +18,22 @@ SLICES = dict(
     v6e=("v6e", 1, "v2-alpha-tpuv6e"),
     v5p=("v5p", 2, "v2-alpha-tpuv5"),
 )
-# For CPUs: XLA's temporaries are gigabytes that come from the kernel and go back at every step; in
-# pages of 2 MiB that costs a sixth of SimVTP's step less (docs/speed.md). For glibc, and others
-# ignore it.
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # A fresh machine: Python of its own, the project as it was sent, the build for its accelerator.
 INSTALL = """\
 python3 -m pip install --quiet --user uv
 ~/.local/bin/uv venv --quiet --allow-existing --python 3.11 .venv
 ~/.local/bin/uv pip install --quiet --python .venv/bin/python -e '.[{extra}]'"""
+
+
+def keep_memory() -> dict[str, str]:
+    """The environment in which a CPU's process keeps its memory. XLA's temporaries are gigabytes
+    that glibc takes from the kernel and gives back at every step; cleaning their pages is a third
+    of SimVTP's step (docs/speed.md). jemalloc, where it is installed, keeps them; without it, glibc
+    is told to use large pages, which is half of that."""
+    if jemalloc := ctypes.util.find_library("jemalloc"):
+        keep = "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"
+        return dict(LD_PRELOAD=jemalloc, MALLOC_CONF=keep)
+    return dict(GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
 
 
 def parser(name: str, about: str | None) -> argparse.ArgumentParser:

@@ -14,12 +14,12 @@ from launch import common
 
 
 def render(args: argparse.Namespace, train: str) -> str:
-    pages = "export " + " ".join(f"{name}={value}" for name, value in common.LARGE_PAGES.items())
+    memory = "export " + " ".join(f"{name}={value}" for name, value in common.keep_memory().items())
     if args.processes == 1:
-        return f"{pages}\n{train}"
+        return f"{memory}\n{train}"
     # When one fails, the others would wait for it: they are ended.
     return f"""\
-{pages}
+{memory}
 export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count={args.devices}
 export JAX_COORDINATOR_ADDRESS=localhost:{args.port} JAX_NUM_PROCESSES={args.processes}
 for i in $(seq 0 {args.processes - 1}); do

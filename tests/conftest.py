@@ -39,8 +39,8 @@ settings.register_profile("suite", deadline=None, max_examples=12, derandomize=T
 settings.load_profile("suite")
 
 DEAR = (  # files, by what they cost
-    "test_train", "test_every_tiny", "test_every_method", "test_every_config", "test_simvtp",
-    "test_convert", "test_tvtsv2", "test_classify", "test_optim",
+    "test_train", "test_every_tiny", "test_every_method", "test_every_config", "test_plan",
+    "test_simvtp", "test_convert", "test_tvtsv2", "test_classify", "test_optim",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def at_root(monkeypatch):
 @pytest.fixture
 def as_users_compile():
     """The suite leaves out XLA's dear passes; what a TPU's program needs is seen with all."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
