@@ -16,7 +16,7 @@ def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(demo.shapes, "Plan", lambda: PLAN)
     one = sharding.make_mesh(data=1, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda *, data, fsdp, tensor: one)
+    monkeypatch.setattr(sharding, "make_mesh", lambda **axes: one)
     corpus, workdir = tmp_path / "shapes", tmp_path / "run"
     changes = dict(
         steps=4, batch=16, data__train__root=corpus, data__train__captions=corpus / "train.csv",

@@ -14,7 +14,7 @@ QUICK = ["configs/simvtp/pretrain_webvid.py:tiny"]
 def test_tiny_trains_evaluates_and_writes(path, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     one = sharding.make_mesh(data=1, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda *, data, fsdp, tensor: one)
+    monkeypatch.setattr(sharding, "make_mesh", lambda **axes: one)
     train.main(["--config", path, "--workdir", str(tmp_path)])
     lines = metrics.read(tmp_path / "metrics.jsonl")
     cfg = cli.plain(cli.load_config(str(tmp_path / "config.json")))
