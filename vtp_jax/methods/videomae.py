@@ -71,9 +71,9 @@ class VideoMAE(nn.Module):
     dtype: Any
     remat: str | None
     unroll: int
-    attention: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    attention: str = "auto"
 
     def setup(self):
         d, e, dtype = self.encoder_size.width, self.decoder_size.width, jnp.dtype(self.dtype)
@@ -229,7 +229,7 @@ def make(
         sizes.pick(sizes.ENCODERS, size, "method.size"),
         sizes.pick(sizes.DECODERS, decoder or size, "method.decoder"),
         (cube[0], cube[1], cube[2]), mask, ratio, decoder_ratio,
-        drop_path, dtype, remat, unroll, attention, tuple(mean), tuple(std),
+        drop_path, dtype, remat, unroll, tuple(mean), tuple(std), attention,
     )  # fmt: skip
     return Method(
         init=partial(init, net),
