@@ -190,7 +190,6 @@ def test_slices_are_one_mesh_with_rows_over_the_slices():
 
 
 @pytest.mark.plan
-@pytest.mark.slow(reason="`make plan`: in a process of its own; after other tests the programs differ")
 @needs_compiler
 @pytest.mark.parametrize("path, topology, overrides", list(plans.cases()))
 def test_the_golden_of_a_config(path, topology, overrides, as_users_compile):
