@@ -27,9 +27,9 @@ python3 -m pip install --quiet --user uv
 
 def keep_memory() -> dict[str, str]:
     """The environment in which a CPU's process keeps its memory. XLA's temporaries are gigabytes
-    that glibc takes from the kernel and gives back at every step; cleaning their pages is a third
+    that glibc takes from the kernel and gives back at every step; cleaning their pages is a fifth
     of SimVTP's step (docs/speed.md). jemalloc, where it is installed, keeps them; without it, glibc
-    is told to use large pages, which is half of that."""
+    is told to use large pages, which is part of the way."""
     if jemalloc := ctypes.util.find_library("jemalloc"):
         keep = "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"
         return dict(LD_PRELOAD=jemalloc, MALLOC_CONF=keep)

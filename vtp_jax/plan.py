@@ -319,9 +319,9 @@ def rows(plan: Plan, pod: Pod, decoded: Mapping[str, float] = DECODED) -> Iterat
         "decoding",
         f"{', '.join(cores)} clips/s each; the hosts have {chips * pod.chip.cores:.0f}",
     )
-    least, most = (plan.steps * (s or 0) * chips / 3600 for s in (plan.best, plan.seconds))
-    hours = f"{least:.0f} to {most:.0f}" if plan.seconds else f"at least {least:.0f}"
-    yield "the run", f"{plan.steps} steps, {hours} chip-hours"
+    known = [f"{plan.steps * s * chips / 3600:.0f}" for s in (plan.best, plan.seconds) if s]
+    least = "" if plan.seconds else "at least "
+    yield "the run", f"{plan.steps} steps, {least}{' to '.join(known)} chip-hours"
 
 
 def title(name: str, plan: Plan, pod: Pod, slices: int = 1) -> str:
