@@ -4,6 +4,8 @@ Methods are found in configs: the first tiny config of each method is its case. 
 devices is the suite's dearest part: other configs, and a second mesh, are for `make test-all`.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -43,6 +45,18 @@ def run(cfg, mesh, steps=3):
     return losses, state
 
 
+@functools.cache  # for all meshes
+def on_one_device(path):
+    cfg = config(path)
+    return run(cfg, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
+
+
+def config(path):
+    cfg = cli.plain(cli.load_config(path))
+    cfg["method"]["dtype"] = "float32"
+    return cfg
+
+
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -51,17 +65,16 @@ def at_root(monkeypatch):
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 @pytest.mark.parametrize("path", CASES)
 def test_one_device_and_eight_give_the_same_losses(path, axes):
-    cfg = cli.plain(cli.load_config(path))
-    cfg["method"]["dtype"] = "float32"
-    one, alone = run(cfg, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
+    one, alone = on_one_device(path)
     assert one[0]["loss"] != one[-1]["loss"]
-    many, state = run(cfg, sharding.make_mesh(**axes))
+    many, state = run(config(path), sharding.make_mesh(**axes))
     for a, b in zip(one, many, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=name)
-    # Adam's moments are the gradients. Parameters would not do: where a gradient is 0 but for
-    # rounding, as a key's bias has it, Adam makes whole steps of the rounding.
+            near = 1e-3 if name == "update_norm" else 1e-5
+            np.testing.assert_allclose(b[name], a[name], rtol=near, atol=1e-5, err_msg=name)
+    # Adam's moments are the gradients. Parameters and updates would not do: where a gradient is 0
+    # but for rounding, as a key's bias has it, Adam makes whole steps of the rounding.
     moments, wanted = (tree.flatten(s.opt) for s in (state, alone))
     for name, leaf in wanted.items():
         kind = name.split("/")[0]
