@@ -210,6 +210,36 @@ def test_write_draws_readable_videos_and_says_how(tmp_path):
     ] * 4
 
 
+def without(run, *verbs):
+    left = {k: v for k, v in run.method.encode.items() if k not in verbs}
+    return run._replace(method=run.method._replace(encode=left))
+
+
+def test_what_a_method_cannot_do_is_not_drawn(tmp_path):
+    """VideoMAE reads no words, and CoCa restores no pixels."""
+    run = run_of()
+    words = ("text", "masked_text", "predicted_text", "text_hidden", "text_mask", "maskable")
+
+    def silent(*args):
+        return {k: v for k, v in reconstruct(*args).items() if k not in words}
+
+    def mute():
+        for batch in run.data.streams["val"].batches():
+            yield {k: v for k, v in batch.items() if k not in words}
+
+    streams = {"val": run.data.streams["val"]._replace(batches=mute)}
+    pixels = without(run, "text", "reconstruct")
+    pixels.method.encode["reconstruct"] = lambda p, e, b, r: silent(p, e, {**b, "text": b["id"]}, r)
+    made = visualize.write(pixels, streams, "val", tmp_path, clips=2)
+    assert len(made["reconstructions"]) == 2 and not made["retrieval"]
+    assert [one["words_hidden"] for one in made["reconstructions"]] == [0, 0]
+
+    made = visualize.write(without(run, "reconstruct"), run.data.streams, "val", tmp_path)
+    assert len(made["retrieval"]) == 9 and not made["reconstructions"]
+    with pytest.raises(UserError, match="nothing to draw"):
+        visualize.write(without(run, "reconstruct", "text"), run.data.streams, "val", tmp_path)
+
+
 @pytest.mark.parametrize("statistics", visualize.STATISTICS)
 def test_the_chosen_statistics_are_drawn(statistics):
     run = run_of()

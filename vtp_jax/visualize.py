@@ -310,14 +310,17 @@ def restore(
             placed = sharding.put(batch, run.mesh)
             made = jax.device_get(reconstruct(run.state.params, run.state.extra, placed, key))
         for i in np.flatnonzero(batch["valid"]):
-            words = {k: made[k][i] for k in ("text", "predicted_text", "text_hidden")}
+            words = None
+            if "predicted_text" in made:  # a method of videos alone reads none
+                said = (made[k][i] for k in ("text", "predicted_text", "text_hidden"))
+                words = words_of(run, batch["text_mask"][i], *said)
             clips.append(
                 Restored(
                     int(batch["id"][i]),
                     to_bytes(made["video"][i]),
                     made["hidden"][i],
                     to_bytes(made["restored"][statistics][i]),
-                    words_of(run, batch["text_mask"][i], **words),
+                    words,
                 )
             )
     return clips
@@ -430,8 +433,17 @@ def write(
     "picture", "animation", "words_right", "words_hidden"}], "retrieval": [{"caption", "rank",
     "picture"}]}; file names are relative to `out`.
     """
-    if "reconstruct" not in run.method.encode:
-        raise UserError("this method restores nothing: it has no encode 'reconstruct'")
+    verbs = set(run.method.encode)
+    told = retrieval.captions_of(streams, stream)
+    if not {"video", "text"} <= verbs or "text" not in next(iter(streams[told].batches())):
+        questions = 0
+    if "reconstruct" not in verbs:
+        if not questions:
+            raise UserError(
+                "nothing to draw: it restores no videos (no encode 'reconstruct'), and no captions "
+                "are asked (encode 'video' and 'text', and a stream with captions)"
+            )
+        clips = 0
     out.mkdir(parents=True, exist_ok=True)
     titles = streams[stream].table.get("path", [])
     index: dict[str, Any] = {
@@ -440,7 +452,8 @@ def write(
         "reconstructions": [],
         "retrieval": [],
     }
-    for n, clip in enumerate(restore(run, streams[stream], clips, statistics)):
+    restored = restore(run, streams[stream], clips, statistics) if clips else []
+    for n, clip in enumerate(restored):
         title = Path(titles[clip.id]).name if titles else f"video {clip.id}"
         names = dict(picture=f"restored_{n:02}.png", animation=f"restored_{n:02}.webp")
         storyboard(clip, STATISTICS[statistics], title).save(out / names["picture"])
@@ -477,15 +490,17 @@ def given(
     clips = pipeline.Clips(source, lambda i, choose: video.read_frames(source.file(i), choose))
     look = pipeline.fit("data.video", pipeline.Look, {**cfg["video"], "views": None})
     opened = dict(files=pipeline.open_files, shapes=pipeline.open_shapes)[cfg["kind"]]
-    words = pipeline.open_text(opened("train", **cfg["train"]).source, **cfg["text"])
+    words = None
+    if text := cfg.get("text"):
+        words = pipeline.open_text(opened("train", **cfg["train"]).source, **text)
     ways = math.prod(run.mesh.shape.values())
     rows = -(-min(len(source.clips), AT_ONCE) // ways) * ways
     order = functools.partial(pipeline.list_order, rows, (0, 1))
     here = functools.partial(pipeline.run_here, workers=1)
-    return {
-        "given": pipeline.stream_videos(clips, look, words, order, here),
-        "given/captions": pipeline.stream_captions(source, words, order),
-    }
+    streams = {"given": pipeline.stream_videos(clips, look, words, order, here)}
+    if words:
+        streams["given/captions"] = pipeline.stream_captions(source, words, order)
+    return streams
 
 
 def main(argv: Sequence[str]) -> None:
