@@ -26,16 +26,16 @@ import jax
 import jax.numpy as jnp
 
 from vtp_jax import build, cli, metrics, sharding
-from vtp_jax.types import State
+from vtp_jax.types import State, UserError
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 TABLE = Path(__file__).parents[1] / "docs" / "learning.md"
 BAND = dict(side=32, frames=8)  # clips are drawn as large as they are shown
 VAL = dict(clips=200, **BAND)
 
-# Pixels: whole clips, whose bands are as wide as cubes, so that what is hidden can be told from what
-# is seen (in crops of any scale, 600 steps of 32 clips end where they began, at what 0 scores); four
-# maskings of each clip, as V2 has them.
+# Pixels: whole clips, whose bands are as wide as cubes, so that what is hidden can be told from
+# what is seen (in crops of any scale, 600 steps of 32 clips end where they began, at what 0
+# scores); four maskings of each clip, as V2 has them.
 PIXELS = dict(
     data__train=dict(clips=6000, **BAND),
     data__evals__val=VAL,
@@ -230,6 +230,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="where the runs are kept; default: nowhere")
     args = parser.parse_args(argv)
     names = args.methods or list(CASES)
+    for name in names:
+        if name not in CASES:
+            raise UserError(
+                f"{name}: no row in CASES of benchmarks/learning.py; {', '.join(CASES)} have"
+            )
     RESULTS.parent.mkdir(exist_ok=True)
     for name in names:
         line = measure(name, args.out)

@@ -52,8 +52,11 @@ def on_one_device(path):
 
 
 def config(path):
+    """In fp32, and with an eps that Adam's updates are continuous in the gradient with: where it is
+    0 but for rounding, as a key's bias has it, they are whole steps of the rounding otherwise."""
     cfg = cli.plain(cli.load_config(path))
     cfg["method"]["dtype"] = "float32"
+    cfg["optim"]["eps"] = 1e-3
     return cfg
 
 
@@ -71,16 +74,13 @@ def test_one_device_and_eight_give_the_same_losses(path, axes):
     for a, b in zip(one, many, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            near = 1e-3 if name == "update_norm" else 1e-5
-            np.testing.assert_allclose(b[name], a[name], rtol=near, atol=1e-5, err_msg=name)
-    # Adam's moments are the gradients. Parameters and updates would not do: where a gradient is 0
-    # but for rounding, as a key's bias has it, Adam makes whole steps of the rounding.
-    moments, wanted = (tree.flatten(s.opt) for s in (state, alone))
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    moments, wanted = (tree.flatten(s.opt) for s in (state, alone))  # Adam's: the gradients
     for name, leaf in wanted.items():
         kind = name.split("/")[0]
         scale = max(float(np.abs(x).max()) for k, x in wanted.items() if k.startswith(kind))
         np.testing.assert_allclose(
-            moments[name], leaf, rtol=1e-3, atol=5e-4 * np.abs(leaf).max() + 1e-7 * scale,
+            moments[name], leaf, rtol=1e-3, atol=1e-4 * np.abs(leaf).max() + 1e-7 * scale,
             err_msg=name,
         )  # fmt: skip
     for name, leaf in tree.flatten(alone.extra).items():
