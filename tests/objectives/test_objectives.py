@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax.objectives import contrastive, reconstruction
+from vtp_jax.objectives import contrastive, neighbours, reconstruction
 from vtp_jax.objectives.classification import (
     accuracy,
     cross_entropy,
     smooth,
     soft_cross_entropy,
 )
+from vtp_jax.types import Mean
 
 
 def normal(*shape):
@@ -194,3 +195,36 @@ def test_contrast_with_a_twin_and_the_past_by_hand():
         losses.append(-(target * np.log(logits / logits.sum(1, keepdims=True))).sum(1).mean())
         np.testing.assert_allclose(np.exp(alike[i][:3, :3]), logits[:, :3], rtol=1e-3)
     np.testing.assert_allclose(value.value(), np.mean(losses), rtol=1e-5)
+
+
+def products(jaxpr):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield eqn
+        for inner in jax.core.jaxprs_in_params(eqn.params):
+            yield from products(inner)
+
+
+def test_cosines_are_made_in_full_precision_forward_and_backward():
+    """Accelerators make fp32 products of TF32 or bf16 unless told otherwise."""
+    name, real, square = jnp.arange(6), jnp.ones(6, bool), jnp.ones((6, 6), bool)
+    some, past, near = dict(temperature=0.05), jnp.asarray(B), jnp.stack([A, B], axis=1)
+    losses = dict(
+        info_nce=lambda a, b: contrastive.info_nce(a, b, real, **some),
+        with_twin=lambda a, b: contrastive.with_twin(
+            (a, b), (a, b), (past, past, name, real), name, square, alpha=0.4, **some
+        )[0],
+        neighbours=lambda a, b: neighbours.soft_info_nce(
+            a, near, square[:, :2], neighbours.positiveness(b, near, square[:, :2]), real, **some
+        ),
+        nearest=lambda a, b: Mean.of(
+            (a[:, None] * neighbours.nearest(b, past, real, 2)[0]).sum((1, 2)), real
+        ),
+    )
+    for what, loss in losses.items():
+        traced = jax.make_jaxpr(jax.grad(lambda a, b, f=loss: f(a, b).value(), (0, 1)))(A, B)
+        made = list(products(traced.jaxpr))
+        assert made, what
+        for eqn in made:
+            told = eqn.params["precision"]
+            assert told is not None and set(told) == {jax.lax.Precision.HIGHEST}, (what, eqn)

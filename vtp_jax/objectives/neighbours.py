@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vtp_jax.objectives.contrastive import normalise
+from vtp_jax.objectives.contrastive import cosines, normalise
 from vtp_jax.types import Mean, UserError
 
 
@@ -39,7 +39,7 @@ def nearest(
     m = max(i for i in range(1, math.isqrt(size // k) + 1) if size % i == 0)
     query = jax.lax.stop_gradient(query).reshape(groups, b // groups, d)
     table = jax.lax.stop_gradient(rows).reshape(groups, m, size // m, d).astype(query.dtype)
-    cosine = jnp.einsum("gqd,gmcd->gqmc", query, table)
+    cosine = cosines("gqd,gmcd->gqmc", query, table)
     cosine = jnp.where(real.reshape(groups, 1, m, -1), cosine, -jnp.inf)
     column = jax.lax.top_k(cosine.max(axis=2), k)[1]
     pool = jnp.take_along_axis(cosine, column[:, :, None], axis=3)
@@ -58,7 +58,7 @@ def positiveness(
     """How much a query supports each neighbour: a softmax of their cosines over the real ones, of
     which weights of `threshold` and less become 0. With no real one all are 0."""
     # Cosines are at most 1: no maximum has to be taken away, and k may be 0.
-    raw = jnp.where(real, jnp.exp(jnp.einsum("bd,bkd->bk", normalise(query), near)), 0)
+    raw = jnp.where(real, jnp.exp(cosines("bd,bkd->bk", normalise(query), near)), 0)
     weight = raw / jnp.maximum(raw.sum(axis=1, keepdims=True), 1e-8)
     return jnp.where(weight > threshold, weight, 0)
 
@@ -83,10 +83,10 @@ def soft_info_nce(
     weight is not 0; with one of weight 1 for each row both are `contrastive.info_nce`.
     """
     query = normalise(query)
-    everyone = jnp.einsum("id,jcd->ijc", query, candidate) / temperature
+    everyone = cosines("id,jcd->ijc", query, candidate) / temperature
     everyone = jnp.where(real, everyone, jnp.finfo(everyone.dtype).min)
     total = jax.nn.logsumexp(everyone, axis=(1, 2))
-    own = jnp.einsum("id,icd->ic", query, candidate) / temperature
+    own = cosines("id,icd->ic", query, candidate) / temperature
     weight = jnp.where(real, weight, 0)
     if weighted == "outside":
         loss = weight.sum(axis=1) * total - (weight * own).sum(axis=1)
