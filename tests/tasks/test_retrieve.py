@@ -261,6 +261,23 @@ def test_clips_are_flipped_and_erased_in_training_alone():
     np.testing.assert_allclose(run(build(flip=1.0), example())[0], run(plainly, batch)[0])
 
 
+def test_each_of_several_views_is_a_group_of_its_own():
+    made, one, other = build("simvtp", drop=DROP), example(), example(seed=3)["video"]
+    both = {**one, "video": jnp.stack([one["video"], other], axis=1)}
+    apart = [run(made, {**one, "video": video})[0] for video in (one["video"], other)]
+    assert not np.isclose(*apart)
+    np.testing.assert_allclose(run(made, both)[0], np.mean(apart), rtol=1e-5)
+
+
+def test_the_parts_of_a_video_are_changed_alike():
+    recipe = build(flip=0.5, erase=0.5).method.loss.args[1]
+    video = example()["video"]
+    parts = {"video": video.reshape(8, 2, 2, *video.shape[2:])}
+    found, whole = (retrieve.augmented(recipe, KEY, x)["video"] for x in (parts, {"video": video}))
+    assert found.shape == parts["video"].shape and (found.reshape(whole.shape) == whole).all()
+    assert (whole != embed.to_unit(video)).any()
+
+
 def test_a_whole_net_keeps_its_other_verbs():
     made, batch = build(towers="one"), example()
     assert set(made.encode) == {"video", "text", "pair"}
@@ -306,6 +323,17 @@ def test_a_method_that_cannot_encode_text_is_refused():
     base = base._replace(encode=dict(video=base.encode["video"]))
     with pytest.raises(UserError, match="needs a method that has encode 'text'"):
         retrieve.make(base=base)
+
+
+def test_a_text_net_that_is_narrower_is_told():
+    base = plain()
+
+    def text(*args):
+        return {k: x[..., :4] for k, x in base.encode["text"](*args).items() if k == "raw"}
+
+    made = retrieve.make(base=base._replace(encode={**base.encode, "text": text}))
+    with pytest.raises(UserError, match="mean_norm: raw of 'video' 6 and 'text' 4 wide do not"):
+        made.init(KEY, spec_of(example()))
 
 
 def test_a_batch_that_does_not_divide_into_groups_is_told():

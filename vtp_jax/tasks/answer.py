@@ -114,8 +114,8 @@ def init(
     base: Method, head: Head, fuse: str, drop: Sequence[str], rng: Array, spec: Spec
 ) -> Params:
     base_key, head_key = jax.random.split(rng)
-    kept = tree.without(base.init(base_key, spec), drop, "config.task.drop")
     batch = jax.eval_shape(augment.views_as_rows, dict(spec))
+    kept = tree.without(base.init(base_key, batch), drop, "config.task.drop")
     of_pairs = base._replace(encode={"pair": partial(fused, base, fuse)})
     vector = look(of_pairs, "pair", base_key, batch, kept)["embedding"]
     return {"base": kept, "head": head.init(head_key, jnp.zeros((1, vector.shape[1])))["params"]}

@@ -13,8 +13,10 @@ What the batch needs: video and label, in [0, classes); rows with a label outsid
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -125,13 +127,31 @@ def classify(
 
 def init(base: Method, head: Head, drop: Sequence[str], rng: Array, spec: Spec) -> Params:
     base_key, head_key = jax.random.split(rng)
-    kept = tree.without(base.init(base_key, spec), drop, "config.task.drop")
     clips = jax.eval_shape(augment.views_as_rows, dict(spec))
+    # A base that reads texts too is made whole: of one word, where the data have none.
+    text = jax.ShapeDtypeStruct((*clips["video"].shape[:1], 1), jnp.int32)
+    kept = tree.without(base.init(base_key, {"text": text, **clips}), drop, "config.task.drop")
     video = look(base, "video", base_key, clips, kept)
     if POOLS[head.pool] not in video:
         raise UserError(f"config.task.pool={head.pool}: encode 'video' gives no {POOLS[head.pool]}")
     example = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in video.items() if k in READ}
     return {"base": kept, **head.init(head_key, example)["params"]}
+
+
+def listed(path: str) -> list[int]:
+    """The class numbers in a JSON file."""
+    if not Path(path).is_file():
+        raise UserError(
+            f"config.task.pick: there is no file '{path}', a JSON list of the head's classes in "
+            "the data's order; V2's are in misc/ of github.com/OpenGVLab/VideoMAEv2"
+        )
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"config.task.pick: {path} is not JSON: {error}") from None
+    if not isinstance(found, list) or not all(type(i) is int for i in found):
+        raise UserError(f"config.task.pick: {path} is no list of whole numbers")
+    return found
 
 
 def make(
@@ -149,7 +169,7 @@ def make(
     switch: float = 0.5,
     groups: int = 1,
     drop: Sequence[str] = (),
-    pick: Sequence[int] = (),
+    pick: Sequence[int] | str = (),
     labels: int = 0,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
@@ -159,9 +179,11 @@ def make(
     pool: `mean_norm` (the mean of `raw`, and a norm of its own) or `embedding` (the base's)
     dropout: before the linear layer; smoothing: of labels; flip, erase: probabilities
     mixup, cutmix, mix_prob, switch, groups: see `augment.mix`
-    drop: regexes on names of the base's parameters that the task has no use for
+    drop: regexes on names of the base's parameters that the task has no use for; no gradient
+        reaches what is kept of them, but weight decay does (docs/methods.md has them by base)
     pick: which of the head's classes are the data's, in the data's order, where a head that tells
-        more of them apart is trained on (V2: from 710 to 400); without it, all
+        more of them apart is trained on (V2: from 710 to 400), or the path of a JSON list of them;
+        without it, all
     labels, mean, std: facts of the data: how many classes occur, and pixels (of erased boxes)
 
     encode: "classes" and "video", and the rest of the base's where nothing is dropped. extra is
@@ -172,6 +194,7 @@ def make(
         raise UserError(f"config.task.pool={pool!r}; known: {', '.join(POOLS)}")
     if "video" not in base.encode:
         raise UserError("config.task: classify needs a method that has encode['video']")
+    pick = listed(pick) if isinstance(pick, str) else pick
     if wrong := [i for i in pick if not 0 <= i < classes]:
         raise UserError(f"config.task.pick: {wrong[0]} is none of the head's {classes} classes")
     asked = len(pick) or classes

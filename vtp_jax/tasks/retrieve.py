@@ -71,16 +71,24 @@ def encode(
     return {**found, "embedding": NORM.apply({"params": params[f"{kind}_norm"]}, mean)}
 
 
+def rows(batch: Batch) -> tuple[Batch, int]:
+    """Several views of a clip are rows with the same words, each view a group of its own, as in
+    SimVTP's loss, and how many there are. Clips with a text each, "b k l", stay one row: they are
+    parts of a video, for methods that read them together."""
+    return augment.views_apart(batch) if batch["text"].ndim == 2 else (batch, 1)
+
+
 def augmented(recipe: Recipe, rng: Array, batch: Batch) -> Batch:
-    """The batch with its clips flipped and erased."""
+    """The batch with its clips flipped and erased, all clips of a row alike."""
     flip_key, erase_key = jax.random.split(rng)
-    video = batch["video"]
+    shape = batch["video"].shape
+    video = batch["video"].reshape(shape[0], -1, *shape[-3:])
     if recipe.flip:
         video = augment.flip(flip_key, embed.to_unit(video), recipe.flip)
     if recipe.erase:
         video = embed.to_unit(video)
         video = augment.erase(erase_key, video, recipe.erase, recipe.mean, recipe.std)
-    return {**batch, "video": video}
+    return {**batch, "video": video.reshape(shape)}
 
 
 def loss(
@@ -93,13 +101,14 @@ def loss(
     step: Array,
 ) -> tuple[Array, Out]:
     augment_key, video_key, text_key = jax.random.split(rng, 3)
+    batch, views = rows(batch)
     batch = augmented(recipe, augment_key, batch)
     found = contrastive.both_ways(
         encode(base, recipe, "text", params, extra, batch, text_key)["embedding"],
         encode(base, recipe, "video", params, extra, batch, video_key)["embedding"],
         batch["valid"],
         temperature=recipe.temperature,
-        groups=recipe.groups,
+        groups=recipe.groups * views,
         sum_directions=recipe.sum_directions,
     )
     return found.value(), Out(dict(loss_vtc=found), extra)
@@ -108,19 +117,24 @@ def loss(
 def init(
     base: Method, recipe: Recipe, drop: Mapping[str, Sequence[str]], rng: Array, spec: Spec
 ) -> Params:
-    """Towers begin equal. Raises UserError where what is left cannot encode."""
+    """Towers begin equal. Raises UserError where what is left cannot encode, or not alike."""
+    spec = jax.eval_shape(lambda batch: rows(batch)[0], dict(spec))
     whole, reads = base.init(rng, spec), POOLS[recipe.pool]
     params: dict[str, Any] = {
         part: tree.without(whole, drop.get(part, ()), f"config.task.drop.{part}")
         for part in recipe.part.values()
     }
+    widths = {}
     for kind, part in recipe.part.items():
         found = look(base, kind, rng, spec, params[part])
         if reads not in found:
             raise UserError(f"config.task.pool={recipe.pool}: encode '{kind}' gives no {reads}")
+        widths[kind] = found[reads].shape[-1]
         if recipe.pool == "mean_norm":
-            width = found["raw"].shape[-1]
-            params[f"{kind}_norm"] = NORM.init(rng, jnp.zeros(width))["params"]
+            params[f"{kind}_norm"] = NORM.init(rng, jnp.zeros(widths[kind]))["params"]
+    if widths["video"] != widths["text"]:
+        told = " and ".join(f"'{kind}' {width}" for kind, width in widths.items())
+        raise UserError(f"config.task.pool={recipe.pool}: {reads} of {told} wide do not compare")
     return params
 
 
