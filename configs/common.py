@@ -19,7 +19,7 @@ SHARDING = [*SPLIT_BLOCKS, *SPLIT_WORDS, *SPLIT_LOGITS, *SPLIT_REST]  # of SimVT
 
 # BEiT's, MAE's and SimVTP's exclusions from weight decay: every bias and norm, and the mask token.
 # The three tables of BERT's embeddings are decayed.
-NO_DECAY = r".*/(bias|scale|q_bias|v_bias|qkv_bias)|(.*/)?mask_token"
+NO_DECAY = r".*/(bias|scale|(q|v|kv|qkv)_bias)|(.*/)?mask_token"
 DECAY = [(NO_DECAY, dict(wd=0.0)), (r".*", dict())]
 
 

@@ -57,9 +57,14 @@ def test_a_resolved_config_is_read_back_the_same(config, tmp_path):
     "override, words",
     [
         ("--config.stpes=5", "stpes"),
-        ("--config.optim.lrr=5", "lrr"),
-        ("--config.steps=many", "many"),
-        ("--config.optim.lr=fast", "fast"),
+        ("--config.steps=many", "many: this is to be a whole number"),
+        ("--config.steps=true", "a whole number"),
+        ("--config.optim.lr=fast", "fast: this is to be a number"),
+        ("--config.amp=maybe", "true or false"),
+        ("--config.optim.betas=0.9", "a tuple"),
+        ("--config.optim.betas.2=0.9", "optim.betas has 2 places"),
+        ("--config.optim=adam", "a dict"),
+        ("--config.steps.peak=5", "steps is 1000, in which there are no keys"),
     ],
 )
 def test_wrong_overrides_are_errors(config, tmp_path, form, override, words):
@@ -72,9 +77,68 @@ def test_wrong_overrides_are_errors(config, tmp_path, form, override, words):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("form", ["py", "json"])
+def test_what_a_config_does_not_spell_out_is_added(config, tmp_path, form):
+    if form == "json":
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(cli.plain(cli.load_config(config))))
+        config = str(path)
+    given = dict(
+        average="0.999", fresh="()", warm_start="((r'a\\b', 'c', 'd'),)", task__name="classify",
+        optim__eps="1e-8", optim__on="true", optim__off="false", optim__lr="2", optim__none="None",
+    )  # fmt: skip
+    told = [f"--config.{name.replace('__', '.')}={text}" for name, text in given.items()]
+    found = cli.plain(cli.load_config(config, told))
+    assert found["average"] == 0.999 and found["fresh"] == []
+    assert found["warm_start"] == [[r"a\b", "c", "d"]]
+    assert found["task"] == {"name": "classify"}
+    more = dict(eps=1e-8, on=True, off=False, lr=2.0, none=None, betas=[0.9, 0.95])
+    assert found["optim"] == more and type(found["optim"]["lr"]) is float
+
+
+@pytest.mark.parametrize("form", ["py", "json"])
+def test_a_number_is_a_place_in_a_tuple(config, tmp_path, form):
+    if form == "json":
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(cli.plain(cli.load_config(config))))
+        config = str(path)
+    told = ["--config.optim.betas.1=0.5", "--config.rules.0.1.lr.0=2", "--config.rules.1.1.wd=0"]
+    found = cli.plain(cli.load_config(config, told))
+    assert found["optim"]["betas"] == [0.9, 0.5]
+    assert found["rules"] == [["encoder/.*", {"lr": [2.0, 1.0]}], [".*", {"wd": 0}]]
+
+
+def test_what_configs_share_is_not_changed_for_all(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.replace("def get", "RULES = ((1, dict(wd=1)),)\ndef get").replace(
+        '(".*", dict())', "RULES[0]"
+    ).replace("amp=False", "more=RULES"))  # fmt: skip
+    found = cli.plain(cli.load_config(str(path), ["--config.rules.1.1.wd=5"]))
+    assert found["rules"][1] == [1, {"wd": 5}] and found["more"] == [[1, {"wd": 1}]]
+
+
+@pytest.mark.parametrize(
+    "body, told",
+    [
+        ("raise ValueError('no switch tinyy')", "config .*config.py:arg: no switch tinyy$"),
+        ("return 1 / len(arg[:0])", r"ZeroDivisionError: .*config.py, line 2\)$"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: .*nothing_of_this_name"),
+        ("return dict()", "gives a dict, not a ConfigDict"),
+    ],
+)
+def test_what_a_config_raises_is_one_line(tmp_path, body, told):
+    path = tmp_path / "config.py"
+    path.write_text(f"def get_config(arg):\n    {body}\n")
+    with pytest.raises(UserError, match=told) as raised:
+        cli.load_config(f"{path}:arg")
+    assert "\n" not in str(raised.value)
+
+
 def test_missing_and_broken_files_are_errors(tmp_path):
-    with pytest.raises(UserError, match="no config file 'nowhere.py'"):
+    with pytest.raises(UserError, match="no config file 'nowhere.py'; docs/methods.md"):
         cli.load_config("nowhere.py:tiny")
+    with pytest.raises(UserError, match="neither a .py nor a .json file"):
+        cli.load_config(str(tmp_path))
     path = tmp_path / "broken.json"
     path.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):

@@ -1,6 +1,7 @@
 """Every config loads with every switch and builds; every command in a config's or an entry's header
 is one that the entry understands."""
 
+import inspect
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from tests.configs import ROOT, config_files, switches
 from vtp_jax import build, cli, sharding, train, tree
@@ -41,8 +43,10 @@ def all_switches():
 
 
 @pytest.mark.parametrize("spec", list(all_switches()))
-def test_it_loads_and_its_rules_cover_its_parameters(spec):
+def test_it_loads_and_its_rules_cover_its_parameters(spec, tmp_path):
     cfg = cli.plain(cli.load_config(spec))
+    if isinstance((cfg.get("task") or {}).get("pick"), str):  # a file of others
+        cfg["task"]["pick"] = listed(tmp_path, [7, 3, 5])
     if "tiny" in spec:
         data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
         facts, shapes_of_batch = data.facts, data.spec
@@ -67,6 +71,11 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
         method.loss, shapes.params, shapes.extra, dict(shapes_of_batch), rng, step
     )
     assert value.shape == () and tree.flatten(out.extra).keys() == tree.flatten(shapes.extra).keys()
+
+
+def listed(folder, numbers):
+    (folder / "pick.json").write_text(json.dumps(numbers))
+    return str(folder / "pick.json")
 
 
 def held(shapes, rules, fsdp):
@@ -106,10 +115,166 @@ def test_commands_in_headers_are_understood(path):
         cli.load_config(spec, [w for w in words if w.startswith("--config.")])
 
 
+def warm_starts():
+    for spec in all_switches():
+        config = cli.load_config(str(ROOT / spec))
+        if config.get("warm_start"):
+            yield spec, config.warm_start
+
+
+WARM = dict(warm_starts())
+
+
+@pytest.mark.parametrize("spec", WARM)
+def test_a_warm_start_can_be_named_and_left_out(spec):
+    """As warm_start.load's error and docs/start.md say."""
+    without = cli.load_config(spec, ["--config.warm_start=()", "--config.fresh=()"])
+    assert without.warm_start == without.fresh == ()
+    for place, (_, *names) in enumerate(WARM[spec]):
+        moved = cli.load_config(spec, [f"--config.warm_start.{place}.0=some/folder"])
+        assert list(moved.warm_start[place]) == ["some/folder", *names]
+
+
+def test_every_source_of_a_warm_start_is_what_a_command_writes():
+    texts = [(ROOT / path).read_text(encoding="utf-8").split('"""')[1] for path in config_files()]
+    texts += [p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md")]
+    commands = re.findall(r"python -m vtp_jax\..*", " ".join(texts).replace("\\\n", " "))
+    written = {m for c in commands for m in re.findall(r"--(?:workdir|out) (\S+)", c)}
+    sources = {source[0] for sources in WARM.values() for source in sources}
+    assert sources and sources <= written, sources - written
+
+
+@pytest.mark.parametrize(
+    "switch, source, dataset",
+    [
+        ("", "runs/videomae", "k400"),
+        ("H", "runs/videomae", "k400"),
+        ("ssv2", "runs/ssv2", "ssv2"),
+        ("ssv2_S", "runs/ssv2", "ssv2"),
+        ("ucf101", "runs/ucf101", "ucf101"),
+    ],
+)
+def test_videomae_starts_from_its_own_videos(switch, source, dataset):
+    config = cli.load_config(f"configs/videomae/finetune_k400.py:{switch}")
+    assert config.warm_start[0][0] == source and config.data.train.root == f"data/{dataset}"
+
+
+def test_v2_goes_on_with_the_classes_that_a_file_lists(tmp_path):
+    facts = dict(mean=(0.5,) * 3, std=(0.2,) * 3)
+    for size in (400, 600):
+        cfg = cli.plain(cli.load_config(f"configs/videomae_v2/finetune.py:g_k710_k{size}"))
+        assert cfg["task"]["pick"] == f"data/label_710to{size}.json"
+        with pytest.raises(UserError, match="no file 'data/label_710to.*VideoMAE V2") as error:
+            build.method(cfg, facts)
+        assert "\n" not in str(error.value)
+    cfg["task"]["pick"] = listed(tmp_path, [709, 0, 5])
+    build.method(cfg, facts | dict(labels=3))
+    with pytest.raises(UserError, match="has 3 classes"):
+        build.method(cfg, facts | dict(labels=4))
+    for wrong, told in (([710], "710 is none"), (["a"], "whole numbers"), ({"a": 1}, "no list")):
+        cfg["task"]["pick"] = listed(tmp_path, wrong)
+        with pytest.raises(UserError, match=told):
+            build.method(cfg, facts)
+
+
+def test_v2_goes_on_in_small_without_the_file():
+    cfg = cli.plain(cli.load_config("configs/videomae_v2/finetune.py:g_k710_k400,tiny"))
+    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    build.method(cfg, data.facts)
+    assert cfg["task"]["pick"] == [] and cfg["task"]["classes"] == 12
+
+
+def test_blocks_are_computed_again_where_the_scripts_say_so():
+    named = {
+        "videomae/pretrain_k400": {"H"},
+        "videomae/finetune_k400": {"H", "ucf101"},
+        "videomae_v2/pretrain_hybrid": {"", "H"},
+    }
+    for name, wanted in named.items():
+        path = f"configs/{name}.py"
+        every = ["", *(s for s in switches(path) if s != "tiny")]
+        found = {s for s in every if cli.load_config(f"{path}:{s}").method.get("remat")}
+        assert found == wanted, path
+    path = "configs/videomae_v2/finetune.py"
+    for switch in switches(path):
+        size = cli.load_config(f"{path}:{switch}").method
+        assert switch == "tiny" or bool(size.remat) == (size.size in "Hg"), switch
+
+
+@pytest.mark.parametrize(
+    "spec, told",
+    [
+        (
+            "configs/demo.py:tinyy",
+            "no switch 'tinyy'; this config has no_contrast, no_mask.*, tiny",
+        ),
+        ("configs/videomae/pretrain_k400.py:S,L", "L and S exclude each other; choose one"),
+    ],
+)
+def test_a_misspelt_switch_is_told_in_the_configs_own_words(spec, told):
+    with pytest.raises(UserError, match=f"^config {spec}: {told}$"):
+        cli.load_config(spec)
+
+
+@pytest.mark.parametrize("path", config_files())
+def test_every_value_can_be_given_as_it_is(path):
+    def leaves(value, name):
+        if isinstance(value, ConfigDict) and value:
+            for key in value:
+                yield from leaves(value[key], f"{name}.{key}")
+        else:
+            yield f"{name}={value if isinstance(value, str) else repr(value)}"
+
+    for spec in (path, f"{path}:tiny"):
+        config = cli.load_config(spec)
+        given = [one for key in config for one in leaves(config[key], f"--config.{key}")]
+        assert cli.load_config(spec, given).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    "spec, override",
+    [
+        ("configs/videomae/pretrain_k400.py:tiny", "method.decoder_ratio=0.5"),
+        ("configs/snclr/pretrain_imagenet.py:tiny", "method.threshold=0.1"),
+        ("configs/omnivl/pretrain.py:tiny", "method.remat=nothing_saveable"),
+    ],
+)
+def test_an_argument_that_a_config_does_not_spell_out_can_be_given(spec, override, monkeypatch):
+    given = {}
+
+    def make(**arguments):
+        given.update(arguments)
+        return "made"
+
+    cfg = cli.plain(cli.load_config(spec, [f"--config.{override}"]))
+    name, _, text = override.removeprefix("method.").partition("=")
+    real = cli.find("methods", cfg["method"]["name"])
+    make.__signature__ = inspect.signature(real)
+    monkeypatch.setattr(cli, "find", lambda kind, name: make)
+    assert build.part("methods", cfg["method"], "config.method", {}) == "made"
+    assert str(given[name]) == text
+
+
+def test_averaged_weights_can_be_asked_for():
+    cfg = cli.plain(cli.load_config("configs/demo.py:tiny", ["--config.average=0.999"]))
+    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    assert "ema/video" in build.method(cfg, data.facts).encode
+
+
 @pytest.mark.parametrize(
     "overrides, told",
     [
-        (["--config.optim.lrr=1"], "lrr"),
+        (["--config.optim.lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
+        (["--config.optim.lr.peek=1"], "peek"),
+        (["--config.method.vido_ratio=1"], "did you mean 'video_ratio'"),
+        (["--config.methdo.size=B"], "did you mean 'method'"),
+        (["--config.data.trian.root=DIR"], "did you mean 'train'"),
+        (["--config.data.evals.vla.root=DIR"], "data.evals.vla"),
+        (["--config.evals.retreival.every=1"], "evals.retreival"),
+        (["--config.mesh.fdsp=1"], "did you mean 'fsdp'"),
+        (["--config.log.evry=1"], "did you mean 'every'"),
+        (["--config.checkpoint.evry=1"], "evry"),
+        (["--config.task.nmae=classify"], "config.task"),
         (["--config.stepps=1"], "stepps"),
         (["--config.steps=many"], "steps"),
         (["--config.method.name=simvpt"], "did you mean 'simvtp'"),

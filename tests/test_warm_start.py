@@ -106,6 +106,12 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path):
             warm_start.load([(str(path), ".*", ".*")], [], shapes(a=(1,)))
 
 
+def test_the_way_to_name_another_folder_is_that_of_its_source(old, tmp_path):
+    sources = [(old[0], "params/(body/.*)", r"params/\1"), (str(tmp_path / "x"), ".*", ".*")]
+    with pytest.raises(UserError, match="--config.warm_start.1.0=DIR"):
+        warm_start.load(sources, [], shapes(body=(8, 8)))
+
+
 def test_a_momentum_twin_copies_what_was_loaded():
     """`start` runs after the warm start."""
 

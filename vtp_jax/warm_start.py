@@ -49,13 +49,13 @@ def load(
     arrays: Leaves = {}
     rows: dict[str, Filled] = {}
     faults = []
-    for source in sources:
+    for place, source in enumerate(sources):
         path, pattern, template = compiled(source)
         if not Path(path).is_dir():
             raise UserError(
                 f"warm_start: there is no folder {path}; make it with `python -m vtp_jax.convert "
-                f"import`, name a run's, or start without: '--config.warm_start=()' "
-                f"'--config.fresh=()'"
+                f"import`, name another, --config.warm_start.{place}.0=DIR, or start without: "
+                f"'--config.warm_start=()' '--config.fresh=()'"
             )
         step = checkpoint.find_step(Path(path))
         table = checkpoint.read_meta(Path(path), step).table

@@ -39,11 +39,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.dtype = "bfloat16"
     c.task.drop = UNUSED
 
-    c.warm_start = [("runs/omnivl", r"params/((visual|text)/.*)", r"params/base/\1")]
-    c.fresh = [r"params/head/.*"]
+    c.warm_start = (("runs/omnivl", r"params/((visual|text)/.*)", r"params/base/\1"),)
+    c.fresh = (r"params/head/.*",)
     c.sharding = SHARDING
     if "scratch" in switches or "tiny" in switches:
-        c.warm_start, c.fresh = [], []
+        c.warm_start, c.fresh = (), ()
     if "tiny" in switches:
         shrink(c)
         shrink_net(c)

@@ -33,12 +33,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.task.drop = UNUSED
 
     kept = "encoder|encoder_norm|patch_embed|text_embed"
-    c.warm_start = [("runs/simvtp", rf"params/(({kept})/.*)", r"params/base/\1")]
-    c.fresh = [r"params/head/.*"]
+    c.warm_start = (("runs/simvtp", rf"params/(({kept})/.*)", r"params/base/\1"),)
+    c.fresh = (r"params/head/.*",)
     c.optim.rules = DECAY
     c.sharding = [*SPLIT_BLOCKS, *SPLIT_WORDS, *SPLIT_REST]
     if "scratch" in switches or "tiny" in switches:
-        c.warm_start, c.fresh = [], []
+        c.warm_start, c.fresh = (), ()
     if "tiny" in switches:
         shrink(c)
         c.method.update(size="tiny", cube=(2, 8, 8))

@@ -28,8 +28,8 @@ from ml_collections import ConfigDict
 from configs.common import DECAY, SPLIT_BLOCKS, SPLIT_REST, SPLIT_WORDS, layer_decay, parse_arg
 
 # What the towers do not use of the pretrained net, beside each other's embeddings.
-UNUSED = [r"decoder(_.*)?/.*|encoder_to_decoder/.*|mask_token|text_cls/.*|vtm_head/.*"]
-LAST_NORM = [r"encoder_norm/.*"]
+UNUSED = (r"decoder(_.*)?/.*|encoder_to_decoder/.*|mask_token|text_cls/.*|vtm_head/.*",)
+LAST_NORM = (r"encoder_norm/.*",)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -67,8 +67,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.task.flip = 0.0  # captions tell left from right
     unused = UNUSED if "last_norm" in switches else UNUSED + LAST_NORM
     c.task.drop = dict(
-        video=[*unused, r"text_embed/.*"],
-        text=[*unused, r"patch_embed/.*"],
+        video=(*unused, r"text_embed/.*"),
+        text=(*unused, r"patch_embed/.*"),
     )
 
     # AdamW; base rate 3e-4 a 256 clips, warm-up from 0 over 5 epochs, cosine to 1e-6 a 256.
@@ -82,11 +82,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.rules = rates(depth=2 if "tiny" in switches else 12, official="official" in switches)
 
     kept = "|encoder_norm" if "last_norm" in switches else ""
-    c.warm_start = [
+    c.warm_start = (
         ("runs/simvtp", rf"params/(encoder|patch_embed{kept})/(.*)", r"params/video/\1/\2"),
         ("runs/simvtp", rf"params/(encoder|text_embed{kept})/(.*)", r"params/text/\1/\2"),
-    ]
-    c.fresh = [] if "last_norm" in switches else [r"params/(video|text)_norm/.*"]
+    )
+    c.fresh = () if "last_norm" in switches else (r"params/(video|text)_norm/.*",)
 
     c.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
     c.sharding = [*SPLIT_BLOCKS, *SPLIT_WORDS, *SPLIT_REST]
@@ -119,7 +119,7 @@ def rates(depth: int, official: bool) -> list:
 def shrink(c: ConfigDict) -> None:
     """The same recipe, small enough for any machine."""
     c.steps, c.batch = 20, 16
-    c.warm_start, c.fresh = [], []
+    c.warm_start, c.fresh = (), ()
     c.data.kind = "shapes"
     c.data.train = dict(clips=256)
     c.data.evals = dict(test=dict(clips=32))

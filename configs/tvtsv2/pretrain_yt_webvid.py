@@ -5,9 +5,12 @@ settings.
         --config.data.train.root=DIR --config.data.train.captions=yt.csv \
         --config.data.also.webvid.train.root=DIR
 
-It starts from CLIP, whose file is brought in once for all runs (H/14: --format open_clip):
+It starts from CLIP, whose file is brought in once for all runs:
 
     python -m vtp_jax.convert import --from ViT-B-16.pt --format clip --out weights/clip_b16
+    python -m vtp_jax.convert import --from ViT-B-32.pt --format clip --out weights/clip_b32
+    python -m vtp_jax.convert import --from open_clip_pytorch_model.bin --format open_clip \
+        --out weights/open_clip_h14
 
 YT-Temporal: the code takes four stretches of 3 to 5 seconds, 1 second apart, out of an hour. Here
 each file holds four such stretches, cut before, and the list has four rows for it, in order: what
@@ -74,8 +77,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
     c.steps = 10 * epoch
     c.batch = batch
-    c.warm_start = [(f"weights/{recipe.clip}", r"params/(visual|text)/(.*)", r"params/\1/\2")]
-    c.fresh = [rf"params/({NEW})", "params/visual/time_position"]
+    c.warm_start = ((f"weights/{recipe.clip}", r"params/(visual|text)/(.*)", r"params/\1/\2"),)
+    c.fresh = (rf"params/({NEW})", "params/visual/time_position")
 
     c.data = ConfigDict()
     c.data.kind = "files"
@@ -110,7 +113,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # AdamW, 1e-4 for what is new and a thousandth of it for CLIP's; a tenth after 6 and 8 of 10
     # epochs. No warm-up, no clipping.
     c.optim = ConfigDict()
-    c.optim.lr = dict(kind="stairs", value=1e-4, factor=0.1, at=[6 * epoch, 8 * epoch])
+    c.optim.lr = dict(kind="stairs", value=1e-4, factor=0.1, at=(6 * epoch, 8 * epoch))
     c.optim.betas = (0.9, 0.999)
     c.optim.eps = 1e-6
     c.optim.weight_decay = 0.05
@@ -125,7 +128,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if "official" in switches:
         c.method.update(time_init="reference", weights=dict(vtc=1 / gpus, sort=2.0))
     if switches & {"scratch", "tiny"}:
-        c.warm_start, c.fresh = [], []
+        c.warm_start, c.fresh = (), ()
         c.optim.rules = DECAY
     if "tiny" in switches:
         shrink(c)
@@ -160,7 +163,7 @@ def shrink(c: ConfigDict) -> None:
     c.method.update(
         size="tiny", features=64, side=32, patch=8, frames=8, act="quick_gelu", dtype="float32"
     )
-    c.optim.lr.update(value=1e-3, at=[12, 16])
+    c.optim.lr.update(value=1e-3, at=(12, 16))
     c.evals.retrieval = dict(type="retrieval", stream="val", every=10)
     c.evals.order = dict(type="mean", stream="order", every=10)
     c.checkpoint = dict(every=10, keep=2)

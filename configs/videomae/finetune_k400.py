@@ -3,8 +3,10 @@
     python -m vtp_jax.train --config configs/videomae/finetune_k400.py --workdir runs/videomae_ft \
         --config.data.train.root=DIR --config.data.train.captions=train.txt
 
-It starts from the run or the imported weights that warm_start names. The evaluation at the end
-shows 5 segments x 3 crops of each video and averages after the softmax, as published.
+It starts from the run or the imported weights in runs/videomae; ssv2 and ssv2_S from runs/ssv2,
+ucf101 from runs/ucf101, which are the pretraining on their own videos (pretrain_k400.py). Another
+folder: --config.warm_start.0.0=DIR. The evaluation at the end shows 5 segments x 3 crops of each
+video (SSv2 2 x 3) and averages after the softmax, as published.
 
     switch    what it does                            batch  rate for 256   epochs  layer decay
               ViT-B on K400                             384          5e-4       75         0.75
@@ -14,13 +16,17 @@ shows 5 segments x 3 crops of each video and averages after the softmax, as publ
     ucf101    ViT-B on UCF101                           128          5e-4      100         0.7
     tiny      a small net that names the colours of shapes drawn in memory, in under a minute
 
+H and ucf101 compute blocks again for the backward pass (method.remat), as their scripts.
+
 Published, top-1 / top-5: K400 S 79.0/93.8, B 81.5/95.1, L 85.2/96.8, H 86.6/97.1; SSv2 S 66.8/90.3,
 B 70.8/92.4; UCF101 B 91.3/98.5.
 
 What is not as in the code: no RandAugment (rand-m7-n4-mstd0.5-inc1), which acts on 8-bit frames
 before the crop; training clips are sampled as in pretraining, also SSv2's, of which the code takes
-a frame from each of 16 segments. Mixup and CutMix draw once for the whole batch; once a GPU with
-task.groups=N.
+a frame from each of 16 segments. Of SSv2's test clips, too, each is a window of every second frame
+(of 48: 0, 2, .. 30 and 16, 18, .. 46); the code's both go over the whole video, one between the
+other's frames (0, 3, .. 45 and 1, 4, .. 46). Mixup and CutMix draw once for the whole batch; once a
+GPU with task.groups=N.
 """
 
 from typing import NamedTuple
@@ -50,6 +56,8 @@ class Recipe(NamedTuple):
     warmup: int = 5
     clip: float | None = None
     patch: int = 16
+    remat: str | None = None
+    pick: tuple[int, ...] | str = ()  # of the head's classes; see tasks/classify.py
 
 
 class Dataset(NamedTuple):
@@ -62,24 +70,31 @@ class Dataset(NamedTuple):
 
 DATA = {
     "k400": Dataset(400, 240_000),
+    "k600": Dataset(600, 392_622),
     "k710": Dataset(710, 658_340),
     "ssv2": Dataset(174, 168_913, 2, 0.0, (2, 3)),
     "ucf101": Dataset(101, 9_537),
+    "hmdb51": Dataset(51, 3_570, 2),
 }
 RECIPES = {
     "B": Recipe("B", 12, 384, 5e-4, 75),
     "S": Recipe("S", 12, 384, 5e-4, 150),
     "L": Recipe("L", 24, 128, 2e-3, 35),
-    "H": Recipe("H", 32, 512, 1e-3, 50, drop_path=0.2, dropout=0.5, end=1e-5),
+    "H": Recipe(
+        "H", 32, 512, 1e-3, 50, drop_path=0.2, dropout=0.5, end=1e-5, remat="nothing_saveable"
+    ),
     "ssv2": Recipe("B", 12, 384, 5e-4, 30, "ssv2"),
     "ssv2_S": Recipe("S", 12, 384, 1e-3, 40, "ssv2", 0.7),
-    "ucf101": Recipe("B", 12, 128, 5e-4, 100, "ucf101", 0.7, 0.2, 0.5, end=1e-5),
-}
+    "ucf101": Recipe(
+        "B", 12, 128, 5e-4, 100, "ucf101", 0.7, 0.2, 0.5, end=1e-5, remat="nothing_saveable"
+    ),
+}  # fmt: skip
 
 
 def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "S", "L", "H", "ssv2", "ssv2_S", "ucf101", "tiny")
-    c = recognise(pick(switches, RECIPES, "B"), "runs/videomae")
+    recipe = pick(switches, RECIPES, "B")
+    c = recognise(recipe, "runs/videomae" if recipe.data == "k400" else f"runs/{recipe.data}")
     if "tiny" in switches:
         shrink(c)
     return c
@@ -94,8 +109,8 @@ def recognise(recipe: Recipe, source: str) -> ConfigDict:
     c.seed = 0
     c.steps = recipe.epochs * epoch
     c.batch = recipe.batch
-    c.warm_start = [(source, "params/(patch_embed|encoder)/(.*)", r"params/base/\1/\2")]
-    c.fresh = ["params/(fc_norm|head)/.*"]
+    c.warm_start = ((source, "params/(patch_embed|encoder)/(.*)", r"params/base/\1/\2"),)
+    c.fresh = ("params/(fc_norm|head)/.*",)
 
     c.data = ConfigDict()
     c.data.kind = "files"
@@ -114,11 +129,12 @@ def recognise(recipe: Recipe, source: str) -> ConfigDict:
     c.method.cube = (2, recipe.patch, recipe.patch)
     c.method.drop_path = recipe.drop_path
     c.method.dtype = "bfloat16"
+    c.method.remat = recipe.remat
 
     c.task = ConfigDict()
     c.task.name = "classify"
     c.task.classes = dataset.classes
-    c.task.pick = ()
+    c.task.pick = recipe.pick
     c.task.dropout = recipe.dropout
     c.task.smoothing = 0.1
     c.task.flip = dataset.flip
@@ -149,14 +165,15 @@ def recognise(recipe: Recipe, source: str) -> ConfigDict:
 
 def shrink(c: ConfigDict) -> None:
     """The same recipe, small enough for any machine, from random weights."""
-    c.warm_start, c.fresh = [], []
+    c.warm_start, c.fresh = (), ()
     c.steps, c.batch = 30, 16
     c.data.kind = "shapes"
     c.data.train = dict(clips=256, label="colour")
     c.data.evals = dict(test=dict(clips=32, label="colour"))
     c.data.video.update(frames=8, stride=2, size=32, crop="multiscale", views=(2, 2))
-    c.method.update(size="tiny", cube=(2, 8, 8))
-    c.task.update(classes=12, pick=(), mixup=0.1, cutmix=0.1)
+    c.method.update(size="tiny", cube=(2, 8, 8), remat=None)
+    with c.task.ignore_type():  # it may be a path
+        c.task.update(classes=12, pick=(), mixup=0.1, cutmix=0.1)
     c.optim.lr.update(peak=2e-3, end=1e-5, warmup=4, steps=c.steps)
     c.optim.rules = [*layer_decay(0.75, 2, first=FIRST), *DECAY]
     c.checkpoint = dict(every=15, keep=2)

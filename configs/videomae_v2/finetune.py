@@ -1,31 +1,42 @@
 """VideoMAE V2: post-pretraining on K710, and fine-tuning (Wang et al., arXiv 2303.16727).
 
-    python -m vtp_jax.train --config configs/videomae_v2/finetune.py --workdir runs/v2_g_k710 \
+    python -m vtp_jax.train --config configs/videomae_v2/finetune.py --workdir runs/v2_k710 \
         --config.data.train.root=DIR --config.data.train.captions=train.txt
-    python -m vtp_jax.train --config configs/videomae_v2/finetune.py:g_k710_k400 --workdir runs/k400
+    python -m vtp_jax.train --config configs/videomae_v2/finetune.py:g_k710_k400 \
+        --workdir runs/v2_k710_k400
 
-It starts from the run or the imported weights that warm_start names; every stage is a run.
+Every stage is a run. It starts from the run or the imported weights in runs/v2 (of
+pretrain_hybrid.py, and of the same size); g_k710_... from those in runs/v2_k710. Another folder:
+--config.warm_start.0.0=DIR.
 
-    switch        what it does                              rate   layer decay  drop path   epochs
-                  ViT-g on K710: the post-pretraining       1e-3           0.9        0.3       35
-    g_k400        ViT-g on K400, without K710               1e-3           0.9        0.2       30
-    g_k710_k400   ViT-g from K710 to K400                   1e-5           0.9       0.25        3
-    g_ssv2        ViT-g on SSv2, without K710               3e-4           0.9       0.25       20
-    H_k400        ViT-H on K400, dropout 0.5                1e-3           0.8        0.2       40
-    H_ssv2        ViT-H on SSv2                             5e-4           0.8        0.2       20
-    L_k400        ViT-L on K400                             2e-3          0.75        0.2       35
-    L_ssv2        ViT-L on SSv2                             5e-4          0.75        0.2       20
-    B_k400        ViT-B on K400                             7e-4          0.75        0.1       90
-    B_ssv2        ViT-B on SSv2                             2e-3          0.65        0.1       25
-    tiny          a small net that names the colours of shapes drawn in memory, in under a minute
+    switch         what it does                             rate   layer decay  drop path   epochs
+                   ViT-g on K710: the post-pretraining      1e-3           0.9        0.3       35
+    g_k400         ViT-g on K400, without K710              1e-3           0.9        0.2       30
+    g_k710_k400    ViT-g from K710 to K400                  1e-5           0.9       0.25        3
+    g_k710_k600    ViT-g from K710 to K600                  1e-5           0.9       0.25        3
+    g_k710_ucf101  ViT-g from K710 to UCF101, dropout 0.5   1e-3           0.9       0.35       50
+    g_k710_hmdb51  ViT-g from K710 to HMDB51, dropout 0.5   5e-4           0.9       0.35       15
+    g_ssv2         ViT-g on SSv2, without K710              3e-4           0.9       0.25       20
+    H_k710         ViT-H on K710, dropout 0.5               1e-3           0.8        0.2       40
+    H_k400         ViT-H on K400, dropout 0.5               1e-3           0.8        0.2       40
+    H_k600         ViT-H on K600, dropout 0.5               1e-3           0.8        0.2       40
+    H_ssv2         ViT-H on SSv2                            5e-4           0.8        0.2       20
+    L_k400         ViT-L on K400                            2e-3          0.75        0.2       35
+    L_ssv2         ViT-L on SSv2                            5e-4          0.75        0.2       20
+    B_k710         ViT-B on K710                            7e-4          0.75        0.1       90
+    B_k400         ViT-B on K400                            7e-4          0.75        0.1       90
+    B_ssv2         ViT-B on SSv2                            2e-3          0.65        0.1       25
+    tiny           a small net that names the colours of shapes drawn in memory, in under a minute
 
 Published, top-1 / top-5, 16 x 224^2, 5 x 3 views (SSv2 2 x 3): g K710 83.8/96.4, K400 87.2/97.4,
-K710 to K400 88.4/98.0, SSv2 77.0/95.9.
+K710 to K400 88.4/98.0, to K600 88.8/98.2, to UCF101 99.6/100, to HMDB51 88.1/98.5, SSv2 77.0/95.9.
 
-g_k710_k400 trains on with K710's head, of which it reads the 400 outputs that are K400's classes:
-give them in K400's order, --config.task.pick="(N, N, ...)" (the code's misc/label_710to400.json).
-Without that they are the first 400. configs/videomae/finetune_k400.py says what is not as in the
-code.
+To K400 and K600 K710's head is trained on, of which it reads the outputs that are the data's
+classes: task.pick, a path of a JSON list of them in the data's order, here
+data/label_710to400.json and data/label_710to600.json, which the code has in misc/. To UCF101 and
+HMDB51 (here their first splits) the head is new. These are all scripts of the code (@29eab1e, where
+H_k600 is of 4 clips: here 128, as H on K400). configs/videomae/finetune_k400.py says what is not as
+in the code.
 """
 
 from ml_collections import ConfigDict
@@ -33,19 +44,28 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg, pick
 from configs.videomae.finetune_k400 import DATA, Recipe, recognise, shrink
 
-GIANT = Recipe("g", 40, 96, 1e-3, 35, layer_decay=0.9, weight_decay=0.1, patch=14)
-HUGE = Recipe("H", 32, 128, 1e-3, 40, layer_decay=0.8, drop_path=0.2)
+REMAT = "nothing_saveable"
+GIANT = Recipe("g", 40, 96, 1e-3, 35, layer_decay=0.9, weight_decay=0.1, patch=14, remat=REMAT)
+HUGE = Recipe("H", 32, 128, 1e-3, 40, layer_decay=0.8, drop_path=0.2, remat=REMAT)
+GO_ON = GIANT._replace(rate=1e-5, epochs=3, warmup=1, drop_path=0.25)
+SMALL_DATA = GIANT._replace(batch=24, drop_path=0.35, dropout=0.5, weight_decay=0.05)
 RECIPES = {
     "g_k710": GIANT._replace(data="k710", drop_path=0.3, clip=5.0),
     "g_k400": GIANT._replace(batch=192, epochs=30, drop_path=0.2),
-    "g_k710_k400": GIANT._replace(rate=1e-5, epochs=3, warmup=1, drop_path=0.25),
+    "g_k710_k400": GO_ON._replace(pick="data/label_710to400.json"),
+    "g_k710_k600": GO_ON._replace(data="k600", pick="data/label_710to600.json"),
+    "g_k710_ucf101": SMALL_DATA._replace(data="ucf101", epochs=50),
+    "g_k710_hmdb51": SMALL_DATA._replace(data="hmdb51", rate=5e-4, epochs=15),
     "g_ssv2": GIANT._replace(
         data="ssv2", rate=3e-4, epochs=20, drop_path=0.25, weight_decay=0.05
     ),
+    "H_k710": HUGE._replace(data="k710", dropout=0.5),
     "H_k400": HUGE._replace(dropout=0.5),
+    "H_k600": HUGE._replace(data="k600", dropout=0.5),
     "H_ssv2": HUGE._replace(data="ssv2", rate=5e-4, epochs=20),
     "L_k400": Recipe("L", 24, 192, 2e-3, 35, drop_path=0.2),
     "L_ssv2": Recipe("L", 24, 192, 5e-4, 20, "ssv2", drop_path=0.2),
+    "B_k710": Recipe("B", 12, 512, 7e-4, 90, "k710"),
     "B_k400": Recipe("B", 12, 512, 7e-4, 90),
     "B_ssv2": Recipe("B", 12, 256, 2e-3, 25, "ssv2", layer_decay=0.65),
 }  # fmt: skip
@@ -53,15 +73,17 @@ RECIPES = {
 
 def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(
-        arg, "g_k400", "g_k710_k400", "g_ssv2", "H_k400", "H_ssv2", "L_k400", "L_ssv2",
-        "B_k400", "B_ssv2", "tiny",
+        arg, "g_k400", "g_k710_k400", "g_k710_k600", "g_k710_ucf101", "g_k710_hmdb51", "g_ssv2",
+        "H_k710", "H_k400", "H_k600", "H_ssv2", "L_k400", "L_ssv2", "B_k710", "B_k400", "B_ssv2",
+        "tiny",
     )  # fmt: skip
     c = recognise(pick(switches, RECIPES, "g_k710"), "runs/v2")
-    if "g_k710_k400" in switches:  # the whole classifier goes on
-        c.warm_start, c.fresh = [("runs/v2_g_k710", "(params/.*)", r"\1")], []
-        c.task.classes, c.task.pick = DATA["k710"].classes, tuple(range(DATA["k400"].classes))
-    if c.method.size in ("H", "g"):
-        c.method.remat = "nothing_saveable"
+    if switches & {"g_k710_k400", "g_k710_k600"}:  # the whole classifier goes on
+        c.warm_start, c.fresh = (("runs/v2_k710", "(params/.*)", r"\1"),), ()
+        c.task.classes = DATA["k710"].classes
+    if switches & {"g_k710_ucf101", "g_k710_hmdb51"}:
+        kept = ("runs/v2_k710", "(params/(base|fc_norm)/.*)", r"\1")
+        c.warm_start, c.fresh = (kept,), ("params/head/.*",)
     if "tiny" in switches:
         shrink(c)
     return c
