@@ -13,12 +13,14 @@ from vtp_jax.nn import blip
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
-STEP = jnp.zeros((), jnp.int32)
+STEP = jnp.ones((), jnp.int32)
 TIME = r"visual/(time_position|video_patch_embed/.*|encoder/blocks/(time_\w+|norm_time)/.*)"
 SMALL = dict(
     size=(16, 1, 2, 24), text_size=(16, 1, 2, 24), features=8, picture=16, frames=4, cube=(2, 8, 8),
-    queue=12, dropout=0.0, dtype="float32", vocab_size=20, text_length=8, sep_id=3, momentum=0.9,
+    queue=12, dropout=0.0, dtype="float32", vocab_size=20, text_length=8, cls_id=2, sep_id=3,
+    momentum=0.9, alpha=dict(kind="linear", start=0.0, end=0.8, steps=2), length=6,
 )  # fmt: skip
+LOSSES = [f"loss_{name}" for name in omnivl.WEIGHTS]
 
 
 def example(b=4, frames=4, seed=0, label=(-1, -1, -1, -1)):
@@ -155,10 +157,58 @@ def test_a_row_whose_name_is_in_the_queue_finds_its_pair_there(made, filled):
     )
 
 
+@pytest.fixture(scope="module")
+def dropping():
+    """A loss with dropout, in groups of two rows: each is the other's wrong pair, whatever is
+    drawn."""
+    return jax.jit(omnivl.make(**{**SMALL, "dropout": 0.3, "groups": 2}).loss)
+
+
+def test_each_pass_drops_with_the_step_s_key_and_the_twin_s_nothing(made, filled, dropping):
+    one, again, other = (
+        dropping(made.params, filled, example(), jax.random.key(seed), STEP)[1]
+        for seed in (0, 0, 1)
+    )
+    for name in LOSSES:
+        a, b, c = (out.metrics[name].value() for out in (one, again, other))
+        assert a == b and abs(a - c) > 1e-3, name
+    whole = made.loss(example(), filled)[1].extra["queue"]
+    for out in (one, other):
+        for kind in ("video", "text"):
+            np.testing.assert_allclose(out.extra["queue"][kind], whole[kind], rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_is_a_batch_of_its_own(made, filled, dropping):
+    """Its rows are contrasted, and paired wrongly, with nobody of another one."""
+
+    def run(loss):
+        first = jnp.arange(4) < 2
+        each = [{**example(), "valid": valid} for valid in (first | True, first, ~first)]
+        return [loss(made.params, filled, batch, KEY, STEP)[1].metrics for batch in each]
+
+    whole, *parts = run(dropping)
+    for name in LOSSES:
+        told = (parts[0][name] + parts[1][name]).value()
+        np.testing.assert_allclose(whole[name].value(), told, rtol=1e-5, err_msg=name)
+    whole, *parts = run(lambda *args: made.loss(args[2], args[1])[:2])  # all are one group
+    for name in ("loss_contrast", "loss_match"):
+        assert abs(whole[name].value() - (parts[0][name] + parts[1][name]).value()) > 1e-3, name
+
+
+def test_the_twin_s_share_of_the_targets_is_the_step_s(made, filled):
+    args = made.params, filled, example(), KEY
+    first, later = (made.grad(*args, jnp.int32(step))[0][1].metrics for step in (0, 1))
+    assert abs(first["loss_contrast"].value() - later["loss_contrast"].value()) > 1e-3
+    assert first["loss_words"] == later["loss_words"]
+
+
 def test_the_twin_follows(made):
-    params = jax.tree.map(lambda x: x + 1.0, made.params)
-    moved, extra = jax.jit(made.method.after_update)(params, made.extra, STEP)
-    assert float(moved["temperature"]) == 0.5  # held within bounds
+    params, update = jax.tree.map(lambda x: x + 1.0, made.params), jax.jit(made.method.after_update)
+    moved, extra = update(params, made.extra, STEP)
+    for given, held in ((1.0, 0.5), (0.3, 0.3), (1e-4, 1e-3)):  # BLIP's bounds
+        at = {**params, "temperature": jnp.float32(given)}
+        assert update(at, made.extra, STEP)[0]["temperature"] == jnp.float32(held)
+    assert moved["temperature"] == 0.5
     for name, leaf in tree.flatten(extra["twin"]).items():
         old = tree.flatten(made.params)[name]
         np.testing.assert_allclose(leaf, 0.9 * old + 0.1 * (old + 1), rtol=1e-5, atol=1e-6)
@@ -193,11 +243,13 @@ def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
     )
     other = made.encode["pair"](made.params, {}, said[0], mixed[1])["score"]
     assert jnp.abs(other - score).max() > 1e-4
-    ids = made.encode["generate"](made.params, {}, batch)["ids"]
-    assert ids.shape == batch["text"].shape and (ids[:, 0] == 2).all() and (ids < 20).all()
-    among = {k: v.at[1].set(batch[k][1]) for k, v in example(seed=7).items()}
-    again = made.encode["generate"](made.params, {}, among)["ids"]
+    write = made.encode["generate"]
+    ids = write(made.params, {}, dict(video=batch["video"]))["ids"]  # nobody has said a word
+    assert ids.shape == (4, 6) and (ids[:, 0] == 2).all() and (ids < 20).all()
+    among = example(seed=7)["video"].at[1].set(batch["video"][1])
+    again = write(made.params, {}, dict(video=among))["ids"]
     np.testing.assert_array_equal(again[1], ids[1])
+    assert omnivl.make(**{**SMALL, "length": 30}).init.args[1].length == 8  # there are no more rows
 
 
 def test_a_run_goes_on_exactly_from_what_a_checkpoint_holds(made):
@@ -211,7 +263,7 @@ def test_a_run_goes_on_exactly_from_what_a_checkpoint_holds(made):
     def train(state, seeds):
         params, extra = state
         for seed in seeds:
-            _, out, grads = made.loss(example(frames=1, seed=seed), extra, params)
+            _, out, grads = made.loss(example(seed=seed), extra, params)
             params, extra = update(params, grads, out.extra)
         return params, extra
 

@@ -80,13 +80,14 @@ def fp64():
 
 @pytest.fixture(scope="module")
 def made(fp64):
-    """(loss by name, wrong pairs, gradients by official name, the queue after, twin features)"""
+    """A step's loss, what it returns beside it, the wrong pairs, and gradients."""
     method = omnivl.make(
         size=(16, 2, HEADS, 24), text_size=(16, 2, HEADS, 24), features=6, picture=16, frames=4,
         cube=(2, 8, 8), queue=PLACES, dropout=0.0, dtype="float64", vocab_size=WORDS,
         text_length=12,
     )  # fmt: skip
     net, recipe = method.loss.args
+    recipe = recipe._replace(alpha=lambda step: 0.4)  # a schedule's is rounded to fp32
     draw = np.random.RandomState(3)
     image = draw.uniform(0, 1, (4, 16, 16, 3))
     ids = draw.randint(5, WORDS, (4, 7))
@@ -110,39 +111,37 @@ def made(fp64):
         video=jnp.asarray(past[0]), text=jnp.asarray(past[1]), next=jnp.int32(4),
         real=jnp.ones(PLACES, bool), name=-100 - jnp.arange(PLACES, dtype=jnp.int32),
     )  # fmt: skip
-    near, name = masking.together(batch["valid"]), omnivl.names(batch)
 
     def run(params):
-        mine, taught = (omnivl.embedded(net, p, batch) for p in (params, twin))
-        contrast, alike = contrastive.with_twin(
-            (mine.video, mine.text), (taught.video, taught.text),
-            (held["video"], held["text"], held["name"], held["real"]), name, near,
-            temperature=params["temperature"], alpha=0.4,
-        )  # fmt: skip
-        others = near & (name[:, None] != name)
-        text, video = (jnp.argmax(jnp.where(others, x, -jnp.inf), axis=1) for x in alike)
-        wrong = dict(video=video, text=text)
-        matched = omnivl.match(net, params, batch, mine.seen, wrong, near.any(axis=1))
-        words = omnivl.write(net, recipe, params, batch, mine.seen)
-        found = dict(contrast=contrast, match=matched["loss_match"], words=words)
-        found = {k: v.value() for k, v in found.items()}
-        rows = dict(video=taught.video, text=taught.text, name=name)
-        return sum(found.values()), (found, wrong, queue.push(held, rows, batch["valid"]))
+        wrong = []
 
-    (_, aux), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
-    return *aux, grads
+        def likeliest(rng, scores, allowed):
+            wrong.append(jnp.argmax(jnp.where(allowed, scores, -jnp.inf), axis=1).astype(jnp.int32))
+            return wrong[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(masking, "hard_negatives", likeliest)
+            args = params, dict(twin=twin, queue=held), batch, jax.random.key(0), jnp.int32(0)
+            value, out = omnivl.loss(net, recipe, *args)
+        return value, (out, dict(zip(("video", "text"), wrong, strict=True)))
+
+    (value, (out, wrong)), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
+    return value, out, wrong, grads
 
 
 def test_losses(made):
-    assert {k: float(v) for k, v in made[0].items()} == close(OFFICIAL["losses"])
+    value, out, *_ = made
+    found = {name: float(out.metrics[f"loss_{name}"].value()) for name in OFFICIAL["losses"]}
+    assert found == close(OFFICIAL["losses"])
+    assert float(value) == close(sum(OFFICIAL["losses"].values()))
 
 
 def test_hard_negatives_are_the_same_rows(made):
-    assert {k: v.tolist() for k, v in made[1].items()} == OFFICIAL["wrong"]
+    assert {k: v.tolist() for k, v in made[2].items()} == OFFICIAL["wrong"]
 
 
 def test_queues_hold_the_twin_s_features_at_the_same_place(made):
-    past = made[2]
+    past = made[1].extra["queue"]
     assert int(past["next"]) == OFFICIAL["queue"]["place"] and past["real"].all()
     rows = contrastive.normalise(past["video"][4:8])
     assert rows.ravel()[:6].tolist() == close(OFFICIAL["queue"]["image"])

@@ -1,6 +1,8 @@
 """What SNCLR's loss may rely on, what must change nothing, and what it carries from step to step.
 Numbers against the official code are in test_snclr_golden.py."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,25 @@ def test_parameters_of_the_published_model():
     assert tree.size(flat) == 21_665_664 - 197 * 384 + sum(heads.values())
 
 
+def test_it_starts_as_moco_v3():
+    """q, k and v, and the embedding of cubes, which stays as it is drawn, by Xavier's rule one by
+    one; so are the other matrices of the encoder. The heads' are PyTorch's."""
+    flat = tree.flatten(jax.jit(lambda key: METHOD.init(key, SPEC))(KEY))
+    cube, d = 2 * 8 * 8 * 3, 32
+    bounds = {"patch_embed/kernel": 6 / (cube + d), "encoder/blocks/attn/qkv": 6 / (d + d)}
+    bounds |= {"encoder/blocks/attn/proj/kernel": 6 / (d + d)}
+    bounds |= {f"encoder/blocks/mlp/fc{i}/kernel": 6 / (d + d) for i in (1, 2)}
+    bounds |= {k: 1 / x.shape[0] for k, x in flat.items() if re.match(r"pr.*or/fc.*kernel", k)}
+    for name, squared in bounds.items():
+        x, bound = np.asarray(flat.pop(name)), squared**0.5
+        assert 0.97 * bound < np.abs(x).max() <= 1.0001 * bound, name
+        np.testing.assert_allclose(x.std(), bound / 3**0.5, rtol=0.06, err_msg=name)  # uniform
+    token = np.asarray(flat.pop("class_token"))
+    assert 0.5e-6 < token.std() < 2e-6 and np.abs(token).max() < 5e-6
+    for name, x in flat.items():  # what is left
+        assert (x == name.endswith("scale")).all(), name
+
+
 def test_without_neighbours_it_is_moco_v3():
     method, rng = make(neighbours=0), jax.random.key(1)
     batch, net, recipe = example(), *method.loss.args
@@ -147,6 +168,18 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
         close(grads, found[2], rtol=1e-3, atol=1e-5)
     equal(out.extra["queue"]["real"][:B], valid)
     assert value != run(good)[0]
+
+
+def test_a_row_that_is_alone_leaves_no_key():
+    """Batch norm makes zeros of it, which have no direction: keys in the queue have length one."""
+    for alone in (True, False):
+        valid = jnp.arange(B) < (1 if alone else 2)
+        value, out, grads = run({**example(), "valid": valid})
+        queue = out.extra["queue"]
+        assert queue["real"][:B].sum() == (0 if alone else 2) and queue["next"] == B
+        lengths = np.linalg.norm(queue["key"], axis=1)[np.asarray(queue["real"])]
+        np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, grads)))
 
 
 def test_views_are_drawn_with_the_key_also_of_a_single_clip():

@@ -57,9 +57,9 @@ def compiled():
     """((loss, out), gradients of parameters and pixels) of the small net, for weights of losses."""
     net = build_small()[0].loss.args[0]
 
-    def loss(params, video, batch, weights):
+    def loss(params, video, batch, weights, key):
         batch = {**batch, "video": video}
-        return tvtsv2.loss(net.clone(weights=weights), params, {}, batch, KEY, STEP)
+        return tvtsv2.loss(net.clone(weights=weights), params, {}, batch, key, STEP)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
@@ -71,11 +71,11 @@ def stirred(seed=5):
     return jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), params)
 
 
-def numbers(batch, params=None, **weights):
+def numbers(batch, params=None, key=KEY, **weights):
     """(loss, metrics, gradients of the parameters, gradient of the pixels)."""
     params = stirred() if params is None else params
     weights = {name: jnp.float32(x) for name, x in {**tvtsv2.WEIGHTS, **weights}.items()}
-    (value, out), (grads, pixels) = compiled()(params, batch["video"], batch, weights)
+    (value, out), (grads, pixels) = compiled()(params, batch["video"], batch, weights, key)
     return float(value), {k: float(m.value()) for k, m in out.metrics.items()}, grads, pixels
 
 
@@ -119,7 +119,7 @@ def test_the_loss_is_contrast_and_twice_sorting():
 def test_one_text_leaves_nothing_to_sort():
     method, _ = build_small()
     batch = example()
-    one = {**batch, "text": batch["text"][:, 0], "text_mask": batch["text_mask"][:, 0]}
+    one = {k: batch[k][:, 0] for k in ("video", "text", "text_mask")} | {"valid": batch["valid"]}
     value, out = jax.jit(method.loss)(stirred(), {}, one, KEY, STEP)
     assert value == out.metrics["loss_vtc"].value() and out.metrics["loss_sort"].count == 0
     many = jax.eval_shape(method.loss, stirred(), {}, batch, KEY, STEP)[1].metrics
@@ -165,11 +165,17 @@ def test_sorting_does_not_teach_the_text_tower():
 
 
 def test_the_same_places_are_dropped_in_every_frame_and_cost_nothing():
-    gradient = np.asarray(numbers(example())[3])
-    seen = np.abs(gradient).reshape(B, V * T, 2, 8, 2, 8, 3).max(axis=(3, 5, 6)) > 0
-    assert (seen == seen[:, :1]).all() and (seen.sum(axis=(2, 3)) == 2).all()
-    mask = masking.tubes(KEY, B, (V * T, 2, 2), 0.5)
-    np.testing.assert_array_equal(seen.reshape(B, -1), ~np.asarray(mask.dropped))
+    """Which they are is drawn with the step's key."""
+    drawn = []
+    for key in (KEY, jax.random.key(1)):
+        gradient = np.asarray(numbers(example(), key=key)[3])
+        seen = np.abs(gradient).reshape(B, V * T, 2, 8, 2, 8, 3).max(axis=(3, 5, 6)) > 0
+        assert (seen == seen[:, :1]).all() and (seen.sum(axis=(2, 3)) == 2).all()
+        mask = masking.tubes(key, B, (V * T, 2, 2), 0.5)
+        np.testing.assert_array_equal(seen.reshape(B, -1), ~np.asarray(mask.dropped))
+        drawn.append(seen)
+    assert (drawn[0] != drawn[1]).any()
+    assert numbers(example())[0] != numbers(example(), key=jax.random.key(1))[0]
 
 
 def test_clips_in_order_are_one_longer_clip():
@@ -183,6 +189,44 @@ def test_clips_in_order_are_one_longer_clip():
     for row, same in ((V * T, True), (V * T - 1, False)):
         other = with_leaves(params, visual__time_position=table.at[row].add(1.0))
         assert bool((encode(other, joined) == whole).all()) == same
+
+
+def test_texts_of_a_video_are_its_mean_and_one_has_tokens():
+    batch, encode = example(), jax.jit(build_small()[0].encode["text"])
+    texts = {k: batch[k] for k in ("text", "text_mask")}
+    rows = {k: x.reshape(B * K, L) for k, x in texts.items()}
+    several, single = (encode(stirred(), {}, x) for x in (texts, rows))
+    each = np.asarray(single["embedding"]).reshape(B, K, -1)
+    assert np.abs(each - each[:, :1]).max() > 1e-2
+    np.testing.assert_allclose(several["embedding"], each.mean(axis=1), rtol=1e-5, atol=1e-6)
+    # Of one text they are the contract's: the end's token is what the embedding is made of.
+    assert several.keys() == {"embedding"}
+    assert single["raw"].shape == single["tokens"].shape == (B * K, L, 32)
+    np.testing.assert_array_equal(single["mask"], rows["text_mask"])
+    end = single["tokens"][jnp.arange(B * K), single["mask"].sum(axis=1) - 1]
+    told = end @ stirred()["text"]["proj"]["kernel"]
+    np.testing.assert_allclose(single["embedding"], told, rtol=1e-4, atol=1e-5)
+    assert jnp.abs(single["raw"] - single["tokens"]).max() > 1e-2
+
+
+def test_texts_are_averaged_in_fp32_in_training_as_in_evaluation():
+    rng, net = np.random.default_rng(0), build_small()[0].loss.args[0]
+    video, texts = (jnp.asarray(rng.standard_normal((B, n, 64)), jnp.bfloat16) for n in (9, K))
+    out = tvtsv2.Outputs(video, texts, None)
+    wide = tvtsv2.Outputs(video.astype(jnp.float32), texts.astype(jnp.float32), None)
+    a, b = (tvtsv2.terms(net, x, jnp.ones(B, bool))["loss_vtc"].value() for x in (out, wide))
+    assert a.dtype == jnp.float32 and a == b
+
+
+def test_crops_of_one_clip_are_no_parts_of_a_video():
+    """Not of the first source, which init is told of, and not of one that takes turns with it."""
+    batch = example()
+    crops = {**batch, **{k: batch[k][:, 0] for k in ("text", "text_mask")}}
+    method, told = build_small()[0], "rows have 2 clips and one text: leave data.video.repeats at 1"
+    with pytest.raises(UserError, match=told):
+        method.init(KEY, spec_of(crops))
+    with pytest.raises(UserError, match=told):
+        method.loss(stirred(), {}, crops, KEY, STEP)
 
 
 def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
@@ -304,8 +348,9 @@ def test_it_starts_as_clip(tmp_path):
     told = reference.clip_image(tensors, pixels, 2, "quick_gelu")["embedding"]
     np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
 
-    ids = np.asarray(example()["text"][:, 0])
-    got = jax.jit(net.encode["text"])(params, {}, dict(text=jnp.asarray(ids)))["embedding"]
+    words = {k: example()[k][:, 0] for k in ("text", "text_mask")}
+    ids = np.asarray(words["text"])
+    got = jax.jit(net.encode["text"])(params, {}, words)["embedding"]
     told = reference.clip_text(tensors, ids, 2, "quick_gelu")["embedding"]
     np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
 

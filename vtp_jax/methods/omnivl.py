@@ -29,6 +29,8 @@ Deviations from BLIP, each with its reason:
 - The twin works without dropout: a target should not be noise.
 - Queues begin empty. BLIP's begin with random vectors that count as negatives.
 - In-batch keys and wrong pairs come from the whole batch, BLIP's from one GPU's.          groups=N
+- Its config spares biases and norms weight decay, BLIP decays all.                  optim.rules
+Left out: BLIP's weights do not come in, nor do BERT's blocks, only its words.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ TWIN = r"visual/.*|text/text_embed/.*|text/encoder/blocks/(attn|norm1|norm2|mlp)
 
 
 class Recipe(NamedTuple):
-    """How it is trained; see `make`."""
+    """How it is trained, and how it writes; see `make`."""
 
     weights: Mapping[str, float]
     temperature: float
@@ -64,6 +66,10 @@ class Recipe(NamedTuple):
     alpha: schedules.Schedule
     smoothing: float
     groups: int
+    length: int
+    beams: int
+    start_id: int
+    end_id: int
 
 
 class Embedded(NamedTuple):
@@ -119,13 +125,7 @@ def write(
 
 
 def loss(
-    net: Blip,
-    recipe: Recipe,
-    params: Params,
-    extra: Extra,
-    batch: Batch,
-    rng: Array,
-    step: Array,
+    net: Blip, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
     embed_key, video_key, text_key, match_key, write_key = jax.random.split(rng, 5)
     valid, name, past = batch["valid"], names(batch), extra["queue"]
@@ -237,12 +237,7 @@ def with_embedding(bound: Blip, kind: str, found: dict[str, Array]) -> Encoded:
 
 
 def score_pair(
-    net: Blip,
-    params: Params,
-    extra: Extra,
-    video: Encoded,
-    text: Encoded,
-    rng: Array | None = None,
+    net: Blip, params: Params, extra: Extra, video: Encoded, text: Encoded, rng: Array | None = None
 ) -> Encoded:
     """score: VLM's log odds that row i of the one belongs to row i of the other; embedding: the
     fused token that tells it."""
@@ -256,26 +251,21 @@ def score_pair(
 
 
 def generate(
-    net: Blip,
-    beams: int,
-    end_id: int,
-    params: Params,
-    extra: Extra,
-    batch: Batch,
-    rng: Array | None = None,
+    net: Blip, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """ids i32 "b l": a text for each clip, as long at most as the batch's own, of which only the
-    first token is read; score f32 "b": the mean log probability of its words. Every step reads the
-    text so far anew, for texts are short."""
+    """ids i32 "b l": a text for each clip from [CLS] to [SEP], then padding, l the method's length;
+    score f32 "b": the mean log probability of its words. Every step reads the text so far anew, for
+    texts are short."""
     bound = blip.bind(net, blip.writing(params), rng)
-    seen, ids = bound.visual.norm(bound.see(batch["video"])), batch["text"]
+    seen = bound.visual.norm(bound.see(batch["video"]))
+    ids = jnp.full((len(seen), recipe.length), net.pad_id, jnp.int32).at[:, 0].set(recipe.start_id)
 
     def read(ids: Int[Array, "r l"], mask: Bool[Array, "r l"]) -> Float[Array, "r l v"]:
         return bound.write(ids, mask, seen)[..., : net.vocab_size]
 
     said = generation.beam(
         generation.rereading(read), ids, ids, jnp.ones(len(ids), jnp.int32),
-        beams=beams, end_id=end_id, pad_id=net.pad_id,
+        beams=recipe.beams, end_id=recipe.end_id, pad_id=net.pad_id,
     )  # fmt: skip
     return dict(ids=said.ids, score=said.score)
 
@@ -295,6 +285,7 @@ def make(
     alpha: float | Mapping[str, Any] = 0.4,
     smoothing: float = 0.1,
     groups: int = 1,
+    length: int = 30,
     beams: int = 3,
     dropout: float = 0.1,
     drop_path: float = 0.0,
@@ -304,6 +295,7 @@ def make(
     vocab_size: int = 30522,
     text_length: int = 512,
     pad_id: int = 0,
+    cls_id: int = 101,
     sep_id: int = 102,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
@@ -316,8 +308,9 @@ def make(
     columns of a clip's token; an image's is one frame of it. weights: of contrast, match and words;
     match and words are not computed at weight 0. temperature: of step 0, learned from there. queue:
     rows held. momentum: of the twin. alpha: a schedule, the twin's share in contrast's targets.
-    smoothing: of words. beams: of texts that are generated; sep_id ends them. dropout: BERT's. The
-    rest as in nn.transformer.Stack.
+    smoothing: of words. length, beams: of texts that are generated; cls_id begins them, sep_id ends
+    them. dropout: BERT's. text_length: rows of the position table. The rest as in
+    nn.transformer.Stack.
     """
     weights = {**WEIGHTS, **(weights or {})}
     if wrong := sorted(set(weights) - set(WEIGHTS)):
@@ -331,14 +324,17 @@ def make(
         unroll, vocab_size, text_length, pad_id, tuple(mean), tuple(std),
     )  # fmt: skip
     share = schedules.make(alpha, "method.alpha")
-    recipe = Recipe(weights, temperature, queue, momentum, share, smoothing, groups)
+    recipe = Recipe(
+        weights, temperature, queue, momentum, share, smoothing, groups,
+        min(length, text_length), beams, cls_id, sep_id,
+    )  # fmt: skip
     verbs = dict(video=encode_video, text=encode_text, pair=score_pair)
     return Method(
         init=partial(init, net, recipe),
         loss=partial(loss, net, recipe),
         encode={
             **{name: partial(verb, net) for name, verb in verbs.items()},
-            "generate": partial(generate, net, beams, sep_id),
+            "generate": partial(generate, net, recipe),
         },
         start=partial(start, net, recipe),
         after_update=partial(after_update, net, recipe),

@@ -30,6 +30,7 @@ Deviations, each with its reason and the switch that brings the reference's back
 - Batch norm has no running statistics, for only training reads the heads.
 - The paper's formula has the weights inside of the logarithm; its code has them before it, and so
   have we; weighted="inside" is the formula, with its unknown gamma as 1.
+Left out: linear classification of frozen features; `evals.probe` asks nearest neighbours.
 """
 
 from __future__ import annotations
@@ -169,7 +170,9 @@ def loss(
     there, back = ask(one, two), ask(two, one)
     scale = 2 * recipe.temperature  # as in MoCo v3
     found = Mean(scale * (there.total + back.total), there.count)
-    past = queue.push(extra["queue"], dict(key=two.key), where, groups)
+    # Batch norm leaves nothing of a row that is alone: its key has no direction.
+    several = where & (where.sum() > 1)
+    past = queue.push(extra["queue"], dict(key=two.key), several, groups)
     return found.value(), Out(dict(loss_contrast=found), {**extra, "queue": past})
 
 

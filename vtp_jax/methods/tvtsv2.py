@@ -16,8 +16,8 @@ Published: zero-shot MSR-VTT text-to-video R@1 B/32 34.5, B/16 35.9, H/14 38.2 (
            DiDeMo 31.2, 33.4, 34.6; K400 top-1 B/16 54.3, H/14 59.6 (CLIP B/16: 48.0).
 
 The batch: `video` "b t h w c", or "b v t h w c" where the clips of a longer video stand in order,
-which are looked at as one; `text` "b k l", a text for each part of the video in order, or "b l",
-one for all of it (WebVid), and then there is nothing to sort. The two kinds may take turns.
+which are looked at as one; `text` "b k l", a text for each part of the video in order, or, of one
+clip, "b l" (WebVid), and then there is nothing to sort. The two kinds may take turns.
 
 Deviations, each with its reason and with the switch that brings the reference back:
 - Attention over time starts with a last matrix of 0. In the code the first is 0 and the last all
@@ -30,6 +30,7 @@ Deviations, each with its reason and with the switch that brings the reference b
 - Frames of "b v t h w c" are t of every clip. The code draws all frames from as many equal parts
   of the whole, so that clips may have one more or less: that is a batch of "b t h w c".
 - The sorter's matrices start as those of our other nets (Xavier's), not as PyTorch's.
+Left out: retrieval with the dual softmax, zero-shot classes by a prompt, the linear probe.
 """
 
 from __future__ import annotations
@@ -132,9 +133,8 @@ class TVTSv2(nn.Module):
         self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"], frames: int
     ) -> Float[Array, "b n d"]:
         """The tower's output for cubes (pixels in [0, 1]), the clip's token first."""
-        return self.visual.encode_video(
-            embed.standardise(cubes, self.mean, self.std), index, frames
-        )
+        cubes = embed.standardise(cubes, self.mean, self.std)
+        return self.visual.encode_video(cubes, index, frames)
 
     def project(self, raw: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
         """Where video and text meet: all tokens. H/14's code projects patches without a norm."""
@@ -174,8 +174,7 @@ def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outpu
     cubes = embed.to_unit(masking.take(embed.cut(video, cube_of(net)), mask.keep))
     tokens = bound.project(bound.encode_video(cubes, mask.keep, video.shape[1]))
     texts = bound.encode_texts(texts_of(batch))
-    several = texts.shape[1] > 1
-    turns = bound.sort(tokens, jax.lax.stop_gradient(texts)) if several else None
+    turns = bound.sort(tokens, jax.lax.stop_gradient(texts)) if texts.shape[1] > 1 else None
     return Outputs(tokens, texts, turns)
 
 
@@ -187,9 +186,8 @@ def terms(net: TVTSv2, out: Outputs, valid: Bool[Array, " b"]) -> dict[str, Mean
         asked = jnp.broadcast_to(valid[:, None], turn.shape)
         sort, right = cross_entropy(out.turns, turn, asked), accuracy(out.turns, turn, asked)
     vtc = contrastive.both_ways(
-        out.video[:, 0], out.texts.mean(axis=1), valid,
-        temperature=net.temperature, sum_directions=True,
-    )  # fmt: skip
+        out.video[:, 0], mean_of(out.texts), valid, temperature=net.temperature, sum_directions=True
+    )
     return dict(loss_vtc=vtc, loss_sort=sort, sort_accuracy=right)
 
 
@@ -197,6 +195,7 @@ def loss(
     net: TVTSv2, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
     """L = L_vtc + 2 L_sort; rng decides which tubes are dropped."""
+    check_clips(batch)
     grid = grid_of(net, join_clips(batch["video"]).shape)
     mask = masking.tubes(rng, len(batch["video"]), grid, net.ratio)
     found = terms(net, forward(net, params, batch, mask), batch["valid"])
@@ -205,6 +204,7 @@ def loss(
 
 
 def init(net: TVTSv2, rng: Array, spec: Spec) -> Params:
+    check_clips(spec)
     shape, k = spec["video"].shape, spec["text"].shape[1] if spec["text"].ndim == 3 else 1
     if k > net.turns:
         raise UserError(f"{k} texts of a video to sort; method.turns={net.turns}")
@@ -237,10 +237,15 @@ def encode_video(
 def encode_text(
     net: TVTSv2, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """embedding: the mean over a video's texts, as in the loss."""
-    texts = bind(net, params).encode_texts(texts_of(batch))
-    wide = jnp.promote_types(texts.dtype, jnp.float32)
-    return dict(embedding=texts.mean(axis=1, dtype=wide))
+    """embedding: the mean over a video's texts, as in the loss. Of one text also its tokens, and
+    raw and mask; several have none that stand for their mean."""
+    bound, several = bind(net, params).text, texts_of(batch)
+    ids = several.reshape(-1, several.shape[-1])
+    raw = bound.encode(ids)
+    found = dict(embedding=mean_of(bound.pool(raw, ids).reshape(*several.shape[:2], -1)))
+    if several.shape[1] == 1:
+        found.update(tokens=bound.norm(raw), raw=raw, mask=batch["text_mask"].reshape(ids.shape))
+    return found
 
 
 def make(
@@ -325,7 +330,21 @@ def join_clips(video: Num[Array, "..."]) -> Num[Array, "b t h w c"]:
     return video.reshape(len(video), -1, *video.shape[-3:])
 
 
+def check_clips(batch: Batch | Spec) -> None:
+    """Raises UserError where several clips have one text: they are crops of one clip."""
+    if len(shape := batch["video"].shape) > 5 and batch["text"].ndim == 2:
+        raise UserError(
+            f"method tvtsv2 reads clips with a text each, and rows have {shape[1]} clips and one "
+            "text: leave data.video.repeats at 1 and data.video.views at None, or ask for pieces"
+        )
+
+
 def texts_of(batch: Batch) -> Int[Array, "b k l"]:
     """The texts of a row, one or several."""
     ids = batch["text"]
     return ids if ids.ndim == 3 else ids[:, None]
+
+
+def mean_of(texts: Float[Array, "b k e"]) -> Float[Array, "b e"]:
+    """The mean of a row's texts, in fp32 or wider."""
+    return texts.mean(axis=1, dtype=jnp.promote_types(texts.dtype, jnp.float32))
