@@ -1,13 +1,18 @@
 """Every config of the project, for tests that hold for all of them."""
 
+import functools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import pytest
 
-from vtp_jax import cli
+from vtp_jax import build, cli, optim
+from vtp_jax.data import pipeline
+from vtp_jax.types import Method, Spec, State
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +30,60 @@ def switches(path: str) -> list[str]:
     text = (ROOT / path).read_text(encoding="utf-8")
     found = re.search(r"parse_arg\(\s*arg, ([^)]*)\)", text)
     return re.findall(r'"(\w+)"', found[1]) if found else []
+
+
+def all_switches(path: str) -> Iterator[str]:
+    """Every set of a config's switches, none first; of more than two, which name recipes, each
+    alone."""
+    known = switches(path)
+    assert "tiny" in known, f"{path} has no switch tiny"
+    most = len(known) if len(known) <= 2 else 1
+    for n in range(most + 1):
+        yield from (f"{path}:{','.join(c)}" if c else path for c in combinations(known, n))
+
+
+class Built(NamedTuple):
+    """What a config is built to, of shapes alone."""
+
+    cfg: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    batch: Spec
+    method: Method
+    optimizer: optim.Optim
+    state: State
+
+
+@functools.cache  # for all that is asked of it
+def built(spec: str) -> Built:
+    """The config that `spec` names, relative to the root, which is the current folder."""
+    cfg = cli.plain(cli.load_config(spec))
+    facts = dict(vocab_size=30522, pad_id=0, mask_id=103, mean=(0.5,) * 3, std=(0.2,) * 3)
+    if "tiny" in spec:
+        data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+        facts, batch = dict(data.facts), data.spec
+    else:  # its data is not here; its net is
+        batch = expected(cfg["data"], cfg["batch"])
+    given = cfg
+    if isinstance((cfg.get("task") or {}).get("pick"), str):  # a file of others
+        given = {**cfg, "task": {**cfg["task"], "pick": [7, 3, 5]}}
+    method = build.method(given, facts)
+    start, optimizer = build.start(method, cfg["optim"], batch, 0)
+    return Built(cfg, facts, batch, method, optimizer, jax.eval_shape(start))
+
+
+def expected(data, batch):
+    """The batch's shapes as the config tells them."""
+    look, text = pipeline.Look(**data["video"]), data.get("text")
+    pieces = data["train"].get("pieces", 1)
+    several = () if pieces == 1 else (pieces,)
+    shown = look.shown if pieces == 1 else (pieces, *look.picture)
+    rows = {"video": (shown, "uint8"), "valid": ((), "bool"), "id": ((), "int32")}
+    if data["train"].get("label_column"):
+        rows["label"] = ((), "int32")
+    if text:
+        kinds = dict(text="int32", text_mask="bool", maskable="bool")
+        rows |= {key: ((*several, text["length"]), kind) for key, kind in kinds.items()}
+    return {k: jax.ShapeDtypeStruct((batch, *s), kind) for k, (s, kind) in rows.items()}
 
 
 def tiny_configs() -> list[str]:

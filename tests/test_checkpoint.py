@@ -241,8 +241,9 @@ def test_keeps_the_newest_and_the_best_over_restarts(tmp_path):
         with Checkpoints(tmp_path, every=1, keep=2, best=best) as checkpoints:
             checkpoints.restore_latest(SHAPES)
             for step, score in scores.items():
-                numbers = {} if score is None else {"t2v_r1": score, "loss": -score}
-                checkpoints.save(step, make_state(step), numbers)
+                checkpoints.save(step, make_state(step))
+                if score is not None:
+                    checkpoints.rank(step, {"t2v_r1": score, "loss": -score})
         return {p.name for p in (tmp_path / "checkpoints").iterdir()}
 
     assert run({1: 1.0, 2: 9.0, 3: 3.0}) == {"2", "3"}
@@ -250,6 +251,21 @@ def test_keeps_the_newest_and_the_best_over_restarts(tmp_path):
     assert checkpoint.find_step(tmp_path, "best") == 2
     assert checkpoint.find_step(tmp_path) == 6
     assert run({7: 10.0, 8: None, 9: None}) == {"7", "8", "9"}
+
+
+def test_numbers_come_after_a_save_and_a_kill_may_cut_them_short(copy):
+    """Then the checkpoint is whole, but not ranked."""
+    with Checkpoints(copy, every=1, keep=5) as checkpoints:
+        checkpoints.save(3, make_state(3))
+        assert not checkpoints.ranked(3)
+        checkpoints.rank(3, {"t2v_r1": 0.5, "loss": float("nan")})
+        checkpoints.rank(9, {"t2v_r1": 0.5})  # a step that was not saved
+        assert checkpoints.ranked(3) and not checkpoints.ranked(2) and not checkpoints.ranked(9)
+    assert checkpoint.read_meta(copy, 3).metrics == {"t2v_r1": 0.5}
+    damage(copy / "checkpoints" / "3" / "metrics.json", "truncated")
+    with Checkpoints(copy, every=1, keep=5) as checkpoints:
+        assert_state(checkpoints.restore_latest(SHAPES), 3)
+        assert not checkpoints.ranked(3)
 
 
 def test_reading_for_evaluation(copy):

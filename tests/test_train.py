@@ -224,6 +224,71 @@ def test_another_net_in_the_same_workdir_is_refused(whole):
     assert (whole[0] / "config.json").read_text() == before
 
 
+def evaluations(workdir):
+    """(step, numbers), of each evaluation."""
+    lines = [(x["step"], tree.under(x, "eval/")) for x in metrics.read(workdir / "metrics.jsonl")]
+    return [line for line in lines if line[1]]
+
+
+def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypatch):
+    """At a step that is saved, and at the last: the state is there, and what was not measured is
+    measured when the run goes on."""
+    config = cli.plain(cli.load_config(CONFIG))
+    config |= dict(steps=4, log=dict(every=1))
+    config["checkpoint"] = dict(every=2, keep=1, best=("retrieval/t2v_mnr", "max"))
+    config["evals"]["retrieval"]["every"] = 2
+    made, failed = build.evaluators, set()
+
+    def fails_once(*args):
+        (every, check) = made(*args)["retrieval"]
+
+        def run(state):
+            if (step := int(state.step)) not in failed:
+                failed.add(step)
+                raise RuntimeError("out of memory")
+            return check.run(state)
+
+        return {"retrieval": (every, check._replace(run=run))}
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train.train(workdir=str(whole), **config)
+    monkeypatch.setattr(build, "evaluators", fails_once)
+    for step in (2, 4):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train.train(workdir=str(parts), **config)
+        assert checkpoint.find_step(parts) == step
+    last = train.train(workdir=str(parts), **config)
+    assert same(whole, parts) and evaluations(whole) == evaluations(parts)
+    assert [step for step, _ in evaluations(parts)] == [2, 4]
+    assert tree.under(last, "eval/") == evaluations(parts)[-1][1]
+    best = checkpoint.find_step(whole, "best")
+    assert best == checkpoint.find_step(parts, "best")
+    one, two = (checkpoint.read_meta(run, best).metrics for run in (whole, parts))
+    assert one == two and one
+    assert train.train(workdir=str(parts), **config) == {}  # it is done, and measured
+    assert evaluations(whole) == evaluations(parts)
+
+
+@pytest.mark.parametrize(
+    "kind, lacks, told",
+    [
+        ("probe", (), "probe: encode 'video' gives no 'embedding'"),  # the task dropped its norm
+        ("classify", ("label",), "classify: stream 'test' has no 'label'"),
+        ("retrieval", (), "retrieval: the method has no encode 'text'"),
+        ("caption", (), "caption: no stream 'test/captions'"),
+    ],
+)
+def test_an_evaluator_s_mistake_is_told_before_anything_is_written(kind, lacks, told, tmp_path):
+    """And so before the state is made, which is the first thing that compiles."""
+    config = cli.plain(cli.load_config("configs/videomae/finetune_k400.py:tiny"))
+    config["evals"] = dict(a=dict(type=kind, stream="test"))
+    for key in lacks:
+        del config["data"]["evals"]["test"][key]
+    with pytest.raises(UserError, match=told) as error:
+        train.train(workdir=str(tmp_path), **config)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
 def test_evaluate_reads_what_train_wrote(tmp_path, whole, capsys):
     from vtp_jax import evaluate
 

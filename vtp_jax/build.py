@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vtp_jax import average, checkpoint, cli, optim, schedules, sharding, tree, warm_start
+from vtp_jax import average, checkpoint, cli, evals, optim, schedules, sharding, tree, warm_start
 from vtp_jax.data import pipeline
 from vtp_jax.types import (
     KEYS,
@@ -30,6 +30,7 @@ from vtp_jax.types import (
 )
 
 NOTHING: Mapping[str, Any] = {}
+HELD_OUT = 2**30  # an evaluation's ids begin at 0, as training's do: they are moved beyond those
 FACTS = ("vocab_size", "pad_id", "mask_id", "mean", "std")  # of the data, that methods are made of
 
 
@@ -70,6 +71,8 @@ def method(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> Method:
         made = part("tasks", cfg["task"], "config.task", facts, base=made)
 
     def losses(params: Params, extra: Extra, batch: Batch, rng: Any) -> Mapping[str, Mean]:
+        if "id" in batch:  # its clips are none that a queue still knows from training
+            batch = {**batch, "id": batch["id"] + HELD_OUT}
         total, out = made.loss(params, extra, batch, rng, jnp.zeros((), jnp.int32))
         rows = batch["valid"].sum(dtype=total.dtype)  # a batch that is partly padding weighs less
         return {"loss": Mean(total * rows, rows), **out.metrics}
@@ -94,10 +97,16 @@ def part(
 
 
 def evaluators(
-    cfg: Mapping[str, Any], made: Method, streams: Mapping[str, Stream], mesh: Mesh
+    cfg: Mapping[str, Any],
+    made: Method,
+    streams: Mapping[str, Stream],
+    mesh: Mesh,
+    shapes: State | None = None,
 ) -> dict[str, tuple[int, Evaluator]]:
     """name -> (every how many steps, evaluator), of `config.evals`. `weights="ema"`: it looks at
-    `encode["ema/..."]`, as if these were all there is."""
+    `encode["ema/..."]`, as if these were all there is. With the shapes of the state, what a stream
+    or a verb lacks is told here; without, when an evaluator runs."""
+    check = evals.checker(shapes, streams, mesh) if shapes else evals.unchecked
     found = {}
     for name, one in cfg.items():
         where, one = f"config.evals.{name}", dict(one)
@@ -109,7 +118,7 @@ def evaluators(
             encode = tree.under(encode, f"{weights}/")
             if not encode:
                 raise UserError(f"{where}.weights='{weights}': the method has none of that name")
-        context = dict(encode=encode, streams=streams, mesh=mesh)
+        context = dict(encode=encode, streams=streams, mesh=mesh, check=check)
         found[name] = (every, cli.call(cli.find("evals", kind), where, **context, **one))
     return found
 
@@ -169,7 +178,7 @@ def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequenc
     step = checkpoint.find_step(workdir, which)
     loaded = data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
     made = method(cfg, loaded.facts)
-    mesh = sharding.make_mesh(**cfg["mesh"])
+    mesh = cli.call(sharding.make_mesh, "config.mesh", **cfg["mesh"])
     fresh, _ = start(made, cfg["optim"], loaded.spec, cfg["seed"])
     shapes = jax.eval_shape(fresh)
     placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])

@@ -3,11 +3,13 @@
 One lies in `WORKDIR/checkpoints/STEP`: `state` (step, params, opt, extra; written by orbax),
 `meta.json` (the resolved config and a table of names, shapes, dtypes) and `sha256.json` (the hash
 of every file). All of it is written under another name and renamed as a whole, so that what bears
-the name of a step is complete; hashes are checked before anything is restored.
+the name of a step is complete; hashes are checked before anything is restored. `metrics.json` (the
+numbers of an evaluation) comes later, or never.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -28,9 +30,9 @@ from jax.experimental import multihost_utils
 from vtp_jax import tree
 from vtp_jax.types import State, UserError
 
-META, HASHES = "meta.json", "sha256.json"
-# Orbax writes these on committing, after the hashes; they hold nothing that is restored.
-UNHASHED = (HASHES, "_CHECKPOINT_METADATA", "commit_success.txt")
+META, HASHES, METRICS = "meta.json", "sha256.json", "metrics.json"
+# Written after the hashes, two by orbax on committing; they hold nothing that is restored.
+UNHASHED = (HASHES, METRICS, "_CHECKPOINT_METADATA", "commit_success.txt")
 
 T = TypeVar("T")
 Path = str | os.PathLike[str]
@@ -93,25 +95,39 @@ class Checkpoints:
         """Whether the step is one of every `every`."""
         return step > 0 and step % self._every == 0
 
-    def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> None:
+    def save(self, step: int, state: State) -> None:
         """Copies the state to the host, then writes it in the background; no-op if already saved.
 
-        The arrays may be donated as soon as this returns. A checkpoint without the ranking metric
-        is never the best. An error of an earlier save is raised here, in `wait` or in `close`.
+        The arrays may be donated as soon as this returns. An error of an earlier save is raised
+        here, in `wait` or in `close`.
         """
         self.wait()
         if step in self._manager.all_steps():
             return
-        numbers = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(float(v))}
-        meta = Meta(step, self._config, _table(state), numbers, self._best)
+        meta = Meta(step, self._config, _table(state), {}, self._best)
         self._saving = (step, json.dumps(meta._asdict(), indent=1))
-        self._retention.metrics[step] = numbers
         with jax.transfer_guard("allow"):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(_nested(state))),
                 force=True,
             )
+
+    def rank(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the numbers of a step's evaluation to its checkpoint, if there is one. A checkpoint
+        without the ranking metric is never the best; what a better one replaces goes with the next
+        save."""
+        self.wait()
+        if step not in self._manager.all_steps():
+            return
+        self._retention.metrics[step] = numbers = _finite(metrics)
+        if jax.process_index() == 0:
+            (self._folder / str(step) / METRICS).write_text(json.dumps(numbers, indent=1))
+
+    def ranked(self, step: int) -> bool:
+        """Whether the checkpoint of a step has the numbers of an evaluation."""
+        meta = _try_meta(self._folder, step)
+        return meta is not None and bool(meta.metrics)
 
     def _seal(self) -> None:
         """Adds what orbax does not write, when its files are complete and still unnamed."""
@@ -392,6 +408,10 @@ def _sha256(path: epath.Path) -> str:
 def _read_meta(folder: epath.Path, step: int) -> Meta:
     meta = Meta(**json.loads((folder / str(step) / META).read_text()))
     table = {k: (tuple(shape), dtype) for k, (shape, dtype) in meta.table.items()}
+    # A kill may cut the numbers short; without them the checkpoint is whole, but not ranked.
+    with contextlib.suppress(OSError, ValueError):
+        metrics = json.loads((folder / str(step) / METRICS).read_text())
+        meta = meta._replace(metrics={**meta.metrics, **metrics})
     return meta._replace(table=table, best=tuple(meta.best) if meta.best else None)
 
 
@@ -405,6 +425,10 @@ def _try_meta(folder: epath.Path, step: int) -> Meta | None:
 
 def _metrics(folder: epath.Path) -> dict[int, Mapping[str, float]]:
     return {s: m.metrics for s in _steps(folder) if (m := _try_meta(folder, s))}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
 
 
 def _best_step(metrics: Mapping[int, Mapping[str, float]], best: tuple[str, str]) -> int | None:

@@ -102,9 +102,9 @@ def train(
     shardings.check_rows(build.batch_sizes(data, batch), devices)
     loaded = build.data(data, batch=batch, seed=seed)
     made = build.method(config, loaded.facts)
-    checks = build.evaluators(evals, made, loaded.streams, devices)
     start, optimizer = build.start(made, optim, loaded.spec, seed)
     shapes = jax.eval_shape(start)
+    checks = build.evaluators(evals, made, loaded.streams, devices, shapes)
     placed = shardings.state_shardings(shapes, devices, sharding)
     step = make_step(made, optimizer, seed)
     check_step(step, shapes, loaded.spec)
@@ -127,7 +127,8 @@ def train(
             state = jax.jit(start, out_shardings=placed)(given)
         first = int(state.step)
 
-        # -- The loop: evaluate, save, and only then take the next batch.
+        # -- The loop: save, evaluate, and only then take the next batch. In this order a state
+        # outlives its evaluation; a run that ended in between evaluates first.
         def put(item: tuple[Batch, Mapping[str, int]]) -> tuple[Batch, Mapping[str, int]]:
             return shardings.put(item[0], devices), item[1]
 
@@ -145,23 +146,24 @@ def train(
         last: dict[str, float] = {}
         skipped = 0
         for done in range(first, steps + 1):
-            due = [name for name, (every, _) in checks.items() if every and done % every == 0]
             ending = stopping(done) or done == steps
-            names = [n for n in checks if n in due or done == steps] if done > first else []
+            new = done > first or (done > 0 and not saved.ranked(done))
+            due = [n for n, (k, _) in checks.items() if done == steps or (k and done % k == 0)]
             with progress.paused(), jax.transfer_guard("allow"):
-                found = {
-                    f"eval/{name}/{key}": value
-                    for name in names
-                    for key, value in checks[name][1].run(state)
-                }
-                if found:
-                    writer.write(done, found)
-                for name in names:
-                    progress.say(f"step {done}  " + summary(f"eval/{name}/", found))
-                last.update(found)
                 if done > first and (saved.due(done) or ending):
-                    ranks = {k.removeprefix("eval/"): v for k, v in found.items()}
-                    saved.save(done, state, ranks)
+                    saved.save(done, state)
+                if due and new:
+                    found = {
+                        f"{name}/{key}": value
+                        for name in due
+                        for key, value in checks[name][1].run(state)
+                    }
+                    line = {f"eval/{key}": value for key, value in found.items()}
+                    writer.write(done, line)
+                    for name in due:
+                        progress.say(f"step {done}  " + summary(f"eval/{name}/", line))
+                    last.update(line)
+                    saved.rank(done, found)
             if ending:
                 break
 

@@ -71,6 +71,24 @@ def test_classes_go_on_from_one_source_to_the_next():
     assert data.facts["labels"] > first
 
 
+def test_an_evaluation_has_its_classes_where_training_has_them():
+    held = dict(clips=6, label="colour", caption="class", **SHAPES)
+    data = make(evals=dict(images=dict(of="images", **held), own=held))
+    first = min(int(b["label"].min()) for b in take(data, 6) if len(b["id"]) == 2)
+    for (moved, there), (own, here) in zip(
+        *(
+            zip(data.streams[s].batches(), [data.streams[s].table["label"]] * 9, strict=False)
+            for s in ("images", "own")
+        ),
+        strict=True,
+    ):
+        shift = there[0] - here[0]
+        assert 0 < shift <= first and there == [k + shift for k in here]
+        want = np.where(own["label"] < 0, own["label"], own["label"] + shift)
+        np.testing.assert_array_equal(moved["label"], want)
+        assert moved["label"].dtype == np.int32 and (moved["id"] == own["id"]).all()
+
+
 def test_any_step_can_be_the_first():
     batches = take(make(), 8)
     for first in (1, 4, 5):
@@ -101,6 +119,7 @@ def test_one_tokenizer_knows_the_words_of_all():
             "images.video.crop",
         ),
         (dict(train=dict(clips=4, caption="class")), "caption='class' needs a label"),
+        (dict(evals=dict(val=dict(of="pictures", clips=2))), "evals.val.of: .*also has images"),
         (
             dict(train=dict(clips=4, caption="question", label="size")),
             "caption='question' has labels of its own",

@@ -91,5 +91,5 @@ def test_what_is_missing_is_named():
     with pytest.raises(UserError, match="no encode 'text'; it has video"):
         run({"val": stream(4)}, video="text")
     bare = Stream(lambda: iter([dict(video=VECTOR, valid=LABEL == 0)]), 15, {})
-    with pytest.raises(UserError, match="stream 'val' has no labels"):
+    with pytest.raises(UserError, match="stream 'val' has no 'label'"):
         run({"val": bare})

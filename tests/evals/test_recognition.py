@@ -83,7 +83,7 @@ def test_mistakes_are_told_in_one_line():
         run(data(), classes="answer")
     bare = data()
     del bare["label"]
-    with pytest.raises(UserError, match="stream 'val' has no labels"):
+    with pytest.raises(UserError, match="stream 'val' has no 'label'"):
         run(bare)
     with pytest.raises(UserError, match="no row of 'val' could be read"):
         run(data(unreadable=range(ROWS)))

@@ -276,7 +276,7 @@ def test_a_restored_state_goes_on_as_the_one_that_was_saved(trained, tmp_path):
     with Checkpoints(str(tmp_path), config={}, every=1) as saved:
         for i, batch in enumerate(batches):
             if i == 2:
-                saved.save(2, state, {})
+                saved.save(2, state)
             state, _ = compiled(state, batch)
     with Checkpoints(str(tmp_path), config={}, every=1) as saved:
         again = saved.restore_latest(shapes)

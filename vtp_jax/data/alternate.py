@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vtp_jax.types import Batch, Spec
+from vtp_jax.types import Batch, Spec, Stream
 
 TURN = 4  # what a random generator is for, beside those of the pipeline
 
@@ -49,6 +49,22 @@ def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Tra
 
     rows, classes = (sum(getattr(part, name) for part in parts) for name in ("rows", "classes"))
     return Training(parts[0].spec, batches, rows, classes, counts)
+
+
+def label_on(stream: Stream, before: Sequence[Training]) -> Stream:
+    """An evaluation stream whose classes are those of a source that stands behind others: in its
+    batches and its table they have the numbers that training gives them."""
+    classes = sum(part.classes for part in before)
+    if not classes:
+        return stream
+
+    def batches() -> Iterator[Batch]:
+        for batch in stream.batches():
+            k = batch.get("label")
+            yield batch if k is None else {**batch, "label": np.where(k < 0, k, k + classes)}
+
+    labels = [None if k is None else k + classes for k in stream.table["label"]]
+    return stream._replace(batches=batches, table={**stream.table, "label": labels})
 
 
 def turn(turns: Sequence[int], seed: int, step: int) -> tuple[int, list[int]]:

@@ -144,7 +144,8 @@ def make(
     also:    {name: the fields of `More`}: sources of another structure, such as images, whose
              batches alternate with those of `train`, which has `turns` turns in a round; the order
              is drawn anew for each round
-    evals:   {name: as `train`}; each gives two streams, `name` (videos, with their first captions)
+    evals:   {name: as `train`, and `of`, the source of `also` whose classes it has, where it is not
+             `train`'s}; each gives two streams, `name` (videos, with their first captions)
              and `name/captions` (every caption, no videos); of shapes, the held-out clips
     video:   the fields of `Look`
     text:    the arguments of `open_text`; without it no captions are read
@@ -189,16 +190,23 @@ def make(
             counts=ledger.counts,
         )
 
+    trained = {where: open_training(where) for where in parts}
     training = alternate.alternate(
-        [open_training(where) for where in parts], [one.turns for one in parts.values()], seed
+        list(trained.values()), [one.turns for one in parts.values()], seed
     )
     streams = {}
     for name, given in (evals or {}).items():
+        given = dict(given)
+        of = f"data.also.{given.pop('of')}" if "of" in given else "data.train"
+        if of not in trained:
+            known = ", ".join(also or {}) or "none"
+            raise UserError(f"data.evals.{name}.of: there is no {of}; data.also has {known}")
+        before = list(trained.values())[: list(trained).index(of)]
         held_out = open_set(f"data.evals.{name}", kind, given, "val")
         check_views(held_out, f"data.evals.{name}", "views", look.views is not None)
         check_stride(held_out, f"data.evals.{name}", look)
         order = functools.partial(list_order, eval_batch or batch, process)
-        streams[name] = stream_videos(held_out, look, words, order, run)
+        streams[name] = alternate.label_on(stream_videos(held_out, look, words, order, run), before)
         if words:
             check_captions(held_out.source, f"data.evals.{name}")
             streams[f"{name}/captions"] = stream_captions(held_out.source, words, order)

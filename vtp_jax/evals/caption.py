@@ -10,18 +10,18 @@ a video the middle one is described.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vtp_jax import sharding
+from vtp_jax import evals
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
 Line = tuple[int, ...]
+LINES = ("id", "valid", "text", "maskable")  # of a caption's row
 
 
 def make(
@@ -29,6 +29,7 @@ def make(
     encode: Mapping[str, Callable[..., Mapping[str, Any]]],
     streams: Mapping[str, Stream],
     mesh: Mesh,
+    check: evals.Check = evals.unchecked,
     stream: str = "val",
     generate: str = "generate",
 ) -> Evaluator:
@@ -38,29 +39,23 @@ def make(
     Yields exact and f1 (fractions in [0, 1]), tokens (the mean length of what was written), and
     n_videos. Raises UserError where there is no such stream or function.
     """
-    for name in (stream, f"{stream}/captions"):
-        if name not in streams:
-            raise UserError(
-                f"caption: no stream '{name}'; the data has {', '.join(sorted(streams)) or 'none'}"
-            )
-    if generate not in encode:
-        raise UserError(
-            f"caption: the method has no encode '{generate}'; it has {', '.join(sorted(encode))}"
-        )
-    write = jitted(encode[generate], mesh)
+    known = f"{stream}/captions"
+    evals.need("caption", streams, stream, known)
+    write = writer(evals.verb("caption", encode, generate, "ids"), mesh)
+    lines = evals.jitted(lambda params, extra, batch: [batch[key] for key in LINES], mesh)
+    check("caption", write, stream)
+    check("caption", lines, known)
 
     def run(state: State) -> Iterator[tuple[str, float]]:
-        captions, special = read(streams[f"{stream}/captions"])
+        rows = (row for _, row in evals.over("caption", streams, known, lines, state, mesh))
+        captions, special = read(rows)
         pairs: list[tuple[Line, Sequence[Line]]] = []
-        with sharding.activate(mesh):
-            for batch in streams[stream].batches():
-                placed = sharding.put(batch, mesh)
-                rows = zip(*jax.device_get(write(state.params, state.extra, placed)), strict=True)
-                pairs += [
-                    (tuple(int(t) for t in ids if t not in special), captions[int(i)])
-                    for i, valid, ids in rows
-                    if valid and int(i) in captions
-                ]
+        for _, said in evals.over("caption", streams, stream, write, state, mesh):
+            pairs += [
+                (tuple(int(t) for t in ids if t not in special), captions[int(i)])
+                for i, valid, ids in zip(*said, strict=True)
+                if valid and int(i) in captions
+            ]
         if not pairs:
             raise UserError(f"caption: no video of '{stream}' could be read and has a caption")
         yield "exact", float(np.mean([line in known for line, known in pairs]))
@@ -76,7 +71,7 @@ def make(
     return Evaluator(run, protocol)
 
 
-def jitted(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
+def writer(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
     """(params, extra, batch) -> (id, valid, ids), whole on every device."""
 
     def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
@@ -85,17 +80,18 @@ def jitted(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[...
             batch = {**batch, "video": video[:, video.shape[1] // 2]}
         return batch["id"], batch["valid"], encode(params, extra, batch)["ids"]
 
-    return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return evals.jitted(f, mesh)
 
 
-def read(stream: Stream) -> tuple[dict[int, list[Line]], set[int]]:
-    """The captions by their video's id, and the special tokens: those never to be masked."""
+def read(batches: Iterable[Sequence[Any]]) -> tuple[dict[int, list[Line]], set[int]]:
+    """The captions by their video's id, and the special tokens: those never to be masked. Of
+    batches of LINES, of all processes: a video's captions need not be with its own."""
     captions: dict[int, list[Line]] = collections.defaultdict(list)
     special: set[int] = set()
-    for batch in stream.batches():
-        text, own = np.asarray(batch["text"]), np.asarray(batch["maskable"])
+    for rows in batches:
+        _, _, text, own = rows
         special |= set(text[~own].tolist())
-        for i, valid, ids, mine in zip(batch["id"], batch["valid"], text, own, strict=True):
+        for i, valid, ids, mine in zip(*rows, strict=True):
             if valid:
                 captions[int(i)].append(tuple(ids[mine].tolist()))
     return dict(captions), special

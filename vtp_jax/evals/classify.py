@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from vtp_jax import sharding
+from vtp_jax import evals
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
 
@@ -26,6 +26,7 @@ def make(
     encode: Mapping[str, Callable[..., Mapping[str, Any]]],
     streams: Mapping[str, Stream],
     mesh: Mesh,
+    check: evals.Check = evals.unchecked,
     stream: str = "val",
     classes: str = "classes",
     ks: Sequence[int] = (1, 5),
@@ -35,26 +36,16 @@ def make(
     Yields top<k> (fractions in [0, 1]), class_mean (the mean over the classes that occur of their
     own top-1), n_videos, n_views and n_left_out.
     """
-    if stream not in streams:
-        raise UserError(
-            f"classify: no stream '{stream}'; the data has {', '.join(sorted(streams)) or 'none'}"
-        )
-    if classes not in encode:
-        raise UserError(
-            f"classify: the method has no encode '{classes}'; it has {', '.join(sorted(encode))}"
-        )
-    scores = jitted(encode[classes], mesh)
+    evals.need("classify", streams, stream)
+    scores = scorer(evals.verb("classify", encode, classes, "score"), mesh)
+    check("classify", scores, stream)
 
     def run(state: State) -> Iterator[tuple[str, float]]:
         kept, views = [], 1
-        with sharding.activate(mesh):
-            for batch in streams[stream].batches():
-                if "label" not in batch:
-                    raise UserError(f"classify: stream '{stream}' has no labels; see docs/data.md")
-                if np.ndim(batch["video"]) == 6:
-                    views = batch["video"].shape[1]
-                placed = sharding.put(batch, mesh)
-                kept.append(jax.device_get(scores(state.params, state.extra, placed)))
+        for batch, found in evals.over("classify", streams, stream, scores, state, mesh):
+            if np.ndim(batch["video"]) == 6:
+                views = batch["video"].shape[1]
+            kept.append(found)
         label, known, score = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         if not known.any():
             raise UserError(f"classify: no row of '{stream}' could be read and has a class")
@@ -75,14 +66,14 @@ def make(
     return Evaluator(run, protocol)
 
 
-def jitted(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
+def scorer(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
     """(params, extra, batch) -> (label, whether it counts, score), whole on every device."""
 
     def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
         known = batch["valid"] & (batch["label"] >= 0)
         return batch["label"], known, mean_score(encode, params, extra, batch)
 
-    return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return evals.jitted(f, mesh)
 
 
 def mean_score(

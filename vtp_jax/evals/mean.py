@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from vtp_jax import sharding
-from vtp_jax.types import Evaluator, State, Stream, UserError
+from vtp_jax import evals
+from vtp_jax.types import Evaluator, State, Stream
 
 
 def make(
@@ -18,6 +19,7 @@ def make(
     encode: Mapping[str, Callable[..., Mapping[str, Any]]],
     streams: Mapping[str, Stream],
     mesh: Mesh,
+    check: evals.Check = evals.unchecked,
     stream: str = "val",
     loss: str = "loss",
     seed: int = 0,
@@ -28,25 +30,21 @@ def make(
     masks. Totals and counts are added up in fp64 over all batches and divided once: the last,
     partly filled batch weighs what it holds. A metric that counted nothing is not yielded.
     """
-    if stream not in streams:
-        raise UserError(
-            f"mean: no stream '{stream}'; the data has {', '.join(sorted(streams)) or 'none'}"
-        )
-    if loss not in encode:
-        raise UserError(
-            f"mean: the method has no encode '{loss}'; it has {', '.join(sorted(encode))}"
-        )
-    measure = jax.jit(encode[loss], out_shardings=NamedSharding(mesh, PartitionSpec()))
+    evals.need("mean", streams, stream)
+    measure = evals.jitted(evals.verb("mean", encode, loss), mesh)
+    check("mean", lambda *args: measure(*args, jax.random.key(seed)), stream)
 
     def run(state: State) -> Iterator[tuple[str, float]]:
         totals: dict[str, np.ndarray] = {}
-        with sharding.activate(mesh):
-            for i, batch in enumerate(streams[stream].batches()):
-                key = jax.random.fold_in(jax.random.key(seed), i)
-                means = measure(state.params, state.extra, sharding.put(batch, mesh), key)
-                for name, mean in jax.device_get(means).items():
-                    pair = np.array([mean.total, mean.count], np.float64)
-                    totals[name] = totals.get(name, np.zeros(2)) + pair
+        keys = (jax.random.fold_in(jax.random.key(seed), i) for i in itertools.count())
+
+        def f(*args: Any) -> Mapping[str, Any]:
+            return measure(*args, next(keys))
+
+        for _, means in evals.over("mean", streams, stream, f, state, mesh):
+            for name, mean in means.items():
+                pair = np.array([mean.total, mean.count], np.float64)
+                totals[name] = totals.get(name, np.zeros(2)) + pair
         for name, (total, count) in sorted(totals.items()):
             if count:
                 yield name, float(total / count)

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from vtp_jax import sharding
+from vtp_jax import evals
 from vtp_jax.evals import retrieval
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
@@ -28,6 +27,7 @@ def make(
     encode: Mapping[str, Callable[..., Mapping[str, Any]]],
     streams: Mapping[str, Stream],
     mesh: Mesh,
+    check: evals.Check = evals.unchecked,
     stream: str = "val",
     gallery: str | None = None,
     video: str = "video",
@@ -42,22 +42,17 @@ def make(
     left out and counted.
     """
     gallery = gallery or stream
-    for name in (stream, gallery):
-        if name not in streams:
-            known = ", ".join(sorted(streams)) or "none"
-            raise UserError(f"probe: no stream '{name}'; the data has {known}")
-    if video not in encode:
-        raise UserError(
-            f"probe: the method has no encode '{video}'; it has {', '.join(sorted(encode))}"
-        )
-    embed = jitted(encode[video], mesh)
+    evals.need("probe", streams, stream, gallery)
+    embed = embedder(evals.verb("probe", encode, video, "embedding"), mesh)
+    check("probe", embed, stream)
+    check("probe", embed, gallery)
 
     def run(state: State) -> Iterator[tuple[str, float]]:
-        label, query = collect(streams[stream], embed, state, mesh, stream)
+        label, query = collect(streams, stream, embed, state, mesh)
         if gallery == stream:
             classes, rows = label, query
         else:
-            classes, rows = collect(streams[gallery], embed, state, mesh, gallery)
+            classes, rows = collect(streams, gallery, embed, state, mesh)
         found, score = neighbours(query, rows, max(ks), gallery == stream, block)
         for k in ks:
             chosen = vote(classes[found[:, :k]], score[:, :k])
@@ -78,28 +73,24 @@ def make(
     return Evaluator(run, protocol)
 
 
-def jitted(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
+def embedder(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
     """(params, extra, batch) -> (label, whether it counts, embedding), whole on every device."""
 
     def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
+        label, known = batch["label"], batch["valid"] & (batch["label"] >= 0)
         vector = retrieval.embed_video(encode, params, extra, batch).astype(jnp.float32)
-        return batch["label"], batch["valid"] & (batch["label"] >= 0), vector
+        return label, known, vector
 
-    return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return evals.jitted(f, mesh)
 
 
 def collect(
-    stream: Stream, embed: Callable[..., Any], state: State, mesh: Mesh, name: str
+    streams: Mapping[str, Stream], name: str, embed: Callable[..., Any], state: State, mesh: Mesh
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n d"]]:
     """Classes and embeddings of the rows that count. One that is not finite is like no other."""
     kept = []
-    with sharding.activate(mesh):
-        for batch in stream.batches():
-            if "label" not in batch:
-                raise UserError(f"probe: stream '{name}' has no labels; see docs/data.md")
-            placed = sharding.put(batch, mesh)
-            label, known, vector = jax.device_get(embed(state.params, state.extra, placed))
-            kept.append((label[known], vector[known]))
+    for _, (label, known, vector) in evals.over("probe", streams, name, embed, state, mesh):
+        kept.append((label[known], vector[known]))
     label, vector = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     vector = np.where(np.isfinite(vector).all(axis=1, keepdims=True), vector, 0)
     if len(label) < 2:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from vtp_jax import sharding
+from vtp_jax import evals, sharding
 from vtp_jax.evals import retrieval
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
@@ -37,6 +37,7 @@ def make(
     encode: Mapping[str, Callable[..., Mapping[str, Any]]],
     streams: Mapping[str, Stream],
     mesh: Mesh,
+    check: evals.Check = evals.unchecked,
     stream: str = "val",
     video: str = "video",
     text: str = "text",
@@ -49,19 +50,27 @@ def make(
     `encode[pair]` among the k best of each query. Yields t2v_* and v2t_* as it does, n_videos and
     n_captions. block: pairs scored at a time. Holds the `memory` of all rows on the host.
     """
-    for name in (video, text, pair):
-        if name not in encode:
-            raise UserError(
-                f"rerank: the method has no encode '{name}'; it has {', '.join(sorted(encode))}"
-            )
+    of_video, of_text = (
+        describer(evals.verb("rerank", encode, name, "embedding", "memory"), mesh)
+        for name in (video, text)
+    )
+    join = evals.verb("rerank", encode, pair, "score")
+    score = evals.jitted(lambda *a: join(*a)["score"].astype(jnp.float32), mesh)
+    sharding.check_rows({"rerank.block": block}, mesh)
     captions = retrieval.captions_of(streams, stream)
-    whole = NamedSharding(mesh, PartitionSpec())
-    describe = {kind: jitted(encode[kind], whole) for kind in (video, text)}
-    score = jax.jit(lambda *a: encode[pair](*a)["score"].astype(jnp.float32), out_shardings=whole)
+    check("rerank", of_video, stream)
+    check("rerank", of_text, captions)
+
+    def first(params: Any, extra: Any, *batches: Batch) -> Any:
+        """The scores of a block of pairs, all of the first rows."""
+        said = [f(params, extra, b)[2] for f, b in zip((of_video, of_text), batches, strict=True)]
+        return score(params, extra, *rows(said, jnp.zeros(block, jnp.int32)))
+
+    check("rerank", first, stream, captions)
 
     def run(state: State) -> Iterator[tuple[str, float]]:
-        videos = gather(streams[stream], describe[video], state, mesh)
-        texts = gather(streams[captions], describe[text], state, mesh)
+        videos = gather(streams, stream, of_video, state, mesh)
+        texts = gather(streams, captions, of_text, state, mesh)
         owner = retrieval.owners(texts.id, videos.id, stream)
         known = owner >= 0
         texts, owner = Gallery(texts.id[known], rows(texts.said, known)), owner[known]
@@ -99,7 +108,7 @@ def make(
     return Evaluator(run, protocol)
 
 
-def jitted(encode: Callable[..., Mapping[str, Any]], whole: NamedSharding) -> Callable[..., Any]:
+def describer(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
     """(params, extra, batch) -> (id, valid, what is kept of a row), whole on every device."""
 
     def f(params: Any, extra: Any, batch: Batch) -> Any:
@@ -108,17 +117,20 @@ def jitted(encode: Callable[..., Mapping[str, Any]], whole: NamedSharding) -> Ca
         said = encode(params, extra, batch)
         return batch["id"], batch["valid"], {name: said[name] for name in READ if name in said}
 
-    return jax.jit(f, out_shardings=whole)
+    return evals.jitted(f, mesh)
 
 
-def gather(stream: Stream, describe: Callable[..., Any], state: State, mesh: Mesh) -> Gallery:
+def gather(
+    streams: Mapping[str, Stream],
+    name: str,
+    describe: Callable[..., Any],
+    state: State,
+    mesh: Mesh,
+) -> Gallery:
     """What the method says of every row of a stream that is valid."""
     kept = []
-    with sharding.activate(mesh):
-        for batch in stream.batches():
-            made = describe(state.params, state.extra, sharding.put(batch, mesh))
-            ids, valid, said = jax.device_get(made)
-            kept.append((ids[valid], rows(said, valid)))
+    for _, (ids, valid, said) in evals.over("rerank", streams, name, describe, state, mesh):
+        kept.append((ids[valid], rows(said, valid)))
     ids, said = (
         jax.tree.map(lambda *x: np.concatenate(x), *part) for part in zip(*kept, strict=True)
     )
@@ -127,7 +139,7 @@ def gather(stream: Stream, describe: Callable[..., Any], state: State, mesh: Mes
     return Gallery(ids, said)
 
 
-def rows(said: Mapping[str, Any], which: Any) -> Mapping[str, Any]:
+def rows(said: Any, which: Any) -> Any:
     return jax.tree.map(lambda x: x[which], said)
 
 

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from vtp_jax import sharding
+from vtp_jax import evals
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
 BLOCK = 1024  # side of a tile of scores: 4 MB of fp32
@@ -52,6 +52,7 @@ def make(
     encode: Mapping[str, Callable[..., Mapping[str, Any]]],
     streams: Mapping[str, Stream],
     mesh: Mesh,
+    check: evals.Check = evals.unchecked,
     stream: str = "val",
     video: str = "video",
     text: str = "text",
@@ -66,9 +67,8 @@ def make(
     mdr, mnr; and n_videos, n_captions, n_views, n_videos_left_out, n_captions_left_out. A video
     that could not be read is neither in the gallery nor asked for, nor are its captions.
     """
-    embed = embedder(
-        encode=encode, streams=streams, mesh=mesh, stream=stream, video=video, text=text
-    )
+    given = dict(stream=stream, video=video, text=text)
+    embed = embedder(encode=encode, streams=streams, mesh=mesh, check=check, **given)
     captions = captions_of(streams, stream)
 
     def run(state: State) -> Iterator[tuple[str, float]]:
@@ -97,10 +97,7 @@ def make(
 
 def captions_of(streams: Mapping[str, Stream], stream: str) -> str:
     """The name of the stream that has the captions of `stream`."""
-    if stream not in streams:
-        raise UserError(
-            f"retrieval: no stream '{stream}'; the data has {', '.join(sorted(streams)) or 'none'}"
-        )
+    evals.need("retrieval", streams, stream)
     return f"{stream}/captions" if f"{stream}/captions" in streams else stream
 
 
@@ -109,26 +106,25 @@ def embedder(
     encode: Mapping[str, Callable[..., Mapping[str, Any]]],
     streams: Mapping[str, Stream],
     mesh: Mesh,
+    check: evals.Check = evals.unchecked,
     stream: str,
     video: str = "video",
     text: str = "text",
 ) -> Callable[[State], tuple[Embedded, Embedded]]:
     """state -> the videos of `stream` and their captions, embedded; each stream is read once."""
-    for name in (video, text):
-        if name not in encode:
-            raise UserError(
-                f"retrieval: the method has no encode '{name}'; it has {', '.join(sorted(encode))}"
-            )
+    look, read = (evals.verb("retrieval", encode, name, "embedding") for name in (video, text))
     captions = captions_of(streams, stream)
-    of_video = jitted(lambda *a: embed_video(encode[video], *a), mesh)
-    of_text = jitted(lambda *a: encode[text](*a)["embedding"], mesh)
+    of_video = jitted(lambda *a: embed_video(look, *a), mesh)
+    of_text = jitted(lambda *a: read(*a)["embedding"], mesh)
+    check("retrieval", of_video, stream)
+    check("retrieval", of_text, captions)
 
     def embed(state: State) -> tuple[Embedded, Embedded]:
         if captions == stream:
-            videos, texts = collect(streams[stream], [of_video, of_text], state, mesh)
+            videos, texts = collect(streams, stream, [of_video, of_text], state, mesh)
             return videos, texts
-        (videos,) = collect(streams[stream], [of_video], state, mesh)
-        (texts,) = collect(streams[captions], [of_text], state, mesh)
+        (videos,) = collect(streams, stream, [of_video], state, mesh)
+        (texts,) = collect(streams, captions, [of_text], state, mesh)
         return videos, texts
 
     return embed
@@ -154,23 +150,28 @@ def jitted(embed: Callable[..., Float[Array, "b d"]], mesh: Mesh) -> Callable[..
     def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
         return batch["id"], batch["valid"], embed(params, extra, batch).astype(jnp.float32)
 
-    return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return evals.jitted(f, mesh)
 
 
 def collect(
-    stream: Stream, embeds: Sequence[Callable[..., Any]], state: State, mesh: Mesh
+    streams: Mapping[str, Stream],
+    name: str,
+    embeds: Sequence[Callable[..., Any]],
+    state: State,
+    mesh: Mesh,
 ) -> list[Embedded]:
     """Runs each of `embeds` over the stream and keeps the rows that are valid."""
     kept: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in embeds]
     views = 1
-    with sharding.activate(mesh):
-        for batch in stream.batches():
-            if "video" in batch and np.ndim(batch["video"]) == 6:
-                views = batch["video"].shape[1]
-            placed = sharding.put(batch, mesh)
-            for rows, embed in zip(kept, embeds, strict=True):
-                ids, valid, vector = jax.device_get(embed(state.params, state.extra, placed))
-                rows.append((ids[valid], vector[valid]))
+
+    def each(*args: Any) -> list[Any]:
+        return [embed(*args) for embed in embeds]
+
+    for batch, found in evals.over("retrieval", streams, name, each, state, mesh):
+        if "video" in batch and np.ndim(batch["video"]) == 6:
+            views = batch["video"].shape[1]
+        for rows, (ids, valid, vector) in zip(kept, found, strict=True):
+            rows.append((ids[valid], vector[valid]))
     if not any(len(ids) for ids, _ in kept[0]):
         raise UserError("retrieval: the stream has no row that could be read; check the data")
     return [

@@ -143,7 +143,7 @@ def listed(path: str) -> list[int]:
     if not Path(path).is_file():
         raise UserError(
             f"config.task.pick: there is no file '{path}', a JSON list of the head's classes in "
-            "the data's order; V2's are in misc/ of github.com/OpenGVLab/VideoMAEv2"
+            "the data's order; the release of VideoMAE V2 has its own in misc/"
         )
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))

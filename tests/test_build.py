@@ -1,0 +1,31 @@
+"""What entries make of a config's parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vtp_jax import build
+from vtp_jax.methods import omnivl
+from vtp_jax.types import Method, Out
+
+
+def test_an_evaluation_s_clips_are_none_of_training_s(monkeypatch):
+    """Their ids begin at 0 as training's do, and a queue of names would take the ones for the
+    others; training itself is given its own."""
+    seen = []
+
+    def loss(params, extra, batch, rng, step):
+        seen.append(batch)
+        return jnp.zeros(()), Out({}, extra)
+
+    base = Method(init=lambda rng, spec: {}, loss=loss, encode={})
+    monkeypatch.setattr(build, "part", lambda *args, **more: base)
+    made = build.method(dict(method={}), {})
+    batch = dict(id=jnp.arange(4, dtype=jnp.int32), valid=jnp.ones(4, bool))
+    made.encode["loss"]({}, {}, batch, jax.random.key(0))
+    made.loss({}, {}, batch, jax.random.key(0), jnp.int32(0))
+    evaluated, trained = (omnivl.names(one) for one in seen)
+    assert seen[0]["id"].dtype == jnp.int32 and len(set(evaluated.tolist())) == 4
+    assert not np.isin(evaluated, trained).any() and (evaluated < 0).all()
+    assert (seen[1]["id"] == batch["id"]).all()
+    made.encode["loss"]({}, {}, dict(valid=batch["valid"]), jax.random.key(0))  # of no ids
