@@ -22,11 +22,8 @@ Published, top-1 / top-5: K400 S 79.0/93.8, B 81.5/95.1, L 85.2/96.8, H 86.6/97.
 B 70.8/92.4; UCF101 B 91.3/98.5.
 
 What is not as in the code: no RandAugment (rand-m7-n4-mstd0.5-inc1), which acts on 8-bit frames
-before the crop; training clips are sampled as in pretraining, also SSv2's, of which the code takes
-a frame from each of 16 segments. Of SSv2's test clips, too, each is a window of every second frame
-(of 48: 0, 2, .. 30 and 16, 18, .. 46); the code's both go over the whole video, one between the
-other's frames (0, 3, .. 45 and 1, 4, .. 46). Mixup and CutMix draw once for the whole batch; once a
-GPU with task.groups=N.
+before the crop. Mixup and CutMix draw once for the whole batch; once a GPU with task.groups=N. Of
+SSv2 clips are a frame from each of 16 parts of the whole video, as in the code.
 """
 
 from typing import NamedTuple
@@ -121,6 +118,8 @@ def recognise(recipe: Recipe, source: str) -> ConfigDict:
     c.data.video = dict(
         frames=16, stride=dataset.stride, size=224, crop="resized", repeats=2, views=dataset.views
     )
+    if recipe.data == "ssv2":
+        c.data.video.sampling = "segments"
     c.data.max_failed = 0.05
 
     c.method = ConfigDict()

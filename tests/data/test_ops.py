@@ -93,6 +93,37 @@ def crop(box, video, size, rng):
     return ops.cut(video, box(*video.shape[1:3], size, rng), size)
 
 
+@pytest.mark.parametrize("length, frames", [(48, 16), (50, 16), (200, 16), (16, 16), (33, 8)])
+def test_a_training_clip_of_segments_has_a_frame_of_each(length, frames):
+    rng = np.random.default_rng(0)
+    drawn = np.stack([ops.segment_frames(length, frames, rng) for _ in range(2000)])
+    part = length // frames
+    assert (drawn // part == np.arange(frames)).all()
+    for column in drawn.T:  # every frame of a part, as often
+        counts = np.bincount(column % part, minlength=part)
+        assert np.abs(counts / 2000 - 1 / part).max() < 5 * np.sqrt(1 / part / 2000)
+
+
+def test_a_video_of_fewer_frames_than_segments_shows_its_first():
+    assert (ops.segment_frames(15, 16, np.random.default_rng(0)) == 0).all()
+
+
+@pytest.mark.parametrize("length", [5, 15, 16, 37, 48, 300])
+@pytest.mark.parametrize("frames", [8, 16])
+def test_segment_views_as_the_reference(length, frames):
+    """It sorts the numbers of two clips together and takes every second one."""
+    tick = length / frames
+    both = sorted(
+        [int(tick / 2 + tick * x) for x in range(frames)] + [int(tick * x) for x in range(frames)]
+    )
+    found = ops.segment_views(length, frames, 2)
+    np.testing.assert_array_equal(found, [both[0::2], both[1::2]])
+    assert ops.segment_views(length, frames, 1).shape == (1, frames)
+    three = ops.segment_views(length, frames, 3)
+    assert three.min() >= 0 and three.max() < length
+    np.testing.assert_array_equal(three[0], found[0])
+
+
 @pytest.mark.parametrize("h, w, size", [(48, 64, 32), (64, 47, 46), (40, 40, 28)])
 def test_crop_multiscale_every_choice_as_the_reference(h, w, size):
     video = picture(h, w)

@@ -195,6 +195,28 @@ def test_views(root):
         assert (views[:, 0] != views[:, 1]).any()
 
 
+def test_segments_go_over_the_whole_video():
+    """Ten frames in four parts, whatever the stride."""
+    look = dict(frames=4, stride=1, size=32, crop="centre", sampling="segments")
+    plan = shapes.Plan(train=ROWS, val=5, side=32, frames=10)
+    numbers = set()
+    for batch in take(make(video=look), 9):
+        for i, clip in zip(batch["id"], batch["video"], strict=True):
+            film = shapes.read(plan, "train", int(i))
+            for part, frame in enumerate(clip):
+                same = [n for n in range(10) if (film[n] == frame).all()]
+                assert {2 * part, 2 * part + 1} & set(same)
+                numbers |= set(same) if len(same) == 1 else set()
+    assert len(numbers) == 8  # two of each part; the last two of ten are in none
+    wanted = {None: [[1, 3, 6, 8]], (2, 1): [[0, 2, 5, 7], [1, 3, 6, 8]]}
+    for views, clips in wanted.items():
+        (batch, *_) = make(video=dict(look, views=views)).streams["val"].batches()
+        for i, video in zip(batch["id"], batch["video"], strict=True):
+            film = shapes.read(plan, "val", int(i))
+            shown = video.reshape(-1, *film.shape[1:])
+            np.testing.assert_array_equal(shown, np.concatenate([film[c] for c in clips]))
+
+
 # Shards.
 
 
@@ -542,6 +564,10 @@ def test_an_error_of_ours_is_not_taken_for_a_bad_video(monkeypatch):
         (dict(batch=6, process=(0, 4)), "data.batch=6 does not divide over 4 processes"),
         (dict(eval_batch=6, process=(0, 4)), "data.eval_batch=6 does not divide"),
         (dict(video=dict(frame=4)), "data.video: .*'frame.*it takes frames, stride, size"),
+        (
+            dict(video=dict(VIDEO, sampling="sparse")),
+            "sampling='sparse'; known: windows, segments",
+        ),
         (
             dict(video=dict(VIDEO, crop="random")),
             "crop='random'.*known: multiscale",

@@ -46,6 +46,26 @@ def walk(length: int, frames: int, stride: int, start: int) -> Int[np.ndarray, "
     return start + stride * np.minimum(np.arange(frames), steps)
 
 
+def segment_frames(length: int, frames: int, rng: np.random.Generator) -> Int[np.ndarray, "t"]:
+    """Numbers of a random frame from each of `frames` equal parts of the whole video (TSN's, as
+    VideoMAE is fine-tuned on Something-Something), of length // frames frames each. Of a video that
+    has fewer than `frames`, the first one always."""
+    part = length // frames
+    if part:
+        return part * np.arange(frames) + rng.integers(part, size=frames)
+    return np.zeros(frames, np.int64)
+
+
+def segment_views(length: int, frames: int, segments: int) -> Int[np.ndarray, "s t"]:
+    """Numbers of the frames of `segments` test clips, each of which goes over the whole video, one
+    between the other's frames (VideoMAE, Something-Something): frame i of clip k is
+    int(length / frames * (i + k / segments)). One segment has the middles of all parts."""
+    place = np.arange(segments)[:, None] / segments if segments > 1 else 0.5
+    return (
+        (length / frames * (np.arange(frames) + place)).astype(np.int64).reshape(segments, frames)
+    )
+
+
 def in_parts(
     parts: int, choose: Callable[[int], Int[np.ndarray, "t"]]
 ) -> Callable[[int], Int[np.ndarray, "n"]]:

@@ -96,7 +96,9 @@ class Look(NamedTuple):
     `multiscale` (random, SimVTP's), `resized` (random, Inception's), `window` (random, in the size
     that it has) or `centre`, in training;
     repeats: crops of one decoded clip, in training, as views "v t h w c" if more than one; views:
-    (segments, crops) of SimVTP's test, or None for one clip in the middle, in evaluation.
+    (segments, crops) of SimVTP's test, or None for one clip in the middle, in evaluation; sampling:
+    `windows` of frames that are `stride` apart, or `segments`, a frame from each of so many equal
+    parts of the whole video, whatever the stride.
     """
 
     frames: int
@@ -105,6 +107,7 @@ class Look(NamedTuple):
     crop: str = "multiscale"
     repeats: int = 1
     views: Sequence[int] | None = None
+    sampling: str = "windows"
 
     @property
     def picture(self) -> tuple[int, ...]:
@@ -307,6 +310,11 @@ def make_order(clips: Clips, rows: int, process: tuple[int, int], seed: int) -> 
 
 
 def check_stride(clips: Clips, where: str, look: Look) -> None:
+    if look.sampling == "segments" and clips.every > 1:
+        raise UserError(
+            f"{where}: data.video.sampling='segments' takes any frame of a video, and the shards "
+            f"hold every {clips.every}th; prepare them with --every 1"
+        )
     if look.frames > 1 and look.stride % clips.every:
         raise UserError(
             f"{where}: frames {look.stride} apart are asked for, of shards that hold every "
@@ -327,6 +335,8 @@ class More(NamedTuple):
 
 def open_look(where: str, video: Mapping[str, Any]) -> Look:
     look = fit(where, Look, video)
+    if look.sampling not in SAMPLINGS:
+        raise UserError(f"{where}.sampling={look.sampling!r}; known: {', '.join(SAMPLINGS)}")
     if look.crop not in BOXES:
         raise UserError(f"{where}.crop={look.crop!r} is not known; known: {', '.join(BOXES)}")
     return look
@@ -459,6 +469,7 @@ def check_views(clips: Clips, where: str, name: str, asked: bool) -> None:
 
 # The pixels.
 
+SAMPLINGS = ("windows", "segments")
 BOXES: Mapping[str, Callable[..., ops.Box]] = dict(
     multiscale=ops.box_multiscale,
     resized=ops.box_resized,
@@ -473,6 +484,8 @@ def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int, out
     rng = np.random.default_rng([LOOK, seed, epoch, index])
 
     def choose(n: int) -> Ints:
+        if look.sampling == "segments":
+            return ops.segment_frames(n, look.frames, rng)
         return ops.sample_frames(n, look.frames, look.stride, rng)
 
     def boxes(h: int, w: int) -> list[ops.Box]:
@@ -485,6 +498,8 @@ def show_centre(clips: Clips, look: Look, index: int, out: Pixels) -> None:
     """The clip in the middle, "[v] t h w c"."""
 
     def choose(n: int) -> Ints:
+        if look.sampling == "segments":
+            return ops.segment_views(n, look.frames, 1)[0]
         return ops.centre_frames(n, look.frames, look.stride)
 
     def boxes(h: int, w: int) -> list[ops.Box]:
@@ -511,9 +526,13 @@ def show_parts(
 def show_views(clips: Clips, look: Look, index: int, out: Pixels) -> None:
     """SimVTP's test views, "v t h w c", v = segments * crops, crops fastest."""
     segments, crops = look.views or (1, 1)
-    frames = clips.read(
-        index, lambda n: ops.view_frames(n, look.frames, look.stride, segments).reshape(-1)
-    )
+
+    def choose(n: int) -> Ints:
+        if look.sampling == "segments":
+            return ops.segment_views(n, look.frames, segments).reshape(-1)
+        return ops.view_frames(n, look.frames, look.stride, segments).reshape(-1)
+
+    frames = clips.read(index, choose)
     views = ops.crop_views(frames, look.size, crops)  # crops (segments t) h w c
     views = views.reshape(crops, segments, look.frames, *views.shape[2:])
     out[...] = views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
