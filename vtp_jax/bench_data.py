@@ -103,14 +103,9 @@ def stages(opened: pipeline.Clips, look: pipeline.Look, seed: int) -> dict[str, 
 
     def shown(index: int) -> Shown:
         rng = np.random.default_rng([seed, index])
-        return Shown(
-            ops.in_parts(
-                opened.pieces, lambda n: ops.sample_frames(n, look.frames, look.stride, rng)
-            ),
-            lambda h, w: [
-                pipeline.BOXES[look.crop](h, w, look.size, rng) for _ in range(look.repeats)
-            ],
-        )
+        choose = functools.partial(pipeline.draw_frames, look, rng)
+        boxes = functools.partial(pipeline.draw_boxes, look, rng)
+        return Shown(functools.partial(ops.in_parts, opened.pieces, choose), boxes)
 
     def transform(index: int) -> Any:
         frames = opened.pieces * look.frames

@@ -67,16 +67,12 @@ def segment_views(length: int, frames: int, segments: int) -> Int[np.ndarray, "s
 
 
 def in_parts(
-    parts: int, choose: Callable[[int], Int[np.ndarray, "t"]]
-) -> Callable[[int], Int[np.ndarray, "n"]]:
-    """`choose`, which gives numbers of frames of a video by its length, asked for each of as many
-    equal parts of a longer video: the numbers in order, part by part."""
-
-    def choose_all(length: int) -> Int[np.ndarray, "n"]:
-        part = length // parts
-        return np.concatenate([i * part + choose(part) for i in range(parts)])
-
-    return choose_all
+    parts: int, choose: Callable[[int], Int[np.ndarray, "t"]], length: int
+) -> Int[np.ndarray, "n"]:
+    """What `choose`, which gives numbers of frames of a video by its length, says of as many equal
+    parts of a longer video: the numbers in order, part by part."""
+    part = length // parts
+    return np.concatenate([i * part + choose(part) for i in range(parts)])
 
 
 def view_frames(length: int, frames: int, stride: int, segments: int) -> Int[np.ndarray, "s t"]:
@@ -192,15 +188,14 @@ def resize_plain(
     full_h, full_w = video.shape[1:3]
     if (full_h, full_w) == (h, w):
         return video
-    scale = (full_w / w, 0, 0, 0, full_h / h, 0)
-    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-
-    def resize_plane(plane: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h2 w2"]:
-        # In floats: on bytes Pillow rounds down, which darkens by 0.4 of a grey level.
-        image = Image.fromarray(plane.astype(np.float32))
-        return np.rint(np.asarray(image.transform((w, h), affine, scale, bilinear))).astype(
-            np.uint8
-        )
-
-    planes = [[resize_plane(frame[..., c]) for c in range(frame.shape[-1])] for frame in video]
+    channels = range(video.shape[-1])
+    planes = [[resize_plane(frame[..., c], h, w) for c in channels] for frame in video]
     return np.stack([np.stack(frame, axis=-1) for frame in planes])
+
+
+def resize_plane(plane: UInt8[np.ndarray, "h w"], h: int, w: int) -> UInt8[np.ndarray, "h2 w2"]:
+    # In floats: on bytes Pillow rounds down, which darkens by 0.4 of a grey level.
+    image = Image.fromarray(plane.astype(np.float32))
+    scale = (image.width / w, 0, 0, 0, image.height / h, 0)
+    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return np.rint(np.asarray(image.transform((w, h), affine, scale, bilinear))).astype(np.uint8)

@@ -467,7 +467,8 @@ def check_views(clips: Clips, where: str, name: str, asked: bool) -> None:
         )
 
 
-# The pixels.
+# The pixels. What is made for a row is a partial and no function of its own: shapes are checked by
+# decorating functions, which is slow, and not safe in several threads at once.
 
 SAMPLINGS = ("windows", "segments")
 BOXES: Mapping[str, Callable[..., ops.Box]] = dict(
@@ -482,30 +483,34 @@ def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int, out
     """A training clip "[v] t h w c"; which part of the video it shows depends on all three numbers.
     Of several views each is a crop of its own."""
     rng = np.random.default_rng([LOOK, seed, epoch, index])
-
-    def choose(n: int) -> Ints:
-        if look.sampling == "segments":
-            return ops.segment_frames(n, look.frames, rng)
-        return ops.sample_frames(n, look.frames, look.stride, rng)
-
-    def boxes(h: int, w: int) -> list[ops.Box]:
-        return [BOXES[look.crop](h, w, look.size, rng) for _ in range(look.repeats)]
-
+    choose, boxes = (functools.partial(f, look, rng) for f in (draw_frames, draw_boxes))
     show_parts(clips, look, index, choose, boxes, look.repeats, out)
+
+
+def draw_frames(look: Look, rng: np.random.Generator, n: int) -> Ints:
+    if look.sampling == "segments":
+        return ops.segment_frames(n, look.frames, rng)
+    return ops.sample_frames(n, look.frames, look.stride, rng)
+
+
+def draw_boxes(look: Look, rng: np.random.Generator, h: int, w: int) -> list[ops.Box]:
+    return [BOXES[look.crop](h, w, look.size, rng) for _ in range(look.repeats)]
 
 
 def show_centre(clips: Clips, look: Look, index: int, out: Pixels) -> None:
     """The clip in the middle, "[v] t h w c"."""
-
-    def choose(n: int) -> Ints:
-        if look.sampling == "segments":
-            return ops.segment_views(n, look.frames, 1)[0]
-        return ops.centre_frames(n, look.frames, look.stride)
-
-    def boxes(h: int, w: int) -> list[ops.Box]:
-        return [ops.box_centre(h, w, look.size)]
-
+    choose, boxes = (functools.partial(f, look) for f in (middle_frames, middle_boxes))
     show_parts(clips, look, index, choose, boxes, 1, out)
+
+
+def middle_frames(look: Look, n: int) -> Ints:
+    if look.sampling == "segments":
+        return ops.segment_views(n, look.frames, 1)[0]
+    return ops.centre_frames(n, look.frames, look.stride)
+
+
+def middle_boxes(look: Look, h: int, w: int) -> list[ops.Box]:
+    return [ops.box_centre(h, w, look.size)]
 
 
 def show_parts(
@@ -520,22 +525,22 @@ def show_parts(
     """Frames of all pieces, which follow each other, of so many views."""
     side = look.size
     into = out.reshape(views, clips.pieces * look.frames, side, side, 3)
-    clips.show(index, ops.in_parts(clips.pieces, choose), boxes, into)
+    clips.show(index, functools.partial(ops.in_parts, clips.pieces, choose), boxes, into)
 
 
 def show_views(clips: Clips, look: Look, index: int, out: Pixels) -> None:
     """SimVTP's test views, "v t h w c", v = segments * crops, crops fastest."""
     segments, crops = look.views or (1, 1)
-
-    def choose(n: int) -> Ints:
-        if look.sampling == "segments":
-            return ops.segment_views(n, look.frames, segments).reshape(-1)
-        return ops.view_frames(n, look.frames, look.stride, segments).reshape(-1)
-
-    frames = clips.read(index, choose)
+    frames = clips.read(index, functools.partial(view_frames, look, segments))
     views = ops.crop_views(frames, look.size, crops)  # crops (segments t) h w c
     views = views.reshape(crops, segments, look.frames, *views.shape[2:])
     out[...] = views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
+
+
+def view_frames(look: Look, segments: int, n: int) -> Ints:
+    if look.sampling == "segments":
+        return ops.segment_views(n, look.frames, segments).reshape(-1)
+    return ops.view_frames(n, look.frames, look.stride, segments).reshape(-1)
 
 
 def attempt(

@@ -422,12 +422,12 @@ def check_size(frame: av.VideoFrame) -> av.VideoFrame:
 def start_clock(seconds: float) -> Check:
     """A check that there is time left: of one core, for this thread, and by the clock."""
     core, clock = time.thread_time() + seconds, time.monotonic() + CLOCK * seconds
+    return functools.partial(check_clock, core, clock, seconds)
 
-    def check() -> None:
-        if time.thread_time() > core or time.monotonic() > clock:
-            raise Unreadable("too_slow", f"more than {seconds:.0f} s")
 
-    return check
+def check_clock(core: float, clock: float, seconds: float) -> None:
+    if time.thread_time() > core or time.monotonic() > clock:
+        raise Unreadable("too_slow", f"more than {seconds:.0f} s")
 
 
 def convert(
