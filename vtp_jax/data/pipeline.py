@@ -483,7 +483,8 @@ def show_random(clips: Clips, look: Look, seed: int, epoch: int, index: int, out
     """A training clip "[v] t h w c"; which part of the video it shows depends on all three numbers.
     Of several views each is a crop of its own."""
     rng = np.random.default_rng([LOOK, seed, epoch, index])
-    choose, boxes = (functools.partial(f, look, rng) for f in (draw_frames, draw_boxes))
+    choose = functools.partial(draw_frames, look, rng)
+    boxes = functools.partial(draw_boxes, look, rng)
     show_parts(clips, look, index, choose, boxes, look.repeats, out)
 
 
@@ -499,7 +500,7 @@ def draw_boxes(look: Look, rng: np.random.Generator, h: int, w: int) -> list[ops
 
 def show_centre(clips: Clips, look: Look, index: int, out: Pixels) -> None:
     """The clip in the middle, "[v] t h w c"."""
-    choose, boxes = (functools.partial(f, look) for f in (middle_frames, middle_boxes))
+    choose, boxes = functools.partial(middle_frames, look), functools.partial(middle_boxes, look)
     show_parts(clips, look, index, choose, boxes, 1, out)
 
 
