@@ -242,8 +242,7 @@ def write(
     """Captions of the videos: ids i32 "b l" from [CLS] to [SEP], then padding, l the method's
     length; score f32 "b", their log probability (by beams: over a power of their length)."""
     memory = encode_video(net, params, extra, batch)["memory"]
-    b = len(memory)
-    ids = jnp.full((b, net.length), recipe.pad_id, jnp.int32).at[:, 0].set(recipe.start_id)
+    ids, start = generate.begin(len(memory), net.length, recipe.start_id, recipe.pad_id)
     _, kept = net.apply(
         {"params": params}, ids, memory,
         method=lambda m, *x: m.text.begin(*x), mutable=["cache", "context"],
@@ -259,7 +258,7 @@ def write(
         )  # fmt: skip
         return logits, new["cache"]
 
-    start, stop = jnp.ones(b, jnp.int32), dict(end_id=recipe.end_id, pad_id=recipe.pad_id)
+    stop = dict(end_id=recipe.end_id, pad_id=recipe.pad_id)
     if recipe.beams == 1:
         said = generate.greedy(step, kept["cache"], ids, start, **stop)
     else:

@@ -258,13 +258,13 @@ def generate(
     texts are short."""
     bound = blip.bind(net, blip.writing(params), rng)
     seen = bound.visual.norm(bound.see(batch["video"]))
-    ids = jnp.full((len(seen), recipe.length), net.pad_id, jnp.int32).at[:, 0].set(recipe.start_id)
+    ids, start = generation.begin(len(seen), recipe.length, recipe.start_id, net.pad_id)
 
     def read(ids: Int[Array, "r l"], mask: Bool[Array, "r l"]) -> Float[Array, "r l v"]:
         return bound.write(ids, mask, seen)[..., : net.vocab_size]
 
     said = generation.beam(
-        generation.rereading(read), ids, ids, jnp.ones(len(ids), jnp.int32),
+        generation.rereading(read), ids, ids, start,
         beams=recipe.beams, end_id=recipe.end_id, pad_id=net.pad_id,
     )  # fmt: skip
     return dict(ids=said.ids, score=said.score)

@@ -38,6 +38,14 @@ def rereading(
     return step
 
 
+def begin(
+    rows: int, length: int, start_id: int, pad_id: int
+) -> tuple[Int[Array, "b l"], Int[Array, " b"]]:
+    """Lines of which only the first token stands, `start_id`: ids, and how many tokens each has."""
+    ids = jnp.full((rows, length), pad_id, jnp.int32).at[:, 0].set(start_id)
+    return ids, jnp.ones(rows, jnp.int32)
+
+
 class Said(NamedTuple):
     """ids: each row its prompt, what follows it and `end_id`, then padding; a row that is full has
     no end. score: the log probability of what follows, divided where a search says so."""
