@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from vtp_jax import build, cli, sharding
+from vtp_jax import build, cli, evals, sharding
 from vtp_jax.data import pipeline, sources, video
 from vtp_jax.evals import retrieval
 from vtp_jax.types import Stream, UserError
@@ -434,9 +434,12 @@ def write(
     "picture"}]}; file names are relative to `out`.
     """
     verbs = set(run.method.encode)
-    told = retrieval.captions_of(streams, stream)
-    if not {"video", "text"} <= verbs or "text" not in next(iter(streams[told].batches())):
+    if not {"video", "text"} <= verbs:
         questions = 0
+    if questions:
+        told = retrieval.captions_of(streams, stream)
+        if "text" not in evals.structure("visualize", streams, told):
+            questions = 0
     if "reconstruct" not in verbs:
         if not questions:
             raise UserError(
