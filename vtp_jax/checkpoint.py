@@ -120,7 +120,8 @@ class Checkpoints:
         self.wait()
         if step not in self._manager.all_steps():
             return
-        self._retention.metrics[step] = numbers = _finite(metrics)
+        numbers = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
+        self._retention.metrics[step] = numbers
         if jax.process_index() == 0:
             (self._folder / str(step) / METRICS).write_text(json.dumps(numbers, indent=1))
 
@@ -425,10 +426,6 @@ def _try_meta(folder: epath.Path, step: int) -> Meta | None:
 
 def _metrics(folder: epath.Path) -> dict[int, Mapping[str, float]]:
     return {s: m.metrics for s in _steps(folder) if (m := _try_meta(folder, s))}
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
 
 
 def _best_step(metrics: Mapping[int, Mapping[str, float]], best: tuple[str, str]) -> int | None:
