@@ -25,6 +25,11 @@ def config_files() -> list[str]:
     ]
 
 
+def file_name(path: str) -> str:
+    """What goldens of a config are called."""
+    return path.removeprefix("configs/").removesuffix(".py").replace("/", "_")
+
+
 def switches(path: str) -> list[str]:
     """The switches a config knows: what it passes to parse_arg."""
     text = (ROOT / path).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from tests.configs import config_files
+from tests.configs import config_files, file_name
 from vtp_jax import cli, plan
 
 GOLDEN = Path(__file__).parent / "golden/plan"
@@ -53,8 +53,7 @@ def cases():
 
 
 def golden(path, topology):
-    name = path.removeprefix("configs/").removesuffix(".py").replace("/", "_")
-    return GOLDEN / f"{name}.{topology.replace(':', '_')}.txt"
+    return GOLDEN / f"{file_name(path)}.{topology.replace(':', '_')}.txt"
 
 
 def lowered(path, topology, overrides):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tests.configs import ROOT, all_switches, built, config_files
+from tests.configs import ROOT, all_switches, built, config_files, file_name
 from vtp_jax import optim, sharding, tree
 
 GOLDEN = Path(__file__).parent / "golden/recipes"
@@ -26,8 +26,7 @@ class Recipe(NamedTuple):
 
 
 def golden(path: str) -> Path:
-    name = path.removeprefix("configs/").removesuffix(".py").replace("/", "_")
-    return GOLDEN / f"{name}.txt"
+    return GOLDEN / f"{file_name(path)}.txt"
 
 
 def leaves(value, name="") -> Iterator[tuple[str, str]]:

@@ -31,6 +31,18 @@ def config(tmp_path):
     return str(path)
 
 
+@pytest.fixture(params=["py", "json"])
+def either(request, config, tmp_path):
+    """The config as it is written, and as a run writes it."""
+    return config if request.param == "py" else resolved(config, tmp_path)
+
+
+def resolved(config, folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(cli.plain(cli.load_config(config))))
+    return str(path)
+
+
 def test_a_config_with_its_argument_and_overrides(config):
     assert cli.load_config(config).steps == 1000
     assert cli.load_config(f"{config}:tiny").steps == 10
@@ -43,16 +55,14 @@ def test_a_config_with_its_argument_and_overrides(config):
 def test_a_resolved_config_is_read_back_the_same(config, tmp_path):
     plain = cli.plain(cli.load_config(f"{config}:tiny"))
     assert plain["rules"] == [["encoder/.*", {"lr": [0.5, 1.0]}], [".*", {}]]
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(plain))
-    again = cli.load_config(str(path))
+    path = resolved(f"{config}:tiny", tmp_path)
+    again = cli.load_config(path)
     assert cli.plain(again) == plain
-    assert cli.load_config(str(path), ["--config.optim.lr=2.0"]).optim.lr == 2.0
+    assert cli.load_config(path, ["--config.optim.lr=2.0"]).optim.lr == 2.0
     with pytest.raises((AttributeError, KeyError)):
         again.stpes = 3  # locked
 
 
-@pytest.mark.parametrize("form", ["py", "json"])
 @pytest.mark.parametrize(
     "override, words",
     [
@@ -67,28 +77,19 @@ def test_a_resolved_config_is_read_back_the_same(config, tmp_path):
         ("--config.steps.peak=5", "steps is 1000, in which there are no keys"),
     ],
 )
-def test_wrong_overrides_are_errors(config, tmp_path, form, override, words):
-    if form == "json":
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(cli.plain(cli.load_config(config))))
-        config = str(path)
+def test_wrong_overrides_are_errors(either, override, words):
     with pytest.raises(UserError, match=words) as raised:
-        cli.load_config(config, [override])
+        cli.load_config(either, [override])
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("form", ["py", "json"])
-def test_what_a_config_does_not_spell_out_is_added(config, tmp_path, form):
-    if form == "json":
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(cli.plain(cli.load_config(config))))
-        config = str(path)
+def test_what_a_config_does_not_spell_out_is_added(either):
     given = dict(
         average="0.999", fresh="()", warm_start="((r'a\\b', 'c', 'd'),)", task__name="classify",
         optim__eps="1e-8", optim__on="true", optim__off="false", optim__lr="2", optim__none="None",
     )  # fmt: skip
     told = [f"--config.{name.replace('__', '.')}={text}" for name, text in given.items()]
-    found = cli.plain(cli.load_config(config, told))
+    found = cli.plain(cli.load_config(either, told))
     assert found["average"] == 0.999 and found["fresh"] == []
     assert found["warm_start"] == [[r"a\b", "c", "d"]]
     assert found["task"] == {"name": "classify"}
@@ -96,14 +97,9 @@ def test_what_a_config_does_not_spell_out_is_added(config, tmp_path, form):
     assert found["optim"] == more and type(found["optim"]["lr"]) is float
 
 
-@pytest.mark.parametrize("form", ["py", "json"])
-def test_a_number_is_a_place_in_a_tuple(config, tmp_path, form):
-    if form == "json":
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(cli.plain(cli.load_config(config))))
-        config = str(path)
+def test_a_number_is_a_place_in_a_tuple(either):
     told = ["--config.optim.betas.1=0.5", "--config.rules.0.1.lr.0=2", "--config.rules.1.1.wd=0"]
-    found = cli.plain(cli.load_config(config, told))
+    found = cli.plain(cli.load_config(either, told))
     assert found["optim"]["betas"] == [0.9, 0.5]
     assert found["rules"] == [["encoder/.*", {"lr": [2.0, 1.0]}], [".*", {"wd": 0}]]
 
