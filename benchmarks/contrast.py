@@ -13,8 +13,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from vtp_jax import bench, cli, metrics, sharding
+from vtp_jax import bench
 from vtp_jax.objectives import contrastive
+from vtp_jax.run import metrics, sharding
+from vtp_jax.setup import cli
 
 OUT = Path(__file__).parent / "results" / "contrast.jsonl"
 CHUNKS = (1, 4, 16, 64)

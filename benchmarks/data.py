@@ -35,9 +35,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vtp_jax import cli, metrics
 from vtp_jax.data import ops, pipeline, records, rolls, shards, sources, video
 from vtp_jax.data.order import shuffled_order
+from vtp_jax.run import metrics
+from vtp_jax.setup import cli
 
 RESULTS = Path(__file__).parent / "results" / "data.jsonl"
 FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8

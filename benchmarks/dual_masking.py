@@ -18,8 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vtp_jax import bench, cli, metrics, synthetic
+from vtp_jax import bench
+from vtp_jax.measure import synthetic
 from vtp_jax.methods import videomae
+from vtp_jax.run import metrics
+from vtp_jax.setup import cli
 
 OUT = Path(__file__).parent / "results" / "dual_masking.jsonl"
 DATA = dict(train={}, video=dict(frames=16, stride=4, size=224))

@@ -26,8 +26,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.step_cpu import CUBE, DATA, must_compute
-from vtp_jax import bench, cli, metrics, synthetic
+from vtp_jax import bench
+from vtp_jax.measure import synthetic
 from vtp_jax.nn import sizes
+from vtp_jax.run import metrics
+from vtp_jax.run.step import make_step
+from vtp_jax.setup import cli
 
 OUT = Path(__file__).parent / "results" / "gpu.jsonl"
 SIDES = ("jax", "torch")
@@ -56,8 +60,8 @@ def jax_step(
     """(a training step, a run of products, FLOPs of the run)"""
     import jax
 
-    from vtp_jax import optim, train
     from vtp_jax.methods import simvtp
+    from vtp_jax.run import optim
     from vtp_jax.types import State
 
     given, spec, facts = setting(size, batch, small)
@@ -68,7 +72,7 @@ def jax_step(
     optimizer = optim.make(
         jax.eval_shape(lambda: params), lr=lambda step: RATE, weight_decay=DECAY, rules=rules
     )
-    step = jax.jit(train.make_step(method, optimizer, 0), donate_argnums=0)
+    step = jax.jit(make_step(method, optimizer, 0), donate_argnums=0)
     opt = jax.jit(lambda p: optimizer.init(optimizer.split(p)[0]))(params)
     held, batch_there = (
         [State(jax.numpy.zeros((), "int32"), params, opt, {})],

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vtp_jax import build, cli, metrics, sharding
+from vtp_jax.run import metrics, sharding
+from vtp_jax.setup import build, cli
 from vtp_jax.types import State, UserError
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"

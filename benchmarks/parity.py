@@ -22,10 +22,12 @@ from tests.convert import test_convert
 from tests.methods import test_simvtp_golden, test_videomae_golden
 from tests.parity import GOLDEN, make_tensor
 from tests.tasks import test_retrieve_golden
-from vtp_jax import cli, metrics, parity
+from vtp_jax import parity
 from vtp_jax.convert import formats, rules
 from vtp_jax.methods import videomae
 from vtp_jax.objectives import reconstruction
+from vtp_jax.run import metrics
+from vtp_jax.setup import cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
 BEGIN, END = "<!-- table: python -m benchmarks.parity -->", "<!-- end of the table -->"

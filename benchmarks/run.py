@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vtp_jax import build, cli, metrics, sharding
 from vtp_jax.data import shapes
-from vtp_jax.train import make_step
+from vtp_jax.run import metrics, sharding
+from vtp_jax.run.step import make_step
+from vtp_jax.setup import build, cli
 
 HERE = Path(__file__).parent
 

@@ -28,10 +28,13 @@ import jax
 import jax.numpy as jnp
 
 from launch.common import keep_memory
-from vtp_jax import bench, cli, metrics, synthetic
+from vtp_jax import bench
+from vtp_jax.measure import synthetic
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
 from vtp_jax.nn.sizes import Size
+from vtp_jax.run import metrics
+from vtp_jax.setup import cli
 
 OUT = Path(__file__).parent / "results" / "step_cpu.jsonl"
 DATA = dict(

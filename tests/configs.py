@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from vtp_jax import build, cli, optim
 from vtp_jax.data import pipeline
+from vtp_jax.run import optim
+from vtp_jax.setup import build, cli
 from vtp_jax.types import Method, Spec, State
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 
 from tests.configs import config_files, file_name
-from vtp_jax import cli, plan
+from vtp_jax import plan
+from vtp_jax.setup import cli
 
 GOLDEN = Path(__file__).parent / "golden/plan"
 PODS = ("v5e:4x4", "v6e:16x16")

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from tests.configs import ROOT, all_switches, built, config_files, file_name
-from vtp_jax import optim, sharding, tree
+from vtp_jax import tree
+from vtp_jax.run import optim, sharding
 
 GOLDEN = Path(__file__).parent / "golden/recipes"
 

@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter1d
 
 from tests.configs import ROOT
-from vtp_jax import augment, build, cli
+from vtp_jax import augment
+from vtp_jax.setup import build, cli
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)

@@ -8,9 +8,11 @@ import pytest
 
 from benchmarks import step_cpu
 from tests.configs import ROOT
-from vtp_jax import bench, build, cli, synthetic
+from vtp_jax import bench
+from vtp_jax.measure import synthetic
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
+from vtp_jax.setup import build, cli
 from vtp_jax.types import UserError, check_batch
 
 CONFIG = str(ROOT / "configs/videomae/pretrain_k400.py:tiny")

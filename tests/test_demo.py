@@ -6,8 +6,10 @@ import jax
 import pytest
 
 from tests.configs import ROOT
-from vtp_jax import cli, demo, sharding
+from vtp_jax import demo
 from vtp_jax.data import shapes
+from vtp_jax.run import sharding
+from vtp_jax.setup import cli
 
 LOSSES = ("video", "text", "vtc", "vtm")
 

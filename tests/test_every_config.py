@@ -14,7 +14,10 @@ from ml_collections import ConfigDict
 
 from tests import recipes
 from tests.configs import ROOT, all_switches, built, config_files, switches
-from vtp_jax import build, cli, optim, sharding, train, tree
+from vtp_jax import train, tree
+from vtp_jax.run import optim, sharding
+from vtp_jax.run.step import check_step, make_step
+from vtp_jax.setup import build, cli
 from vtp_jax.types import UserError
 
 HEADERS = [
@@ -36,7 +39,7 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
     cfg, facts, shapes_of_batch, method, optimizer, shapes = built(spec)
     sharding.state_shardings(shapes, sharding.make_mesh(data=2, fsdp=2, tensor=2), cfg["sharding"])
     if "tiny" in spec:  # a step must give back the types of the state that it takes
-        train.check_step(train.make_step(method, optimizer, 0), shapes, shapes_of_batch)
+        check_step(make_step(method, optimizer, 0), shapes, shapes_of_batch)
         return
     whole, spread = (held(shapes, cfg["sharding"], fsdp=n) for n in (1, 8))
     assert whole / 8 <= spread < 1.1 * whole / 8  # biases, norms and positions stay whole

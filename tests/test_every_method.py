@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from tests.configs import ROOT, one_for_each, slow_unless
-from vtp_jax import build, cli, sharding, tree
-from vtp_jax.train import make_step
+from vtp_jax import tree
+from vtp_jax.run import sharding
+from vtp_jax.run.step import make_step
+from vtp_jax.setup import build, cli
 
 AGAIN = pytest.mark.slow(reason="compiles all again")
 MESHES = [

@@ -5,7 +5,9 @@ import jax
 import pytest
 
 from tests.configs import ROOT, slow_unless
-from vtp_jax import cli, metrics, sharding, train
+from vtp_jax import train
+from vtp_jax.run import metrics, sharding
+from vtp_jax.setup import cli
 
 QUICK = ["configs/simvtp/pretrain_webvid.py:tiny"]
 

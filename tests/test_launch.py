@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from launch import common, gke, local, sky, slurm, tpu_vm
-from vtp_jax import cli
+from vtp_jax.setup import cli
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ["--config", "configs/demo.py:tiny", "--workdir", "/mnt/my runs/a"]

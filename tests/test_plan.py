@@ -16,7 +16,9 @@ import pytest
 
 from tests import plans
 from tests.configs import ROOT
-from vtp_jax import build, cli, plan, sharding, train
+from vtp_jax import plan, train
+from vtp_jax.run import sharding
+from vtp_jax.setup import build, cli
 from vtp_jax.types import UserError
 
 TINY = "configs/videomae/pretrain_k400.py:tiny"

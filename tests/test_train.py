@@ -15,7 +15,10 @@ import pytest
 
 from tests import worn
 from tests.configs import ROOT
-from vtp_jax import build, checkpoint, cli, metrics, train, tree
+from vtp_jax import train, tree
+from vtp_jax.run import checkpoint, metrics
+from vtp_jax.run.step import check_step, make_step
+from vtp_jax.setup import build, cli
 from vtp_jax.types import Mean, Method, Out, State, UserError
 
 CONFIG = "configs/demo.py:tiny"
@@ -168,7 +171,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(value):
     method = broken_at([1], value)
     cfg = dict(lr=0.1, weight_decay=0.0, rules=[(".*", {})])
     start, optimizer = build.start(method, cfg, {}, 0)
-    step = jax.jit(train.make_step(method, optimizer, 0))
+    step = jax.jit(make_step(method, optimizer, 0))
     states, skipped = [start()], []
     for _ in range(3):
         state, numbers = step(states[-1], {})
@@ -212,7 +215,7 @@ def test_a_state_whose_types_change_is_refused():
         return state._replace(extra=state.extra.astype(jnp.bfloat16)), {}
 
     with pytest.raises(UserError, match="a step turns the state's 'extra'"):
-        train.check_step(step, shapes, {})
+        check_step(step, shapes, {})
 
 
 def test_another_net_in_the_same_workdir_is_refused(whole):

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from vtp_jax import build, sharding, visualize
+from vtp_jax import visualize
+from vtp_jax.run import sharding
+from vtp_jax.setup import build
 from vtp_jax.types import Data, Method, State, Stream, UserError
 from vtp_jax.visualize import CELL, GAP, LABEL, Answer, Restored, Words
 

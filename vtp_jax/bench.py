@@ -22,8 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vtp_jax import build, cli, flops, metrics, sharding, synthetic
-from vtp_jax.train import make_step
+from vtp_jax.measure import flops, synthetic
+from vtp_jax.run import metrics, sharding
+from vtp_jax.run.step import make_step
+from vtp_jax.setup import build, cli
 from vtp_jax.types import Method, Params, Spec, UserError
 
 TRACED = 3  # steps in a profile
@@ -172,7 +174,7 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 
 def data(argv: Sequence[str]) -> None:
     """`bench data`, which needs TensorFlow as `step` does not."""
-    from vtp_jax import bench_data
+    from vtp_jax.measure import data as bench_data
 
     bench_data.main(argv)
 

@@ -17,8 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtp_jax import build, cli, evaluate, metrics, report, visualize
+from vtp_jax import evaluate, report, visualize
 from vtp_jax.data import shapes, sources, text
+from vtp_jax.run import metrics
+from vtp_jax.setup import build, cli
 from vtp_jax.train import train
 
 WORDS = 300  # pieces at most: every word of the corpus is one

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import jax
 
-from vtp_jax import build, cli, hosts, metrics, sharding
+from vtp_jax.run import metrics, sharding
+from vtp_jax.setup import build, cli, hosts
 from vtp_jax.types import UserError
 
 

@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vtp_jax import cli, masking, tree
+from vtp_jax import masking, tree
 from vtp_jax.convert import rules
 from vtp_jax.methods import simvtp as method
 from vtp_jax.nn import embed
 from vtp_jax.nn.sizes import Size
 from vtp_jax.objectives import contrastive
+from vtp_jax.setup import cli
 from vtp_jax.tasks import retrieve
 from vtp_jax.types import Spec, UserError
 

@@ -23,8 +23,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vtp_jax import build, cli, flops, hlo, metrics, sharding, train
 from vtp_jax.data import pipeline
+from vtp_jax.measure import flops, hlo
+from vtp_jax.run import metrics, sharding
+from vtp_jax.run.step import jit_step, make_step
+from vtp_jax.setup import build, cli
 from vtp_jax.types import KEYS, Spec, State, UserError
 
 GIB = 2**30
@@ -204,7 +207,7 @@ def lower(cfg: Mapping[str, Any], pod: Pod) -> Lowered:
     batch = sharding.with_shardings(spec, dict.fromkeys(spec, rows))
     state = sharding.with_shardings(shapes, placed)
     with sharding.activate(mesh):
-        program = train.jit_step(step, placed, mesh).lower(state, batch)
+        program = jit_step(step, placed, mesh).lower(state, batch)
     return Lowered(program, mesh, state, batch)
 
 
@@ -213,7 +216,7 @@ def step_of(cfg: Mapping[str, Any]) -> tuple[Any, State, Spec]:
     spec, facts = outline(cfg["data"], cfg["batch"])
     made = build.method(cfg, facts)
     start, optimizer = build.start(made, cfg["optim"], spec, cfg["seed"])
-    return train.make_step(made, optimizer, cfg["seed"]), jax.eval_shape(start), spec
+    return make_step(made, optimizer, cfg["seed"]), jax.eval_shape(start), spec
 
 
 def work(cfg: Mapping[str, Any]) -> tuple[int, int]:

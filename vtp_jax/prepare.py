@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from vtp_jax import cli, metrics
 from vtp_jax.data import sets, shapes, shards, sources, text, video
+from vtp_jax.run import metrics
+from vtp_jax.setup import cli
 from vtp_jax.types import UserError
 
 EVERY = 10.0  # seconds between plain lines of progress

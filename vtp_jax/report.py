@@ -20,7 +20,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vtp_jax import cli, metrics
+from vtp_jax.run import metrics
+from vtp_jax.setup import cli
 from vtp_jax.types import UserError
 
 PACKAGES = (

@@ -17,55 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vtp_jax import build, cli, hosts, tree
-from vtp_jax import checkpoint as checkpoints
-from vtp_jax import metrics as meters
-from vtp_jax import optim as optimizers
-from vtp_jax import sharding as shardings
-from vtp_jax.types import Batch, Mean, Method, State, UserError
-
-Numbers = dict[str, Mean]
-
-
-def make_step(
-    method: Method, optimizer: optimizers.Optim, seed: int
-) -> Callable[[State, Batch], tuple[State, Numbers]]:
-    """(state, batch) -> (state, numbers): a whole step of training, to be jitted.
-
-    A step whose loss or gradient is not finite changes nothing but the step count, which goes on;
-    it is reported as `skipped`.
-    """
-
-    def step(state: State, batch: Batch) -> tuple[State, Numbers]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        trainable, frozen = optimizer.split(state.params)
-
-        def loss(trainable: Any) -> Any:
-            params = tree.merge(trainable, frozen)
-            return method.loss(params, state.extra, batch, rng, state.step)
-
-        (value, out), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
-        new, opt, info = optimizer.update(grads, state.opt, trainable, state.step)
-        params, extra = method.after_update(tree.merge(new, frozen), out.extra, state.step)
-        good = optimizers.finite(value, info["grad_norm"])
-        params, opt, extra = optimizers.keep(
-            good, (params, opt, extra), (state.params, state.opt, state.extra)
-        )
-        scalars = {"loss": value, **info, "skipped": 1.0 - good}
-        numbers = {name: Mean(x, jnp.ones(())) for name, x in scalars.items()}
-        return State(state.step + 1, params, opt, extra), {**numbers, **out.metrics}
-
-    return step
-
-
-def jit_step(step: Callable[..., Any], placed: State, mesh: jax.sharding.Mesh) -> Any:
-    """The step as it is compiled: the state stays where it is placed, and its memory is reused."""
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
+from vtp_jax import tree
+from vtp_jax.run import checkpoint as checkpoints
+from vtp_jax.run import metrics as meters
+from vtp_jax.run import sharding as shardings
+from vtp_jax.run.step import Numbers, check_step, jit_step, make_step
+from vtp_jax.setup import build, cli, hosts
+from vtp_jax.types import Batch, Mean, UserError
 
 
 def train(
@@ -195,16 +156,6 @@ def train(
 
 def log_options(*, every: int = 50, max_skipped: int = 20) -> tuple[int, int]:
     return every, max_skipped
-
-
-def check_step(step: Callable[..., Any], shapes: State, spec: Mapping[str, Any]) -> None:
-    """A step must give back the state's own shapes and dtypes: others would compile again at every
-    step, silently."""
-    new = tree.flatten(jax.eval_shape(step, shapes, dict(spec))[0])
-    for name, old in tree.flatten(shapes).items():
-        got = new.get(name)
-        if got is None or (got.shape, got.dtype) != (old.shape, old.dtype):
-            raise UserError(f"a step turns the state's '{name}' from {old} into {got}")
 
 
 def merge(window: Sequence[Numbers]) -> dict[str, float]:

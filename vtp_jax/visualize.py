@@ -26,9 +26,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from vtp_jax import build, cli, evals, sharding
+from vtp_jax import evals
 from vtp_jax.data import pipeline, sources, video
 from vtp_jax.evals import retrieval
+from vtp_jax.run import sharding
+from vtp_jax.setup import build, cli
 from vtp_jax.types import Stream, UserError
 
 STATISTICS = {

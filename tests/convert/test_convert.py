@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.arrays import fill
-from vtp_jax import checkpoint, tree
+from vtp_jax import tree
 from vtp_jax.convert import __main__ as convert
 from vtp_jax.convert import files, folder, rules
 from vtp_jax.convert.formats import FORMATS
@@ -18,6 +18,7 @@ from vtp_jax.methods import simvtp, tvtsv2, videomae
 from vtp_jax.nn import text, vit
 from vtp_jax.nn.sizes import Size
 from vtp_jax.nn.transformer import CLIP
+from vtp_jax.run import checkpoint
 from vtp_jax.tasks import classify, retrieve
 from vtp_jax.types import UserError
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests import worn
 from tests.configs import ROOT, config_files
-from vtp_jax import cli
 from vtp_jax.data import pipeline, records, shapes, shards, sources, text
+from vtp_jax.setup import cli
 from vtp_jax.types import UserError, check_batch
 
 ROWS = 12

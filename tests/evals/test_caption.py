@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax import sharding
 from vtp_jax.evals import caption
+from vtp_jax.run import sharding
 from vtp_jax.types import State, Stream, UserError
 
 PAD, CLS, SEP = 0, 1, 2

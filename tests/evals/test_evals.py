@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax import build, cli, evals, sharding
+from vtp_jax import evals
+from vtp_jax.run import sharding
+from vtp_jax.setup import build, cli
 from vtp_jax.types import Mean, Method, State, Stream, UserError
 
 STATE = State(jnp.int32(0), {"scale": jnp.float32(2)}, None, {})

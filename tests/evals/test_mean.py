@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax import sharding
 from vtp_jax.evals import mean
+from vtp_jax.run import sharding
 from vtp_jax.types import Mean, State, Stream, UserError
 
 

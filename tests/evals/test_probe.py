@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax import sharding
 from vtp_jax.evals import probe
+from vtp_jax.run import sharding
 from vtp_jax.types import State, Stream, UserError
 
 STATE = State(jnp.int32(0), {"scale": jnp.float32(2)}, None, {})

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtp_jax import sharding
 from vtp_jax.evals import rerank, retrieval
+from vtp_jax.run import sharding
 from vtp_jax.types import State, Stream, UserError
 
 N, D = 23, 5

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtp_jax import sharding
 from vtp_jax.evals import retrieval
+from vtp_jax.run import sharding
 from vtp_jax.types import State, Stream, UserError
 
 

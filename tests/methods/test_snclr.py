@@ -11,10 +11,13 @@ import pytest
 from tests import hlo
 from tests.arrays import fill
 from tests.configs import ROOT
-from vtp_jax import build, cli, sharding, train, tree
-from vtp_jax.checkpoint import Checkpoints
+from vtp_jax import tree
 from vtp_jax.methods import snclr
 from vtp_jax.objectives import contrastive
+from vtp_jax.run import sharding
+from vtp_jax.run.checkpoint import Checkpoints
+from vtp_jax.run.step import make_step
+from vtp_jax.setup import build, cli
 from vtp_jax.types import UserError
 
 KEY, STEP = jax.random.key(0), jnp.zeros((), jnp.int32)
@@ -260,7 +263,7 @@ def trained():
     batches = [sharding.put(x, mesh) for x, _ in zip(data.batches(0), range(4), strict=False)]
     with sharding.activate(mesh):
         state = jax.jit(start, out_shardings=placed)()
-        step = jax.jit(train.make_step(method, optimizer, 0), out_shardings=(placed, None))
+        step = jax.jit(make_step(method, optimizer, 0), out_shardings=(placed, None))
         compiled = step.lower(state, batches[0]).compile()
     return sharding.with_shardings(shapes, placed), state, batches, compiled
 

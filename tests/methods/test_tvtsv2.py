@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from configs.tvtsv2 import pretrain_yt_webvid as config
-from vtp_jax import build, cli, masking, optim, train, tree, warm_start
+from vtp_jax import masking, tree
 from vtp_jax.convert import __main__ as convert
 from vtp_jax.convert import files, reference, rules
 from vtp_jax.methods import tvtsv2
 from vtp_jax.nn import sizes, spacetime
 from vtp_jax.nn.transformer import CLIP
+from vtp_jax.run import optim
+from vtp_jax.run.step import make_step
+from vtp_jax.setup import build, cli, warm_start
 from vtp_jax.types import State, UserError
 
 KEY = jax.random.key(0)
@@ -367,7 +370,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not():
     c["method"].update(size=small, text_size=small, features=16, side=16)
     method = build.method(c, loaded.facts)
     begin, optimizer = build.start(method, c["optim"], loaded.spec, 0)
-    step = jax.jit(train.make_step(method, optimizer, 0))
+    step = jax.jit(make_step(method, optimizer, 0))
 
     def go(state, first):
         for batch in itertools.islice(loaded.batches(first), 4 - first):

@@ -9,9 +9,9 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh, AxisType
 
-from vtp_jax import sharding
 from vtp_jax.nn import attention
 from vtp_jax.nn.attention import attend, by_xla, choose, split_by_hand
+from vtp_jax.run import sharding
 from vtp_jax.types import UserError
 
 Q, K, V = jax.random.normal(jax.random.key(0), (3, 2, 6, 3, 8))

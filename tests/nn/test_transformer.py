@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests.arrays import fill
-from vtp_jax import sharding, tree
+from vtp_jax import tree
 from vtp_jax.nn import pool, sizes
 from vtp_jax.nn.attention import attend
 from vtp_jax.nn.transformer import BEIT, BERT, Stack
+from vtp_jax.run import sharding
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)

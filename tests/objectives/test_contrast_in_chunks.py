@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.hlo import largest
-from vtp_jax import sharding
 from vtp_jax.objectives import contrastive
+from vtp_jax.run import sharding
 from vtp_jax.types import UserError
 
 B, WIDTH = 24, 5

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import hlo
-from vtp_jax import sharding
 from vtp_jax.objectives import queue
+from vtp_jax.run import sharding
 from vtp_jax.types import UserError
 
 COLUMNS = dict(

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from tests.arrays import fill
-from vtp_jax import optim, tree
+from vtp_jax import tree
 from vtp_jax.methods import simvtp, videomae
 from vtp_jax.objectives.classification import accuracy, cross_entropy, soft_cross_entropy
+from vtp_jax.run import optim
+from vtp_jax.run.step import make_step
 from vtp_jax.tasks import classify
-from vtp_jax.train import make_step
 from vtp_jax.types import State, UserError
 
 KEY = jax.random.key(0)

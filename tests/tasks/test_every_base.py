@@ -11,7 +11,9 @@ import pytest
 from jax.interpreters import partial_eval
 
 from tests.configs import ROOT, config_files, one_for_each
-from vtp_jax import build, cli, synthetic, tree
+from vtp_jax import tree
+from vtp_jax.measure import synthetic
+from vtp_jax.setup import build, cli
 from vtp_jax.tasks import answer, classify, retrieve
 from vtp_jax.types import Method, Spec, UserError
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs.simvtp import finetune_msrvtt
-from vtp_jax import optim, tree
+from vtp_jax import tree
 from vtp_jax.convert import rules
 from vtp_jax.methods import simvtp
+from vtp_jax.run import optim
 from vtp_jax.tasks import retrieve
 
 DEPTH, HEADS = 12, 1

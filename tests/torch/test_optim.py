@@ -2,7 +2,7 @@
 
 There: torch.optim.AdamW, with the parameter groups and the table of rates that the authors' code
 makes (facts of wufeim/SimVTP @558d24e, restated below), on the module that exported folders carry.
-Here: `vtp_jax.optim` with the rules and schedule of our configs. docs/parity.md has the figures.
+Here: `vtp_jax.run.optim`, with the rules and schedule of our configs; figures: docs/parity.md.
 """
 
 import importlib.util
@@ -17,10 +17,11 @@ import pytest
 from configs.common import DECAY
 from configs.simvtp import finetune_msrvtt
 from tests.parity import make_tensor
-from vtp_jax import masking, optim, schedules
+from vtp_jax import masking, schedules
 from vtp_jax.convert import pytorch, rules
 from vtp_jax.methods import simvtp
 from vtp_jax.nn.sizes import Size
+from vtp_jax.run import optim
 from vtp_jax.tasks import retrieve
 
 torch = pytest.importorskip("torch", reason="torch is installed by `make test`")

@@ -26,9 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
-from vtp_jax import checkpoint, cli, metrics, tree
+from vtp_jax import tree
 from vtp_jax.convert import files, folder, formats, hf, rules
 from vtp_jax.convert.formats import FORMATS, Format
+from vtp_jax.run import checkpoint, metrics
+from vtp_jax.setup import cli
 from vtp_jax.types import State, UserError
 
 Tensors = Mapping[str, Num[np.ndarray, "..."]]

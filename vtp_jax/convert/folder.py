@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vtp_jax import checkpoint, cli, tree
+from vtp_jax import tree
 from vtp_jax.convert import hf, pytorch
 from vtp_jax.convert.formats import FORMATS
 from vtp_jax.methods.simvtp import SimVTP
 from vtp_jax.nn import sizes
+from vtp_jax.run import checkpoint
+from vtp_jax.setup import cli
 from vtp_jax.types import Params, UserError
 
 FACTS = "convert.json"  # in the folder of an import

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vtp_jax import sharding
+from vtp_jax.run import sharding
 from vtp_jax.types import KEYS, Batch, Encoded, Spec, State, Stream, UserError
 
 # (evaluator, f, names of streams): whether f(params, extra, a batch of each) can be traced. `make`

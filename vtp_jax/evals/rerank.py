@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from vtp_jax import evals, sharding
+from vtp_jax import evals
 from vtp_jax.evals import retrieval
+from vtp_jax.run import sharding
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
 READ = ("embedding", "memory", "mask")  # of what the method says of a row

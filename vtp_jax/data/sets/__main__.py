@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vtp_jax import cli
 from vtp_jax.data import sets
 from vtp_jax.data.sets import pretraining
+from vtp_jax.setup import cli
 from vtp_jax.types import UserError
 
 

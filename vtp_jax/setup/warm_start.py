@@ -19,8 +19,9 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Num
 
-from vtp_jax import checkpoint, tree
+from vtp_jax import tree
 from vtp_jax.nn import resize
+from vtp_jax.run import checkpoint
 from vtp_jax.types import State, UserError
 
 Leaves = dict[str, Num[np.ndarray, "..."]]

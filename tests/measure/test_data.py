@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from vtp_jax import bench, bench_data, cli
+from vtp_jax import bench
 from vtp_jax.data import shapes, shards, sources
+from vtp_jax.measure import data as bench_data
+from vtp_jax.setup import cli
 from vtp_jax.types import UserError
 
 

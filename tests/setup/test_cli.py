@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vtp_jax import cli
+from vtp_jax.setup import cli
 from vtp_jax.types import UserError
 
 CONFIG = """
@@ -197,7 +197,7 @@ def test_parts_are_found_by_their_file():
 )
 def test_mistakes_end_a_process_in_one_line(raised, code, words):
     source = (
-        "from vtp_jax import cli\nfrom vtp_jax.types import UserError\n"
+        "from vtp_jax.setup import cli\nfrom vtp_jax.types import UserError\n"
         f"def main(argv): raise {raised}\ncli.run(main, [])"
     )
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)

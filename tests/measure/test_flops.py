@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs.tvtsv2 import pretrain_yt_webvid
-from vtp_jax import cli, flops
+from vtp_jax.measure import flops
 from vtp_jax.methods import simvtp, tvtsv2, videomae
+from vtp_jax.setup import cli
 
 KEY = jax.random.key(0)
 

@@ -195,7 +195,7 @@ def call(function: Callable[..., Any], where: str, /, *args: Any, **kwargs: Any)
 
 def find(kind: str, name: str) -> Callable[..., Any]:
     """`make` of vtp_jax.<kind>.<name>: methods, tasks and evaluators go by their file."""
-    folder = Path(__file__).parent / kind.replace(".", "/")
+    folder = Path(__file__).parent.parent / kind.replace(".", "/")
     known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
     if name not in known:
         raise UserError(f"no {kind}.{name}{suggest(name, known)}")

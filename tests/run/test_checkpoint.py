@@ -18,8 +18,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vtp_jax import checkpoint, sharding, tree
-from vtp_jax.checkpoint import Checkpoints
+from vtp_jax import tree
+from vtp_jax.run import checkpoint, sharding
+from vtp_jax.run.checkpoint import Checkpoints
 from vtp_jax.types import State, UserError
 
 
@@ -296,7 +297,7 @@ CHILD = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_checkpoint as t
-from vtp_jax import checkpoint
+from vtp_jax.run import checkpoint
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -324,7 +325,7 @@ def child(workdir: Path, point: str) -> subprocess.Popen:
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
 
@@ -350,7 +351,7 @@ SAVING = """
 import sys
 sys.path.insert(0, {tests!r})
 import test_checkpoint as t
-from vtp_jax import checkpoint
+from vtp_jax.run import checkpoint
 
 with checkpoint.Checkpoints({workdir!r}, every=1, keep=2) as c:
     state = c.restore_latest(t.SHAPES)
@@ -375,7 +376,7 @@ def test_kills_at_random_instants(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )
         assert int(process.stdout.readline()) > done
@@ -407,7 +408,7 @@ def test_reads_without_tensorflow(two):
     """Restoring must work where TensorFlow is not installed."""
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
-        "from vtp_jax import checkpoint\n"
+        "from vtp_jax.run import checkpoint\n"
         f"print(checkpoint.restore_params({str(two)!r})['head']['kernel'].sum())"
     )
     result = subprocess.run(

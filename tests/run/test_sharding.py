@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vtp_jax import sharding, tree
+from vtp_jax import tree
+from vtp_jax.run import sharding
 from vtp_jax.types import State, UserError
 
 

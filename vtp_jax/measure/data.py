@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vtp_jax import build, cli, metrics, sharding
 from vtp_jax.data import ops, pipeline, records, rolls, video
+from vtp_jax.run import metrics, sharding
+from vtp_jax.setup import build, cli
 from vtp_jax.types import UserError
 
 Stage = Callable[[int], Any]  # place of a row -> what a part of the pipeline makes of it

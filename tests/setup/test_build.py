@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vtp_jax import build
 from vtp_jax.methods import omnivl
+from vtp_jax.setup import build
 from vtp_jax.types import Method, Out
 
 

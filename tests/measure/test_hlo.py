@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vtp_jax import hlo, sharding
+from vtp_jax.measure import hlo
+from vtp_jax.run import sharding
 
 # As the TPU compiler writes it: a loop's length stands in its condition alone, parts have cycles,
 # what is started apart gives (what goes in, what comes out).

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtp_jax import checkpoint, hosts, tree
+from vtp_jax import tree
+from vtp_jax.run import checkpoint
+from vtp_jax.setup import hosts
 from vtp_jax.train import main as train
 from vtp_jax.types import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = "configs/videomae/pretrain_k400.py:tiny"
 PLAIN = dict(JAX_COORDINATOR_ADDRESS="10.0.0.2:1234", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3")
 SLURM = dict(

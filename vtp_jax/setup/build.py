@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vtp_jax import average, checkpoint, cli, evals, optim, schedules, sharding, tree, warm_start
+from vtp_jax import evals, schedules, tree
 from vtp_jax.data import pipeline
+from vtp_jax.run import average, checkpoint, optim, sharding
+from vtp_jax.setup import cli, warm_start
 from vtp_jax.types import (
     KEYS,
     Batch,

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from tests.configs import ROOT
-from vtp_jax import build, cli, plan, sharding, tree
-from vtp_jax.average import average
-from vtp_jax.train import make_step
+from vtp_jax import plan, tree
+from vtp_jax.run import sharding
+from vtp_jax.run.average import average
+from vtp_jax.run.step import make_step
+from vtp_jax.setup import build, cli
 from vtp_jax.types import Evaluator, Mean, Method, Out, UserError
 
 SPEC = dict(valid=jax.ShapeDtypeStruct((8,), bool))

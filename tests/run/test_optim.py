@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtp_jax import optim, schedules, tree
+from vtp_jax import schedules, tree
+from vtp_jax.run import optim
 from vtp_jax.types import UserError
 
 # Shaped like a pretraining net: stacked blocks (depth 3), norms, a token, embedding tables.

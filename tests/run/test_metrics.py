@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtp_jax import metrics
+from vtp_jax.run import metrics
 
 
 def lines(folder) -> list[dict]:
@@ -80,7 +80,7 @@ def test_without_tensorflow_there_is_a_note_and_a_file(tmp_path):
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
         "from absl import logging; logging.set_verbosity('info')\n"
-        "from vtp_jax import metrics\n"
+        "from vtp_jax.run import metrics\n"
         f"with metrics.Writer({str(tmp_path)!r}) as w: w.write(1, dict(loss=2.0))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,7 +7,9 @@ import pytest
 
 from tests.arrays import fill
 from tests.configs import ROOT
-from vtp_jax import build, checkpoint, cli, tree, warm_start
+from vtp_jax import tree
+from vtp_jax.run import checkpoint
+from vtp_jax.setup import build, cli, warm_start
 from vtp_jax.types import Mean, Method, Out, State, UserError
 
 
