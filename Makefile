@@ -1,8 +1,14 @@
-# make demo   environment, corpus, training, retrieval, report: runs/demo/report.html
-# make test   environment and all tests     make lint   ruff and pyright
-# make env    .venv alone                   make bench  what is timed, see benchmarks/README.md
-# make lock   new exact versions            make test-all  the slow tests too
-# make plan   every config on two pods against tests/golden/plan; make plan-golden writes those anew
+# make demo         environment, corpus, training, retrieval, report: runs/demo/report.html
+# make test         environment and the fast tests
+# make test-all     the slow tests too
+# make plan         compiles every config for two pods and compares with tests/golden/plan
+# make plan-golden  rewrites the texts in tests/golden/plan
+# make tables       rewrites the tables in docs/ that are made from code
+# make lint         ruff and pyright
+# make bench        times the demo's step and its data (benchmarks/README.md)
+# make env          .venv only
+# make lock         resolves requirements.lock anew
+# make clean        removes .venv, runs and builds
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,11 +17,11 @@ STAMP := $(VENV)/installed
 TORCH := $(VENV)/torch
 TPU := $(VENV)/tpu
 
-.PHONY: env demo test test-all plan plan-golden lint bench lock clean
+.PHONY: env demo test test-all plan plan-golden tables lint bench lock clean
 
 env: $(STAMP)
 
-# uv installs what requirements.lock says in seconds; pip does it where uv cannot be had.
+# uv installs requirements.lock in seconds; pip is the fallback where uv is not available.
 $(STAMP): setup.py requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; then \
@@ -27,7 +33,7 @@ $(STAMP): setup.py requirements.lock
 	fi
 	@touch $@
 
-# pip and not uv: where no build is named, the two do not choose the same one of torch.
+# pip and not uv: where no build is named, the two choose different builds of torch.
 $(TORCH): $(STAMP) requirements-torch.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.lock
 	@touch $@
@@ -36,14 +42,14 @@ $(TPU): $(STAMP) requirements-tpu.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-tpu.lock
 	@touch $@
 
-# make demo ABLATION=no_contrast (L_v + L_t alone) or no_masking (L_vtc + L_vtm alone)
+# make demo ABLATION=no_contrast (L_v + L_t only) or no_masking (L_vtc + L_vtm only)
 ABLATION ?=
 demo:
 	@started=$$(date +%s); $(MAKE) --no-print-directory env && \
 	$(BIN)/python -m vtp_jax.demo --started $$started $(if $(ABLATION),--ablation $(ABLATION)) $(ARGS)
 
-# A file's tests share what they make, so a file stays with one worker; dear files come first, in
-# the order of tests/conftest.py, so that both workers end together.
+# Tests of one file share fixtures, so a file stays with one worker; slow files come first, in the
+# order of tests/conftest.py, so that both workers finish together.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: env $(TORCH) $(TPU)
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -54,9 +60,12 @@ test-all: env $(TORCH) $(TPU)
 plan: env $(TPU)
 	$(PYTEST) --dist load -m plan $(ARGS)
 
-# Writes the goldens whose programs have changed: about a minute for each, one by one.
+# Rewrites the goldens whose programs have changed, one at a time: about a minute each.
 plan-golden: env $(TPU)
 	$(BIN)/python -m tests.plans $(ARGS)
+
+tables: env
+	$(BIN)/python -m tests.tables
 
 lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

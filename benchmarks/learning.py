@@ -1,14 +1,15 @@
-"""What each method learns on the moving shapes in a few minutes, held against chance.
+"""What each method learns on the moving shapes in a few minutes, compared with chance.
 
-    python -m benchmarks.learning              all of them
-    python -m benchmarks.learning snclr coca   these
-    python -m benchmarks.learning --out runs   the runs stay there: `python -m vtp_jax.visualize`
+    python -m benchmarks.learning              every method
+    python -m benchmarks.learning snclr coca   these methods
+    python -m benchmarks.learning --out runs   keeps the runs, for `python -m vtp_jax.visualize`
 
-Every method trains its own tiny recipe, made a little larger, from random weights on clips drawn in
-memory; what it is asked about is held out: combinations of colour, shape, size, motion and ground
-that never occur in training. `untrained` is the same net before its first step; for reconstruction,
-`chance` is what 0 scores as the answer for every pixel, the mean of its cube. Lines of JSON go to
-benchmarks/results/learning.jsonl, the table to docs/learning.md.
+Each method trains its tiny recipe, slightly enlarged, from random weights on clips drawn in
+memory. Evaluation uses held-out clips: combinations of colour, shape, size, motion and background
+that never occur in training. `untrained` is the score of the same net before its first step; for
+reconstruction, `chance` is the score of predicting 0 for every pixel, the mean of its cube. Each
+run appends a line to benchmarks/results/learning.jsonl, from which tests/tables.py makes the table
+of docs/learning.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +31,12 @@ from vtp_jax.setup import build, cli
 from vtp_jax.types import State, UserError
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
-TABLE = Path(__file__).parents[1] / "docs" / "learning.md"
-BAND = dict(side=32, frames=8)  # clips are drawn as large as they are shown
+BAND = dict(side=32, frames=8)  # clips are drawn at the size the net sees
 VAL = dict(clips=200, **BAND)
 
-# Pixels: whole clips, whose bands are as wide as cubes, so that what is hidden can be told from
-# what is seen (in crops of any scale, 600 steps of 32 clips end where they began, at what 0
-# scores); four maskings of each clip, as V2 has them.
+# Pixels: whole clips, whose bands are as wide as cubes, so that hidden cubes can be inferred from
+# visible ones (with crops of any scale, the loss after 600 steps of 32 clips is still the score of
+# predicting 0); four masks for each clip, as in V2.
 PIXELS = dict(
     data__train=dict(clips=6000, **BAND),
     data__evals__val=VAL,
@@ -45,19 +45,20 @@ PIXELS = dict(
     method__dtype="float32",
 )
 
-# SNCLR learns to ignore what its views change. Crops often miss the shape and never the ground, of
-# which the colours tell one from the other.
+# SNCLR learns to ignore whatever differs between its views. Crops often miss the shape but never
+# the background, and backgrounds differ in colour: the views keep their colours.
 STILL = dict(jittered=0.0, grey=0.0, solarise=0.0)
 
-
-HEAD = "decoder_head"  # what answers with pixels
+HEAD = "decoder_head"  # predicts pixels
 
 
 class Case(NamedTuple):
-    """A config, what of it is changed, and what is measured.
+    """A config, its changes, and what is measured.
 
-    metric: the name of a number of evaluation; chance: a number, the name of one, or HEAD for what
-    the untrained net scores whose head answers 0. better: 1 if more is better, -1 if less
+    metric: the name of an evaluation result
+    chance: a number, the name of an evaluation result, or HEAD: the score of the untrained net
+        whose head predicts 0
+    better: 1 if more is better, -1 if less
     """
 
     config: str
@@ -68,7 +69,7 @@ class Case(NamedTuple):
 
 
 def steps(count: int, **more: Any) -> dict[str, Any]:
-    """Overrides of a run of `count` steps: its schedules, and evaluation at the end alone."""
+    """Overrides for a run of `count` steps: its schedules, and evaluation at the end only."""
     return {
         "steps": count,
         "optim.lr.steps": count,
@@ -136,7 +137,7 @@ CASES: Mapping[str, Case] = dict(
 
 
 def changed(case: Case) -> dict[str, Any]:
-    """The case's config as train takes it."""
+    """The config of a case, as `train` takes it."""
     config = cli.load_config(case.config)
     with config.unlocked(), config.ignore_type():
         for path, value in case.changes.items():
@@ -147,12 +148,12 @@ def changed(case: Case) -> dict[str, Any]:
             if last in inner or not path.startswith("optim.lr."):
                 inner[last] = value
         for check in config.evals.values():
-            check.every = 0  # at the end alone
+            check.every = 0  # at the end only
     return cli.plain(config)
 
 
 def untrained(cfg: Mapping[str, Any], silent: str | None = None) -> dict[str, float]:
-    """What the evaluators say of the net before its first step, the parameters `silent` all 0."""
+    """The evaluation results of the net before its first step, the parameters `silent` set to 0."""
     mesh = sharding.make_mesh(**cfg["mesh"])
     data = build.data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
     method = build.method(cfg, data.facts)
@@ -203,38 +204,34 @@ def measure(name: str, out: Path | None = None) -> dict[str, Any]:
     )
 
 
-def write_table(lines: Sequence[Mapping[str, Any]]) -> None:
-    rows = {line["method"]: line for line in lines}  # the newest of each
-    shown = [
-        "| method | config | clips | seconds | metric | chance | untrained | trained |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in (n for n in CASES if n in rows):
-        line = rows[name]
-        cells = (line["chance"], line["untrained"], line["trained"])
-        chance, *numbers = (f"{x:.3f}" for x in cells)
-        sign = "" if line["better"] > 0 else " (less is better)"
-        shown.append(
-            f"| {name} | `{line['config']}` | {line['clips']:,} | {line['seconds']} | "
-            f"{line['metric']}{sign} | {chance} | {' | '.join(numbers)} |"
-        )
-    about = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
-    missing = ", ".join(name for name in CASES if name not in rows)
-    after = [f"Still to be measured: {missing}.", ""] if missing else []
-    text = "\n".join(["# What each method learns in minutes", "", about, "", *shown, "", *after])
-    TABLE.write_text(text, encoding="utf-8")
+def table() -> Iterator[str]:
+    """The table of docs/learning.md: the newest line of each method in the results."""
+    lines = [json.loads(x) for x in RESULTS.read_text(encoding="utf-8").splitlines()]
+    newest = {line["method"]: line for line in lines}
+    yield "| method | config | clips | seconds | metric | chance | untrained | trained |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, case in CASES.items():
+        if line := newest.get(name):
+            sign = "" if line["better"] > 0 else " (less is better)"
+            cells = [f"{line['clips']:,}", str(line["seconds"]), line["metric"] + sign]
+            cells += [f"{line[what]:.3f}" for what in ("chance", "untrained", "trained")]
+        else:
+            cells = ["not measured yet", *[""] * 5]
+        yield f"| {' | '.join((name, f'`{case.config}`', *cells))} |"
 
 
 def main(argv: Sequence[str]) -> None:
+    from tests import tables
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
-    parser.add_argument("methods", nargs="*", help=f"of {', '.join(CASES)}; default: all")
-    parser.add_argument("--out", type=Path, help="where the runs are kept; default: nowhere")
+    parser.add_argument("methods", nargs="*", help=f"any of {', '.join(CASES)}; default: all")
+    parser.add_argument("--out", type=Path, help="a folder that keeps the runs; default: none")
     args = parser.parse_args(argv)
     names = args.methods or list(CASES)
     for name in names:
         if name not in CASES:
             raise UserError(
-                f"{name}: no row in CASES of benchmarks/learning.py; {', '.join(CASES)} have"
+                f"{name}: no such case in benchmarks/learning.py; known: {', '.join(CASES)}"
             )
     RESULTS.parent.mkdir(exist_ok=True)
     for name in names:
@@ -244,8 +241,7 @@ def main(argv: Sequence[str]) -> None:
         metrics.print_table(
             name, ("what", "value"), [(k, v) for k, v in line.items() if "_all" not in k]
         )
-    lines = [json.loads(x) for x in RESULTS.read_text(encoding="utf-8").splitlines()]
-    write_table(lines)
+    tables.main()
 
 
 if __name__ == "__main__":

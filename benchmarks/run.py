@@ -1,4 +1,4 @@
-"""Times the demo's step and its data on this machine: `make bench`. See README.md beside it."""
+"""Times the demo's training step and its data on this machine: `make bench`; see README.md here."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vtp_jax.run import metrics, sharding
 from vtp_jax.run.step import make_step
 from vtp_jax.setup import build, cli
 
-HERE = Path(__file__).parent
+OUT = Path(__file__).parent / "results" / "run.jsonl"
 
 
 def seconds(run: Callable[[], Any], times: int) -> float:
-    """Mean time of a run after one that does not count."""
+    """Mean time of a run, after one that is not counted."""
     jax.block_until_ready(run())
     start = time.perf_counter()
     for _ in range(times):
@@ -38,7 +38,7 @@ def measure_matmul(n: int = 2048) -> float:
 
 
 def measure_step(cfg: dict[str, Any]) -> tuple[float, float]:
-    """Milliseconds a step, and GFLOP a step by XLA's count."""
+    """(milliseconds, GFLOP by XLA's count) of a step."""
     data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
     method = build.method(cfg, data.facts)
     start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
@@ -81,7 +81,7 @@ def main(_: Any) -> None:
             step_of_matmul=1e3 * work / took / rate,
             data_clips_per_s=measure_data(cfg),
         )
-    with (HERE / "results.jsonl").open("a", encoding="utf-8") as file:
+    with OUT.open("a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
     metrics.print_table("benchmarks", ("what", "value"), list(found.items()))
 

@@ -1,4 +1,4 @@
-"""From a set's files to a source; what is missing; and the table that docs/datasets.md shows."""
+"""From a set's files to a source, and what is missing."""
 
 import json
 import os
@@ -11,7 +11,6 @@ from vtp_jax.data import pipeline, sets, shapes, sources
 from vtp_jax.data.sets import __main__ as entry
 from vtp_jax.types import UserError
 
-DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
 QUESTIONS = [
     dict(answer=answer, id=n, question=f"q{n}", video_id=n % 2, category_id=0)
     for n, answer in enumerate(["dog", "cat", "ant", "cat", "dog", "bee"])
@@ -205,11 +204,6 @@ def test_the_checker_goes_on_after_a_damaged_file(tmp_path):
 
 
 # The table.
-
-
-def test_docs_show_the_table():
-    """`python -m vtp_jax.data.sets list` writes it."""
-    assert "\n".join(entry.table()) in DOCS.read_text(encoding="utf-8")
 
 
 def test_one_set_is_described(capsys):

@@ -1,4 +1,4 @@
-"""Every task on every method, as the tables of docs/methods.md tell it; only traced."""
+"""Every task on every method, as tests/tasks/bases.py has them; only traced."""
 
 import functools
 import math
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 from jax.interpreters import partial_eval
 
-from tests.configs import ROOT, config_files, one_for_each
+from tests.configs import ROOT, one_for_each
+from tests.tasks.bases import BASES
 from vtp_jax import tree
 from vtp_jax.measure import synthetic
 from vtp_jax.setup import build, cli
@@ -38,22 +39,6 @@ TASKS = dict(
         "fuse", tuple(answer.FUSES), dict(answers=5), ("text", "text_mask", "label"), ("answer",)
     ),
 )
-
-
-def table(head: str) -> list[list[str]]:
-    """The rows of the table of docs/methods.md whose head begins so, as cells."""
-    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
-    found = re.search(rf"^{re.escape(head)}.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
-    assert found, head
-    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in found[1].splitlines()]
-
-
-def quoted(cell: str) -> list[str]:
-    return re.findall("`([^`]+)`", cell)
-
-
-MATRIX = {row[0]: dict(zip((*TASKS, "never", "mean_norm"), map(quoted, row[1:]), strict=True))
-          for row in table("| method | `retrieve` |")}  # fmt: skip
 
 
 @functools.cache
@@ -111,25 +96,17 @@ def trace(base: str, task: str, *several: int, parts: bool = False, **given: Any
         assert found["embedding" if task == "retrieve" else "score"].shape[0] == ROWS
 
 
-def test_every_config_stands_with_its_method():
-    told = {f"configs/{name}.py": row for row in table("| method | paper |")
-            for name in quoted(row[4])}  # fmt: skip
-    assert sorted(told) == sorted(config_files())
-    for path, row in told.items():
-        assert f"methods/{cli.load_config(str(ROOT / path)).method.name}.py" in quoted(row[2])
-
-
 def test_the_matrix_has_every_method_and_every_task():
     files = {kind: {p.stem for p in (ROOT / f"vtp_jax/{kind}").glob("[a-z]*.py")}
              for kind in ("methods", "tasks")}  # fmt: skip
-    assert set(MATRIX) == set(bases()) == files["methods"]
-    assert set(TASKS) == files["tasks"] == {quoted(row[0])[0] for row in table("| task |")}
+    assert set(BASES) == set(bases()) == files["methods"]
+    assert set(TASKS) == files["tasks"]
 
 
 @pytest.mark.parametrize("task, value", [(t, v) for t, one in TASKS.items() for v in one.values])
-@pytest.mark.parametrize("base", MATRIX)
+@pytest.mark.parametrize("base", BASES)
 def test_a_task_works_on_a_method_or_is_refused_in_one_line(base, task, value):
-    option, known = TASKS[task].option, MATRIX[base][task]
+    option, known = TASKS[task].option, getattr(BASES[base], task)
     towers = [dict(towers=n) for n in retrieve.TOWERS] if task == "retrieve" else [{}]
     for more in towers:
         if value in known:
@@ -141,9 +118,9 @@ def test_a_task_works_on_a_method_or_is_refused_in_one_line(base, task, value):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("base", MATRIX)
+@pytest.mark.parametrize("base", BASES)
 def test_several_views_are_rows_of_any_task(base, task):
-    if known := MATRIX[base][task]:
+    if known := getattr(BASES[base], task):
         change = {} if task == "answer" else dict(flip=0.5, erase=0.5)
         trace(base, task, 2, **{TASKS[task].option: known[0]}, **change)
 
@@ -152,7 +129,7 @@ def test_parts_with_a_text_each_are_retrieved_as_one_video():
     trace("tvtsv2", "retrieve", 4, parts=True, pool="embedding", flip=0.5, erase=0.5)
 
 
-@pytest.mark.parametrize("base", MATRIX)
+@pytest.mark.parametrize("base", BASES)
 def test_recognition_makes_the_same_net_whether_or_not_the_data_have_texts(base):
     made, batch = task_on(base, "classify"), batch_of(base, "classify")
     alone, beside = (state(made, spec) for spec in (batch, {**batch_of(base, "answer"), **batch}))
@@ -160,10 +137,10 @@ def test_recognition_makes_the_same_net_whether_or_not_the_data_have_texts(base)
 
 
 @pytest.mark.parametrize("pool", classify.POOLS)
-@pytest.mark.parametrize("base", MATRIX)
+@pytest.mark.parametrize("base", BASES)
 def test_what_may_be_dropped_is_all_that_recognition_does_not_read(base, pool):
-    told = MATRIX[base]
-    drop = told["never"] + (told["mean_norm"] if pool == "mean_norm" else [])
+    known = BASES[base]
+    drop = known.never + (known.mean_norm if pool == "mean_norm" else ())
     made = task_on(base, "classify", pool=pool, drop=drop)
     batch = batch_of(base, "classify")
     params, extra = state(made, batch)
@@ -173,6 +150,6 @@ def test_what_may_be_dropped_is_all_that_recognition_does_not_read(base, pool):
     left = {n for n, used in zip(tree.flatten(params), read, strict=False) if not used}
     if base == "omnivl":  # pictures have an embedding of their own
         left = {n for n in left if not n.startswith("base/visual/patch_embed/")}
-    if not told["mean_norm"] or base == "omnivl":  # computed all the same
+    if not known.mean_norm or base == "omnivl":  # computed all the same
         left = {n for n in left if not re.match("base/visual/(norm|proj)/", n)}
     assert not left

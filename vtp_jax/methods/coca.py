@@ -1,8 +1,10 @@
 """CoCa: Contrastive Captioners are Image-Text Foundation Models (Yu et al., TMLR 2022, arXiv
 2205.01917).
 
-Code:      none was released. Where OpenCLIP's CoCa (mlfoundations/open_clip @89fb801, MIT) does
-           what the paper says, tests/methods/test_coca_golden.py holds us to its numbers (fp64).
+Code:      none was released. OpenCLIP's CoCa (mlfoundations/open_clip @89fb801, MIT; not copied)
+           does what the paper says in part.
+Data:      images and videos with captions
+Parity:    OpenCLIP's CoCa where it does what the paper says, fp64, 1e-9
 Idea:      a decoder cut in two. Its lower half reads the words alone: a class token at their end
            gives the text's embedding. Its upper half attends to what is seen, too, and tells each
            next word. So one pass gives contrast and captioning: L = L_con + 2 L_cap. What is seen

@@ -1,9 +1,10 @@
 """OmniVL: One Foundation Model for Image-Language and Video-Language Tasks (Wang et al., NeurIPS
 2022, arXiv 2209.07526).
 
-Code:      none was released. What it takes from BLIP (salesforce/BLIP @056a169, BSD) is held to
-           BLIP's own code by tests/methods/test_omnivl_golden.py (fp64, 1e-9): on a batch of images
-           whose texts are all different, the three losses are BLIP's.
+Code:      none was released. On a batch of images whose texts are all different, the three losses
+           are those of BLIP (salesforce/BLIP @056a169, BSD; not copied).
+Data:      images and videos with texts or classes, in alternating batches
+Parity:    on images BLIP's code, fp64, 1e-9: losses, hard negatives, queue, gradients
 Idea:      one visual encoder for images and videos, whose batches alternate. A text encoder is
            contrasted with it (UniVLC): against a momentum twin and queues of its features, where
            rows of one class all count as each other's pairs: so classes are texts like others. A

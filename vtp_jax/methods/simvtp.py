@@ -1,8 +1,9 @@
 """SimVTP: Simple Video Text Pre-training with Masked Autoencoders (Ma et al., arXiv 2212.03490).
 
 Code:      the authors' release, commit 4b54321 (mirror: wufeim/SimVTP @558d24e). CC-BY-NC, not
-           copied: written from the numbers, and held to the released model's by
-           tests/methods/test_simvtp_golden.py (fp64, 1e-9).
+           copied: written from the numbers.
+Data:      videos with captions
+Parity:    released model, fp64, 1e-9: losses, outputs, gradients
 Idea:      hide 90 % of a video's tubes and 75 % of its caption's words; one encoder reads what is
            left of both and must restore both. The same encoder, run on each alone, gives the
            embeddings of video-text contrast (VTC); run on right and wrong pairs, it tells them

@@ -1,9 +1,11 @@
 """SNCLR: Soft Neighbors are Positive Supporters in Contrastive Visual Representation Learning
 (Ge et al., ICLR 2023, arXiv 2303.17142).
 
-Code:      ChongjianGE/SNCLR @b95c7e5, MIT; not copied: held to it by tests/methods/
-           test_snclr_golden.py (fp64, 1e-9). Its memory bank does not run as committed (the class
-           body is dedented); it was run as it reads.
+Code:      ChongjianGE/SNCLR @b95c7e5, MIT; not copied. Its memory bank does not run as committed
+           (the class body is dedented); it was run as it reads.
+Data:      images or videos, two crops of each decode
+Parity:    official code, fp64, 1e-9: loss, gradients, moving average, queue; its processes are
+           groups
 Idea:      MoCo v3, whose every key brings along its K nearest neighbours from a queue of past keys.
            They count as positives too, each by how near it is to the query:
 

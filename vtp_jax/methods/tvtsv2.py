@@ -1,9 +1,10 @@
 """TVTSv2: Learning Out-of-the-box Spatiotemporal Visual Representations at Scale (Zeng et al.,
 arXiv 2305.14173).
 
-Code:      TencentARC/TVTS @290a63e, folder v2; not copied: held to it by
-           tests/methods/test_tvtsv2_golden.py (fp64, 1e-9: outputs, losses, every gradient). Its
-           released models come in by `vtp_jax.convert import --format tvtsv2` or `tvtsv2_h14`.
+Code:      TencentARC/TVTS @290a63e, folder v2; not copied. Its released models come in by
+           `vtp_jax.convert import --format tvtsv2` or `tvtsv2_h14`.
+Data:      clips in order with their transcripts
+Parity:    official code, fp64, 1e-9: outputs, losses, gradients
 Idea:      CLIP learns videos without forgetting: each block of its image tower gets attention over
            time, of each place in all frames; half of the tubes are dropped. Two losses: contrast
            of the clip with the mean of its K texts (VTC), and transcript sorting: given the clip's

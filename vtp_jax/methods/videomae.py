@@ -1,7 +1,13 @@
-"""VideoMAE (Tong et al., arXiv 2203.12602) and VideoMAE V2 (Wang et al., arXiv 2303.16727).
+"""VideoMAE: Masked Autoencoders are Data-Efficient Learners for Self-Supervised Video Pre-Training
+(Tong et al., NeurIPS 2022, arXiv 2203.12602).
+VideoMAE V2: Scaling Video Masked Autoencoders with Dual Masking (Wang et al., CVPR 2023, arXiv
+2303.16727).
 
 Code:      MCG-NJU/VideoMAE @14ef8d8 and OpenGVLab/VideoMAEv2 @29eab1e. CC-BY-NC and MIT; not
-           copied: held to both by tests/methods/test_videomae_golden.py (fp64, 1e-9).
+           copied.
+Data:      videos; V2: several crops of each decode
+Parity:    official nets, fp64, 1e-9: predictions, loss, logits, gradients; V2's decoder masks and
+           parameter counts
 Idea:      hide 90 % of a video's tubes; an encoder reads the rest, a small decoder restores the
            hidden cubes, each normalised by itself: L = mean squared error over hidden cubes.
            V2 masks the decoder too: it is asked at half of the places only, "running cells" that

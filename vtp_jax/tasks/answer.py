@@ -1,5 +1,8 @@
-"""Questions on videos, answered with one of a list of answers. For any method with encode["video"]
-and encode["text"].
+"""Questions on videos, answered with one of a list of answers.
+
+Needs:     `encode["video"]`, `["text"]`; `["pair"]` with an `embedding`, or both `embedding`s
+Batch:     `video`, `text` (the question), `label` (the number of the answer)
+Evaluator: `classify` with `classes="answer"`: top-1
 
 As open-ended question answering is mostly measured (MSRVTT-QA, MSVD-QA: the 1,000 to 2,000 answers
 that are commonest in training; ViLT, VIOLET and others): what the method makes of a video and its
@@ -10,9 +13,7 @@ question goes through a layer twice as wide, a norm, GELU and one linear layer; 
 
 Parameters: {"base": the method's, less what `drop` names, "head": ...}.
 
-What the batch needs: video, text and text_mask (the question), label (the answer, by its number). A
-label that is no number of the list trains nothing; evaluation counts one above it as wrong, and -1
-as no question.
+A label outside the list trains nothing; evaluation counts one above it as wrong and skips -1.
 """
 
 from __future__ import annotations

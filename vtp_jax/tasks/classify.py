@@ -1,4 +1,8 @@
-"""Recognition: which of `classes` classes a video belongs to. For any method with encode["video"].
+"""Recognition: which of `classes` classes a video belongs to.
+
+Needs:     `encode["video"]`
+Batch:     `video`, `label`
+Evaluator: `classify`: top-1, top-5, views averaged after the softmax
 
 As VideoMAE and its followers fine-tune (arXiv 2203.12602, section 4 and appendix; its code): the
 mean over the last block's tokens, before the backbone's last norm, goes through a norm of its own,
@@ -8,7 +12,7 @@ augmented views of one decoded clip are rows of the batch.
 
 Parameters: {"base": the method's, less what `drop` names, "fc_norm": ..., "head": ...}.
 
-What the batch needs: video and label, in [0, classes); rows with a label outside do not count.
+Labels are in [0, classes); a row with a label outside has no loss.
 """
 
 from __future__ import annotations

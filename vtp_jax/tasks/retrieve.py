@@ -1,4 +1,8 @@
-"""Fine-tuning for retrieval: video-text contrast alone, on any method that encodes both.
+"""Fine-tuning for retrieval: video-text contrast alone.
+
+Needs:     `encode["video"]`, `["text"]`
+Batch:     `video`, `text`
+Evaluator: `retrieval`: R@k both ways; docs/evaluation.md
 
 Source: SimVTP's released fine-tuning (wufeim/SimVTP @558d24e: `DualVideoTextEncoder` and its
 engine), which starts two encoders from the weights of the one that was pretrained, averages each

@@ -1,0 +1,154 @@
+"""The tables in docs/ that are made from code: `make tables` writes them, test_docs.py compares.
+
+    python -m tests.tables
+
+A table lies between `<!-- table NAME: python -m tests.tables -->` and `<!-- end of the table -->`;
+its NAME is a key of TABLES. What it is made from:
+
+    methods    headers of vtp_jax/methods/*.py (`HEADER`), and the configs that train each paper
+    tasks      headers of vtp_jax/tasks/*.py
+    bases      tests/tasks/bases.py
+    formats    the file formats of vtp_jax.convert
+    sets       vtp_jax.data.sets
+    learning   benchmarks/results/learning.jsonl
+"""
+
+import ast
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import learning
+from tests.configs import ROOT, config_files
+from tests.tasks import bases
+from vtp_jax.convert import formats
+from vtp_jax.data.sets import __main__ as sets
+from vtp_jax.setup import cli
+
+COMMAND = "python -m tests.tables"
+TABLE = re.compile(rf"(<!-- table (\w+): {COMMAND} -->\n).*?(<!-- end of the table -->)", re.S)
+PAPER = re.compile(r"^(\S.*?): [^()]*\([^()]*arXiv (\d{4}\.\d{5})\)\.", re.M | re.S)
+HEADER = dict(
+    methods=("Code", "Data", "Parity", "Idea", "Command", "Published"),
+    tasks=("Needs", "Batch", "Evaluator"),
+)
+
+
+def parts(kind: str) -> dict[str, Path]:
+    """{name: file} of the methods or the tasks."""
+    return {p.stem: p for p in sorted((ROOT / "vtp_jax" / kind).glob("[a-z]*.py"))}
+
+
+def docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def header(path: Path) -> dict[str, str]:
+    """{field: text} of a header. A field is `Name:` with its text from column 11 on."""
+    field = r"\n([A-Z]\w+): +(?<=\n.{11})(\S.*(?:\n {11}.*)*)"
+    return {name: " ".join(text.split()) for name, text in re.findall(field, docstring(path))}
+
+
+class Paper(NamedTuple):
+    name: str
+    arxiv: str
+
+
+def papers(path: Path) -> list[Paper]:
+    """The papers of a method file: `NAME: title (authors, arXiv NUMBER).`, before its fields."""
+    title = docstring(path).partition("\n\n")[0]
+    return [Paper(*found) for found in PAPER.findall(title.replace("arXiv\n", "arXiv "))]
+
+
+@functools.cache
+def configs() -> Mapping[str, list[str]]:
+    """{arXiv number: the configs that train it}. A config belongs to the paper of its method; of
+    several papers in one file, to that which its own header cites."""
+    found: dict[str, list[str]] = {}
+    for path in config_files():
+        method = cli.load_config(str(ROOT / path)).method.name
+        known = papers(parts("methods")[method])
+        cited = [one for one in known if one.arxiv in docstring(ROOT / path)]
+        (one,) = known if len(known) == 1 else cited
+        found.setdefault(one.arxiv, []).append(path)
+    return found
+
+
+def name_of(config: str) -> str:
+    return config.removeprefix("configs/").removesuffix(".py")
+
+
+def rows(head: Sequence[str], cells: Iterator[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for line in cells:
+        yield f"| {' | '.join(line)} |"
+
+
+def methods() -> Iterator[str]:
+    def cells() -> Iterator[Sequence[str]]:
+        for name, path in parts("methods").items():
+            fields = header(path)
+            for paper in papers(path):
+                trained = (f"`{name_of(c)}`" for c in configs()[paper.arxiv])
+                link = f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
+                file = f"`{name}.py`"
+                shown = (paper.name, link, file, fields["Data"], "<br>".join(trained))
+                yield *shown, fields["Parity"]
+
+    return rows(("method", "paper", "file", "data", "configs", "parity"), cells())
+
+
+def tasks() -> Iterator[str]:
+    found = ((f"`{name}`", *map(header(path).get, HEADER["tasks"]))
+             for name, path in parts("tasks").items())  # fmt: skip
+    return rows(("task", "what it needs of a method", "batch", "evaluator"), found)
+
+
+def matrix() -> Iterator[str]:
+    def cells() -> Iterator[Sequence[str]]:
+        for name, base in bases.BASES.items():
+            shown = [", ".join(f"`{one}`" for one in some) for some in base]
+            yield name, *(text or "no" for text in shown[:3]), *shown[3:]
+
+    head = ("`retrieve`", "`classify`", "`answer`")
+    return rows(("method", *head, "never read by `classify`", "nor with `mean_norm`"), cells())
+
+
+def file_formats() -> Iterator[str]:
+    found = ((f"`{name}`", one.about, f"{one.tolerance:.0e}")
+             for name, one in formats.FORMATS.items())  # fmt: skip
+    return rows(("format", "weights of", "tolerance"), found)
+
+
+TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
+    methods=methods,
+    tasks=tasks,
+    bases=matrix,
+    formats=file_formats,
+    sets=sets.table,
+    learning=learning.table,
+)
+
+
+def pages() -> dict[Path, str]:
+    """{page of docs/: its text with the tables made anew}, of all pages that have one."""
+    found = {}
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if TABLE.search(text):
+            found[page] = TABLE.sub(lambda m: "\n".join((m[1], *TABLES[m[2]](), "", m[3])), text)
+    return found
+
+
+def main() -> None:
+    for page, text in pages().items():
+        if page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+            print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
