@@ -1,0 +1,207 @@
+"""Attention over time and space in turn: TimeSformer's numbers, and laws. The golden states the
+rule that makes weights and inputs."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from tests.arrays import fill
+from tests.parity import GOLDEN, check_output, check_probe, close, make_tensor
+from vtp_jax import tree
+from vtp_jax.convert import rules
+from vtp_jax.nn import divided, sizes
+from vtp_jax.types import UserError
+
+KEY = jax.random.key(0)
+OFFICIAL = json.loads((GOLDEN / "timesformer_tiny.json").read_text())
+CASE = OFFICIAL["case"]
+SIZE = sizes.Size(*(CASE[x] for x in ("width", "depth", "heads", "mlp")))
+BRANCHES = dict(time="time_fc", space="attn/proj", mlp="mlp/fc2")  # the last layer of each
+
+
+def official_rules():
+    """TimeSformer's names: a ViT's, and in each block a norm, attention and a layer more. Both
+    embeddings of ours have the official one's shape where a cube is one frame."""
+    names, block = rules.timm_vit(CASE["heads"], head=None), "encoder/blocks"
+    time = rules.stack("encoder", "blocks", CASE["heads"], rules.TIMM)
+    time = [r for r in time if r.ours.startswith(f"{block}/attn/")]
+    return [
+        *(r._replace(ours=r.ours.replace("patch_embed", "video_patch_embed")) for r in names),
+        rules.Rule("time_position", "time_embed", rules.TABLE),
+        *(
+            r._replace(
+                ours=r.ours.replace("/attn/", "/time_attn/"),
+                theirs=r.theirs.replace(".attn.", ".temporal_attn."),
+            )
+            for r in time
+        ),
+        *rules.norm(f"{block}/norm_time", "blocks.{i}.temporal_norm1"),
+        *rules.linear(f"{block}/time_fc", "blocks.{i}.temporal_fc"),
+    ]
+
+
+def net(**changes):
+    h, w = (side // CASE["patch"] for side in CASE["size"])
+    return divided.DividedViT(
+        **{**dict(size=SIZE, places=h * w, frames=CASE["frames"], cube=(1, 8, 8)), **changes}
+    )
+
+
+def clip(frames=CASE["frames"], seed=1):
+    return np.random.RandomState(seed).uniform(0, 1, (CASE["batch"], frames, *CASE["size"], 3))
+
+
+def whole(params):
+    """Adds the embedding of images, which clips do not read."""
+    return {**params, "patch_embed": params["video_patch_embed"]}
+
+
+@pytest.fixture(scope="module")
+def official():
+    """Parameters by the golden's rule, in fp64, without the embedding of images."""
+    shapes = jax.eval_shape(net().init, KEY, jnp.zeros((1, *clip().shape[1:])))["params"]
+    flat = {k: np.empty(x.shape) for k, x in tree.flatten(shapes).items()}
+    flat = {rule.ours: flat[rule.ours] for rule in official_rules()}
+    empty = rules.to_theirs(official_rules(), traverse_util.unflatten_dict(flat, sep="/"))
+    theirs = {k: np.float64(make_tensor(k, x.shape)) for k, x in empty.items()}
+    return rules.to_ours(official_rules(), theirs)
+
+
+def test_tokens_and_gradients_are_timesformers(official):
+    draw = np.random.RandomState(5)
+    with jax.enable_x64(True):
+        model = net(dtype=jnp.float64)
+        weight = draw.standard_normal(OFFICIAL["tokens"]["shape"])
+
+        @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def run(params):
+            tokens = model.apply({"params": whole(params)}, jnp.asarray(clip()))
+            return (tokens * weight).sum(), tokens
+
+        (value, tokens), grads = jax.device_get(run(jax.tree.map(jnp.asarray, official)))
+    check_output(tokens, OFFICIAL["tokens"])
+    check_output(tokens[:, 0], OFFICIAL["class"])
+    assert float(value) == close(OFFICIAL["scalar"])
+    theirs = rules.to_theirs(official_rules(), grads)
+    assert theirs.keys() == OFFICIAL["grads"].keys()
+    for name, golden in OFFICIAL["grads"].items():
+        assert float(np.linalg.norm(theirs[name])) == close(golden["norm"], 1e-3), name
+        check_probe(theirs[name], golden["probe"])
+
+
+@pytest.fixture(scope="module")
+def made(official):
+    """The net in fp32 with those weights and an embedding of images, and its output."""
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), whole(official))
+    return params, jax.jit(
+        lambda params, clip: net().apply({"params": params}, clip, method="encode")
+    )
+
+
+def without_time(params):
+    """Time's branch and its table at zero."""
+    flat = tree.flatten(params)
+    zero = [k for k in flat if "time_fc" in k or k == "time_position"]
+    return tree.replace(params, {k: 0 * flat[k] for k in zero})
+
+
+def test_a_shorter_clip_has_the_first_rows_of_the_time_table(made):
+    params, encode = made
+    cut = {**params, "time_position": params["time_position"][:2]}
+    short = np.float32(clip(2))
+    expected = jax.jit(net(frames=2).apply)({"params": cut}, short)
+    tokens = encode(params, short)
+    got = net().apply({"params": params}, tokens, method=lambda m, x: m.norm(x))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_without_time_a_block_sees_pictures_and_the_class_token_their_mean(made):
+    """One block and no mlp: each frame's tokens are its picture's, the class token is the mean of
+    the pictures'."""
+    params, _ = made
+    one = jax.tree.map(lambda w: w[:1], params["encoder"])
+    flat = tree.flatten(one)
+    one = tree.replace(one, {k: 0 * flat[k] for k in flat if "/fc2/" in k})
+    params = without_time({**params, "encoder": one})
+    model = net(size=SIZE._replace(depth=1))
+    encode = jax.jit(lambda clip: model.apply({"params": params}, clip, method="encode"))
+    video = np.float32(clip())
+    b, t = video.shape[:2]
+    pictures = encode(video.reshape(b * t, 1, *video.shape[2:])).reshape(b, t, -1, SIZE.width)
+    tokens = encode(video)
+    np.testing.assert_allclose(tokens[:, 0], pictures[:, :, 0].mean(axis=1), atol=1e-5)
+    others = pictures[:, :, 1:].reshape(b, -1, SIZE.width)
+    np.testing.assert_allclose(tokens[:, 1:], others, atol=1e-5)
+
+
+def test_the_order_of_frames_is_known_from_the_time_table_alone(made):
+    params, encode = made
+    video, order = np.float32(clip()), np.array([2, 0, 3, 1])
+    table = params["time_position"]
+    tokens = encode(params, video)
+    moved = encode(params, video[:, order])
+    assert np.abs(moved[:, 0] - tokens[:, 0]).max() > 1e-3
+    turned = encode({**params, "time_position": table[order]}, video[:, order])
+    b, t = video.shape[:2]
+    np.testing.assert_allclose(turned[:, 0], tokens[:, 0], atol=1e-5)
+    frames = tokens[:, 1:].reshape(b, t, -1, SIZE.width)[:, order]
+    np.testing.assert_allclose(turned[:, 1:].reshape(frames.shape), frames, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def dropped():
+    """A block of 32 rows at rate 0.75, where one branch alone adds anything: what it adds to each
+    row, with a key and without."""
+    block = divided.DividedBlock(SIZE)
+    draw = np.random.default_rng(0).standard_normal
+    carry = (jnp.float32(draw((32, 16))), jnp.float32(draw((32, 3, 4, 16))))
+    params = fill(block.init, KEY, carry, jnp.float32(0))["params"]
+
+    @jax.jit
+    def run(params):
+        def added(**rngs):
+            (first, x), _ = block.apply({"params": params}, carry, jnp.float32(0.75), rngs=rngs)
+            return divided.join(first, x) - divided.join(*carry)
+
+        return added(), added(dropout=KEY)
+
+    def only(branch):
+        flat = tree.flatten(params)
+        last = [v for k, v in BRANCHES.items() if k != branch]
+        zero = [k for k in flat if k.rpartition("/")[0] in last]
+        return run(tree.replace(params, {k: 0 * flat[k] for k in zero}))
+
+    return only
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_branch_is_dropped_for_a_whole_row_or_counts_for_those_dropped(dropped, branch):
+    plain, trained = (np.asarray(x) for x in dropped(branch))
+    kept = trained.any(axis=(1, 2))
+    assert np.abs(plain).max(axis=(1, 2)).min() > 1e-2 and 0 < kept.sum() < 32
+    expected = np.where(kept[:, None, None], 4 * plain, 0)
+    np.testing.assert_allclose(trained, expected, atol=1e-4)
+
+
+def test_drop_path_rises_from_nothing_at_the_first_block():
+    """At 1 for the last of two blocks, two blocks are the first one alone, whatever the key."""
+    draw = np.random.default_rng(0).standard_normal
+    tokens = (jnp.float32(draw((2, 16))), jnp.float32(draw((2, 3, 4, 16))))
+    two = divided.DividedStack(SIZE, drop_path=1.0)
+    params = fill(two.init, KEY, *tokens)
+    first = jax.tree.map(lambda w: w[:1], params)
+    one = divided.DividedStack(SIZE._replace(depth=1))
+    found = jax.jit(lambda params: two.apply(params, *tokens, rngs={"dropout": KEY}))(params)
+    np.testing.assert_allclose(found, jax.jit(one.apply)(first, *tokens), atol=1e-6)
+
+
+def test_clips_that_do_not_fit_the_tables_are_rejected(made):
+    for wrong in (jnp.zeros((1, 5, 16, 24, 3)), jnp.zeros((1, 4, 16, 16, 3))):
+        with pytest.raises(UserError, match="the tables have 4 x 6 positions"):
+            net().apply({"params": made[0]}, wrong, method="embed")
