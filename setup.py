@@ -34,6 +34,12 @@ CORE = [
 TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 BEAM = ["apache-beam>=2.77"]  # `prepare shards --runner beam`
 
+# Configs are data that the loader finds by name (vtp_jax/setup/shipped.py), so they install below
+# vtp_jax and not as a top-level package of their own.
+CONFIGS = Path(__file__).with_name("configs")
+FOLDERS = [CONFIGS, *sorted(d for d in CONFIGS.rglob("*") if any(d.glob("*.py")))]
+PACKAGES = [".".join(["vtp_jax", "configs", *d.relative_to(CONFIGS).parts]) for d in FOLDERS]
+
 setup(
     name="vtp_jax",
     version="0.1.0",
@@ -42,7 +48,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["vtp_jax", "vtp_jax.*", "configs", "configs.*"]),
+    packages=[*find_packages(include=["vtp_jax", "vtp_jax.*"]), *PACKAGES],
+    package_dir={"vtp_jax.configs": "configs"},
+    entry_points=dict(console_scripts=["vtp = vtp_jax.__main__:main"]),
     install_requires=CORE,
     extras_require={
         "cpu": [],  # JAX's default wheels are the CPU build

@@ -15,7 +15,7 @@ shape, size, motion and background; 200 of them never occur in training and are 
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, SHARDING, parse_arg
+from vtp_jax.setup.recipes import DECAY, SHARDING, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:

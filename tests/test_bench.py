@@ -53,7 +53,7 @@ def test_what_simvtp_must_compute_is_what_its_program_computes():
     assert 1 <= counted / sum(parts.values()) < 1.003
 
 
-@pytest.mark.parametrize("argv, told", [([], "step"), (["stop"], "bench stop")])
+@pytest.mark.parametrize("argv, told", [([], "which command"), (["stop"], "mean 'step'")])
 def test_what_to_measure_must_be_named(argv, told):
     with pytest.raises(UserError, match=told):
         bench.main(argv)

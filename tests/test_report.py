@@ -181,5 +181,5 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path):
     (folder / "summary.json").write_text("{")
     with pytest.raises(UserError, match="summary.json is not JSON"):
         report.write(folder)
-    with pytest.raises(UserError, match="changes no config"):
+    with pytest.raises(UserError, match="takes no config"):
         report.main(["--workdir", str(folder), "--config.steps=3"])

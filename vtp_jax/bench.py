@@ -1,15 +1,16 @@
 """Measures a config on this machine: its step, on synthetic input, or its data.
 
-    python -m vtp_jax.bench step --config configs/demo.py [--steps 20] [--profile runs/profile]
-    python -m vtp_jax.bench data --config configs/demo.py:tiny [--clips 200]
+    vtp bench step --config demo [--steps 20] [--profile runs/profile]
+    vtp bench data --config demo:tiny [--clips 200]
 
 MFU: 3 x the multiplications of the loss's products forward (backward has twice as many; what remat
 computes again is not counted), over the machine's own rate in the same dtype, measured in between.
-A line of JSON is added to --out. The profile is for TensorBoard, XProf or Perfetto.
+One line of JSON is appended to --out. The profile is for TensorBoard, XProf or Perfetto.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vtp_jax.measure import data as measure_data
 from vtp_jax.measure import flops, synthetic
 from vtp_jax.run import metrics, sharding
 from vtp_jax.run.step import make_step
@@ -146,19 +148,12 @@ def measure_step(
     )
 
 
-def step(argv: Sequence[str]) -> None:
+def step(args: argparse.Namespace) -> None:
     """`bench step`"""
-    parser = cli.parser("bench step", __doc__)
-    parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
-    parser.add_argument("--batch", type=int, help="rows, instead of the config's")
-    parser.add_argument("--profile", metavar="DIR", help=f"also trace {TRACED} steps into DIR")
-    parser.add_argument("--out", default="benchmarks/results/step.jsonl", help="adds a line there")
-    args, overrides = cli.parse(parser, argv)
     if args.steps < 1:
         raise UserError(f"--steps={args.steps}: at least 1")
-    cfg = cli.plain(cli.load_config(args.config, overrides))
-    found = dict(config=args.config, overrides=overrides)
+    cfg = cli.plain(cli.load_config(args.config, args.overrides))
+    found = dict(config=args.config, overrides=args.overrides)
     found |= measure_step(cfg, args.steps, args.batch, args.profile)
     write(Path(args.out), found)
     rows = [(name, value) for name, value in found.items() if not isinstance(value, list)]
@@ -172,23 +167,32 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
         file.write(json.dumps(found) + "\n")
 
 
-def data(argv: Sequence[str]) -> None:
+def data(args: argparse.Namespace) -> None:
     """`bench data`, which needs TensorFlow as `step` does not."""
-    from vtp_jax.measure import data as bench_data
-
-    bench_data.main(argv)
-
-
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = dict(step=step, data=data)
+    if args.clips < 1:
+        raise UserError(f"--clips={args.clips}: at least 1")
+    found = measure_data.measure(
+        cli.plain(cli.load_config(args.config, args.overrides)), args.clips
+    )
+    measure_data.tell(found)
+    if args.out:
+        write(Path(args.out), found)
 
 
 def main(argv: Sequence[str]) -> None:
-    name = argv[0] if argv else ""
-    if name not in COMMANDS:
-        raise UserError(
-            f"bench {name}".rstrip() + f": what to measure? known: {', '.join(COMMANDS)}"
-        )
-    COMMANDS[name](argv[1:])
+    commands = cli.Commands("bench", __doc__)
+    command = commands.add("step", step, "time a training step on synthetic input")
+    command.add_argument("--config", required=True, help=cli.CONFIG)
+    command.add_argument("--steps", type=int, default=10, help="number of timed steps")
+    command.add_argument("--batch", type=int, help="rows, instead of the config's")
+    command.add_argument("--profile", metavar="DIR", help=f"also trace {TRACED} steps into DIR")
+    command.add_argument("--out", default="benchmarks/results/step.jsonl", help="append to it")
+
+    command = commands.add("data", data, "time the input pipeline, part by part and together")
+    command.add_argument("--config", required=True, help=cli.CONFIG)
+    command.add_argument("--clips", type=int, default=100, help="number of clips for each part")
+    command.add_argument("--out", help="append a line of JSON to this file")
+    commands.run(argv)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def evaluate(run: build.Run, workdir: str | Path) -> dict[str, float]:
     return found
 
 
+@hosts.together
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser("evaluate", __doc__)
     parser.add_argument("--workdir", required=True, help="of the run")
@@ -55,4 +56,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(hosts.together(main))
+    cli.run(main)

@@ -270,9 +270,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--inputs", required=True, help=".npz")
     parser.add_argument("--out", required=True, help=".npz to write")
     parser.add_argument("--grads", action="store_true", help="gradients of the loss too")
-    args, overrides = cli.parse(parser, argv)
-    if overrides:
-        raise UserError("parity takes no config: every size is read off the weights")
+    args = cli.parse_alone(parser, argv)
     jax.config.update("jax_enable_x64", True)
     result = METHODS[args.method](read(args.weights), read(args.inputs), args.grads)
     result = {name: np.asarray(x) for name, x in result.items()}

@@ -376,7 +376,7 @@ def sweep(cfg: Mapping[str, Any], pod: Pod, quick: bool) -> list[tuple[str, Plan
 
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser("plan", __doc__)
-    parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
+    parser.add_argument("--config", required=True, help=cli.CONFIG)
     parser.add_argument("--topology", required=True, help="v5e:4x4, v6e:16x16, cpu:8, local, ...")
     parser.add_argument("--slices", type=int, default=1, help="slices of that topology, as one run")
     parser.add_argument("--sweep", action="store_true", help="try meshes, batches, remat policies")

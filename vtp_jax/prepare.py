@@ -1,13 +1,13 @@
 """Makes and checks what training reads.
 
-python -m vtp_jax.prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
-python -m vtp_jax.prepare check --root videos --captions train.csv
-python -m vtp_jax.prepare shapes --out data/shapes
-python -m vtp_jax.prepare shards --root videos --captions train.csv --out data/train
-python -m vtp_jax.prepare shards --tars openvid/*.tar --out data/openvid
-python -m vtp_jax.prepare shards --tfds ucf101 --label-column label --out data/ucf101
-python -m vtp_jax.prepare shards --set vatex --split val_en --data-dir vatex --out data/vatex
-python -m vtp_jax.prepare remove --shards data/train --ids taken_down.txt
+vtp prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
+vtp prepare check --root videos --captions train.csv
+vtp prepare shapes --out data/shapes
+vtp prepare shards --root videos --captions train.csv --out data/train
+vtp prepare shards --tars openvid/*.tar --out data/openvid
+vtp prepare shards --tfds ucf101 --label-column label --out data/ucf101
+vtp prepare shards --set vatex --split val_en --data-dir vatex --out data/vatex
+vtp prepare remove --shards data/train --ids taken_down.txt
 """
 
 from __future__ import annotations
@@ -45,29 +45,19 @@ BOUNDS = dict(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command that argv names."""
-    parser = argparse.ArgumentParser(prog="python -m vtp_jax.prepare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    columns = argparse.ArgumentParser(add_help=False)
-    columns.add_argument("--path-column", default="path", help="of a .csv or .jsonl file")
-    columns.add_argument("--caption-column", default="caption")
-
-    about = "train SentencePiece on captions"
-    command = commands.add_parser("tokenizer", help=about, description=about, parents=[columns])
+    commands = cli.Commands("prepare", __doc__)
+    command = commands.add("tokenizer", train_tokenizer, "train SentencePiece on captions")
     command.add_argument("--captions", required=True, help=".csv, .jsonl or .json")
-    command.add_argument("--vocab-size", type=int, default=8000, help="at most so many pieces")
+    command.add_argument("--vocab-size", type=int, default=8000, help="the largest vocabulary")
     command.add_argument("--out", required=True, help="the model file to write")
-    command.set_defaults(run=train_tokenizer)
+    add_columns(command)
 
-    about = "decode every video and list those that cannot be read"
-    command = commands.add_parser("check", help=about, description=about, parents=[columns])
+    command = commands.add("check", check, "decode every video and list the unreadable ones")
     command.add_argument("--root", required=True, help="the folder of the videos")
-    command.add_argument("--captions", help="only the videos that this file names")
-    command.set_defaults(run=check)
+    command.add_argument("--captions", help="check only the videos that this file names")
+    add_columns(command)
 
-    about = "render the corpus of moving shapes to mp4 files"
-    command = commands.add_parser("shapes", help=about, description=about)
+    command = commands.add("shapes", render_shapes, "render the corpus of moving shapes as mp4")
     command.add_argument("--out", required=True, help="the folder to write")
     plan = shapes.Plan()
     command.add_argument("--train", type=int, default=plan.train, help="clips")
@@ -75,26 +65,23 @@ def main(argv: Sequence[str]) -> None:
     command.add_argument("--side", type=int, default=plan.side, help="pixels")
     command.add_argument("--frames", type=int, default=plan.frames, help="of a clip")
     command.add_argument("--seed", type=int, default=plan.seed)
-    command.set_defaults(run=render_shapes)
 
-    add_shards(commands)
+    add_shards(commands.add("shards", make_shards, "store videos as shards of prepared clips"))
 
-    about = "take records out of finished shards"
-    command = commands.add_parser("remove", help=about, description=about)
+    command = commands.add("remove", remove, "delete records from finished shards")
     command.add_argument("--shards", required=True, help="the folder of the shards")
-    command.add_argument("--ids", required=True, help="a file with an id on each line")
-    command.set_defaults(run=remove)
-
-    args, overrides = cli.parse(parser, argv)
-    if overrides:
-        raise UserError(f"'{overrides[0]}': this entry takes no config")
-    args.run(args)
+    command.add_argument("--ids", required=True, help="a file with one id per line")
+    commands.run(argv)
 
 
-def add_shards(commands: Any) -> None:
+def add_columns(command: argparse.ArgumentParser) -> None:
+    """The columns of a caption file."""
+    command.add_argument("--path-column", default="path", help="of a .csv or .jsonl file")
+    command.add_argument("--caption-column", default="caption")
+
+
+def add_shards(command: argparse.ArgumentParser) -> None:
     """The arguments of `shards`."""
-    about = "store videos so that a training clip costs what it shows"
-    command = commands.add_parser("shards", help=about, description=about)
     form = shards.Form()
     add = command.add_argument
     given = command.add_mutually_exclusive_group(required=True)
@@ -124,7 +111,6 @@ def add_shards(commands: Any) -> None:
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     add("--runner", choices=("local", "beam"), default="local")
     add("--beam", action="append", default=[], help="an option of Beam's own, with its dashes")
-    command.set_defaults(run=make_shards)
 
 
 def make_shards(args: argparse.Namespace) -> None:

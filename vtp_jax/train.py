@@ -194,9 +194,10 @@ def on_signal(number: signal.Signals) -> Iterator[Callable[[int], bool]]:
             signal.signal(number, before)
 
 
+@hosts.together
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser("train", __doc__)
-    parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
+    parser.add_argument("--config", required=True, help=cli.CONFIG)
     parser.add_argument("--workdir", required=True, help="where the run writes, and goes on from")
     args, overrides = cli.parse(parser, argv)
     config = cli.plain(cli.load_config(args.config, overrides))
@@ -207,4 +208,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(hosts.together(main))
+    cli.run(main)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.common import NO_DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
+from vtp_jax.setup.recipes import NO_DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
 
 SPLIT_CROSS = [
     (r".*/blocks/cross/q", (None, "fsdp", "tensor", None)),

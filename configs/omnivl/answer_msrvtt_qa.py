@@ -17,8 +17,10 @@ batch, epochs and augmentation are ours, near those of BLIP's VQA.
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, parse_arg
-from configs.omnivl.pretrain import SHARDING, shrink_net
+from vtp_jax.setup import shipped
+from vtp_jax.setup.recipes import DECAY, parse_arg
+
+pretrain = shipped.module("omnivl/pretrain")
 
 # What only pretraining asks for; answers are read from the token that fuses both.
 UNUSED = (r"decoder/.*|word_head/.*|match_head/.*|\w+_proj/.*|temperature",)
@@ -41,12 +43,12 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.warm_start = (("runs/omnivl", r"params/((visual|text)/.*)", r"params/base/\1"),)
     c.fresh = (r"params/head/.*",)
-    c.sharding = SHARDING
+    c.sharding = pretrain.SHARDING
     if "scratch" in switches or "tiny" in switches:
         c.warm_start, c.fresh = (), ()
     if "tiny" in switches:
         shrink(c)
-        shrink_net(c)
+        pretrain.shrink_net(c)
     return c
 
 

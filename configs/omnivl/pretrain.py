@@ -36,7 +36,7 @@ to 100 % of an image (20), no flips or RandAugment (both), ImageNet's mean and d
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, SPLIT_BLOCKS, SPLIT_REST, SPLIT_WORDS, parse_arg
+from vtp_jax.setup.recipes import DECAY, SPLIT_BLOCKS, SPLIT_REST, SPLIT_WORDS, parse_arg
 
 TIME = r"visual/(time_position|video_patch_embed/.*|encoder/blocks/(time_\w+|norm_time)/.*)"
 STACKED = (None, "fsdp", "tensor")

@@ -13,15 +13,17 @@ reads video and question together, and the mean of its tokens is what the answer
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, SPLIT_BLOCKS, SPLIT_REST, SPLIT_WORDS, parse_arg
-from configs.omnivl.answer_msrvtt_qa import ask, shrink
+from vtp_jax.setup import shipped
+from vtp_jax.setup.recipes import DECAY, SPLIT_BLOCKS, SPLIT_REST, SPLIT_WORDS, parse_arg
+
+answer = shipped.module("omnivl/answer_msrvtt_qa")
 
 UNUSED = (r"decoder(_.*)?/.*|encoder_to_decoder/.*|mask_token|text_cls/.*|vtm_head/.*",)
 
 
 def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "scratch", "tiny")
-    c = ask(epochs=10, batch=128, rate=1e-4)
+    c = answer.ask(epochs=10, batch=128, rate=1e-4)
     c.data.video.update(frames=16, stride=8)
 
     c.method = ConfigDict()
@@ -40,6 +42,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if "scratch" in switches or "tiny" in switches:
         c.warm_start, c.fresh = (), ()
     if "tiny" in switches:
-        shrink(c)
+        answer.shrink(c)
         c.method.update(size="tiny", cube=(2, 8, 8))
     return c

@@ -25,7 +25,14 @@ windows of 64 frames as in pretraining; the release has its own rounding.
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, SPLIT_BLOCKS, SPLIT_REST, SPLIT_WORDS, layer_decay, parse_arg
+from vtp_jax.setup.recipes import (
+    DECAY,
+    SPLIT_BLOCKS,
+    SPLIT_REST,
+    SPLIT_WORDS,
+    layer_decay,
+    parse_arg,
+)
 
 # What the towers do not use of the pretrained net, beside each other's embeddings.
 UNUSED = (r"decoder(_.*)?/.*|encoder_to_decoder/.*|mask_token|text_cls/.*|vtm_head/.*",)

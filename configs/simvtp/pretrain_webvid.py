@@ -29,7 +29,7 @@ of videos with captions as CSV, JSONL or SimVTP's JSON.
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, SHARDING, parse_arg
+from vtp_jax.setup.recipes import DECAY, SHARDING, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:

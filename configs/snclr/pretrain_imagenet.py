@@ -17,7 +17,7 @@ says 1.5e-5. The list of pictures names files; a picture is read as a video of o
 
 from ml_collections import ConfigDict
 
-from configs.common import SPLIT_BLOCKS, SPLIT_REST, parse_arg
+from vtp_jax.setup.recipes import SPLIT_BLOCKS, SPLIT_REST, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, NO_DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
+from vtp_jax.setup.recipes import DECAY, NO_DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
 
 PIECES = 4
 NEW = r"visual/encoder/blocks/(time_attn|norm_time)/.*|sorter/.*"

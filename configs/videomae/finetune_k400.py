@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, SPLIT_BLOCKS, SPLIT_REST, layer_decay, parse_arg, pick
+from vtp_jax.setup.recipes import DECAY, SPLIT_BLOCKS, SPLIT_REST, layer_decay, parse_arg, pick
 
 UNUSED = ("decoder.*", "encoder_to_decoder.*", "mask_token", "encoder_norm.*")
 FIRST = r"base/patch_embed/.*"  # whose rate is the lowest

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.common import DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
+from vtp_jax.setup.recipes import DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
 
 
 class Recipe(NamedTuple):

@@ -41,8 +41,11 @@ in the code.
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg, pick
-from configs.videomae.finetune_k400 import DATA, Recipe, recognise, shrink
+from vtp_jax.setup import shipped
+from vtp_jax.setup.recipes import parse_arg, pick
+
+finetune = shipped.module("videomae/finetune_k400")
+Recipe = finetune.Recipe
 
 REMAT = "nothing_saveable"
 GIANT = Recipe("g", 40, 96, 1e-3, 35, layer_decay=0.9, weight_decay=0.1, patch=14, remat=REMAT)
@@ -77,13 +80,13 @@ def get_config(arg: str = "") -> ConfigDict:
         "H_k710", "H_k400", "H_k600", "H_ssv2", "L_k400", "L_ssv2", "B_k710", "B_k400", "B_ssv2",
         "tiny",
     )  # fmt: skip
-    c = recognise(pick(switches, RECIPES, "g_k710"), "runs/v2")
+    c = finetune.recognise(pick(switches, RECIPES, "g_k710"), "runs/v2")
     if switches & {"g_k710_k400", "g_k710_k600"}:  # the whole classifier goes on
         c.warm_start, c.fresh = (("runs/v2_k710", "(params/.*)", r"\1"),), ()
-        c.task.classes = DATA["k710"].classes
+        c.task.classes = finetune.DATA["k710"].classes
     if switches & {"g_k710_ucf101", "g_k710_hmdb51"}:
         kept = ("runs/v2_k710", "(params/(base|fc_norm)/.*)", r"\1")
         c.warm_start, c.fresh = (kept,), ("params/head/.*",)
     if "tiny" in switches:
-        shrink(c)
+        finetune.shrink(c)
     return c

@@ -54,5 +54,5 @@ def test_what_workers_share_limits_less_the_more_there_are():
 
 
 def test_a_mistake_is_one_line():
-    with pytest.raises(UserError, match="--clips 0"):
-        bench_data.main(["--config", "configs/demo.py:tiny", "--clips", "0"])
+    with pytest.raises(UserError, match="--clips=0"):
+        bench.main(["data", "--config", "configs/demo.py:tiny", "--clips", "0"])

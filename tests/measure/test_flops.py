@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.tvtsv2 import pretrain_yt_webvid
 from vtp_jax.measure import flops
 from vtp_jax.methods import simvtp, tvtsv2, videomae
 from vtp_jax.setup import cli
@@ -108,7 +107,7 @@ def test_simvtp_costs_what_a_lean_step_must(match, lean):
 
 
 def test_tvtsv2_costs_what_was_measured_of_its_code():
-    cfg = cli.plain(pretrain_yt_webvid.get_config(""))["method"]
+    cfg = cli.plain(cli.load_config("tvtsv2/pretrain_yt_webvid"))["method"]
     method = tvtsv2.make(**{k: v for k, v in cfg.items() if k != "name"})
     batch = dict(
         video=jax.ShapeDtypeStruct((1, 4, 3, 224, 224, 3), np.uint8),

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.tvtsv2 import pretrain_yt_webvid as config
 from vtp_jax import masking, tree
 from vtp_jax.convert import __main__ as convert
 from vtp_jax.convert import files, reference, rules
@@ -19,7 +18,7 @@ from vtp_jax.nn import sizes, spacetime
 from vtp_jax.nn.transformer import CLIP
 from vtp_jax.run import optim
 from vtp_jax.run.step import make_step
-from vtp_jax.setup import build, cli, warm_start
+from vtp_jax.setup import build, cli, shipped, warm_start
 from vtp_jax.types import State, UserError
 
 KEY = jax.random.key(0)
@@ -289,7 +288,7 @@ def test_attention_over_time_adds_nothing_at_first_and_one_start_is_a_saddle(tim
 
 def test_rates_are_the_codes_and_the_last_quarter_of_the_text_tower_moves():
     method, params = build_small()
-    rates = config.rates(4)
+    rates = shipped.module("tvtsv2/pretrain_yt_webvid").rates(4)
     found = tree.flatten(optim.settings(rates, params))
     fast = {k for k, s in found.items() if s.lr == 1.0}
     assert fast == {

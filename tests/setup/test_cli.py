@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 
@@ -131,7 +132,7 @@ def test_what_a_config_raises_is_one_line(tmp_path, body, told):
 
 
 def test_missing_and_broken_files_are_errors(tmp_path):
-    with pytest.raises(UserError, match="no config file 'nowhere.py'; docs/methods.md"):
+    with pytest.raises(UserError, match="no config 'nowhere.py'.*; known: coca/pretrain, demo"):
         cli.load_config("nowhere.py:tiny")
     with pytest.raises(UserError, match="neither a .py nor a .json file"):
         cli.load_config(str(tmp_path))
@@ -164,6 +165,55 @@ def test_arguments_and_overrides_are_told_apart():
 def test_wrong_arguments_are_errors(argv, words):
     with pytest.raises(UserError, match=words):
         cli.parse(parser(), argv)
+
+
+def test_required_arguments_are_reported_in_one_line():
+    needed = cli.parser("train", None)
+    needed.add_argument("--workdir", required=True)
+    with pytest.raises(UserError, match="^vtp train: .*required: --workdir$"):
+        cli.parse(needed, [])
+
+
+def commands(seen):
+    """An entry with a command that takes a config and one that takes none."""
+    made = cli.Commands("tool", "A tool.\n\n    vtp tool step")
+    command = made.add("step", lambda args: seen.append((args.config, args.overrides)), "one step")
+    command.add_argument("--config", required=True)
+    made.add("remove", lambda args: seen.append(args.all), "none left").add_argument(
+        "--all", action="store_true"
+    )
+    return made
+
+
+def test_a_command_gets_its_own_arguments(capsys):
+    seen = []
+    commands(seen).run(["step", "--config", "c.py", "--config.a=1"])
+    commands(seen).run(["remove", "--all"])
+    assert seen == [("c.py", ["--config.a=1"]), True]
+    commands(seen).run(["--help"])
+    shown = capsys.readouterr().out
+    assert len(seen) == 2 and "    vtp tool step" in shown
+    assert re.search(r"step +one step\n +remove +none left", shown)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], "^vtp tool: which command..*known: remove, step$"),
+        (["stpe"], "^vtp tool: no command 'stpe'; did you mean 'step'"),
+        (["--config.a=1"], "^vtp tool: no command '--config.a=1'"),
+        (["step", "--confg.a=1", "--config", "c"], "unknown argument '--confg.a=1'"),
+        (["step", "--config.a=1"], "^vtp tool step: .*required: --config$"),
+        (["remove", "--al=3"], "vtp tool remove: "),
+        (["remove", "--lla"], "unknown argument '--lla'; did you mean '--all'"),
+        (["remove", "--config.a=1"], "'--config.a=1': vtp tool remove takes no config"),
+    ],
+)
+def test_wrong_commands_are_errors_of_one_line(argv, words):
+    seen = []
+    with pytest.raises(UserError, match=words) as raised:
+        commands(seen).run(argv)
+    assert not seen and "\n" not in str(raised.value)
 
 
 def target(a, /, b, *, lr=0.1, depth):

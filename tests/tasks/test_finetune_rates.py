@@ -5,12 +5,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs.simvtp import finetune_msrvtt
 from vtp_jax import tree
 from vtp_jax.convert import rules
 from vtp_jax.methods import simvtp
 from vtp_jax.run import optim
+from vtp_jax.setup import shipped
 from vtp_jax.tasks import retrieve
+
+finetune_msrvtt = shipped.module("simvtp/finetune_msrvtt")
 
 DEPTH, HEADS = 12, 1
 

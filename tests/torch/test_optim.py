@@ -14,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.common import DECAY
-from configs.simvtp import finetune_msrvtt
 from tests.parity import make_tensor
 from vtp_jax import masking, schedules
 from vtp_jax.convert import pytorch, rules
 from vtp_jax.methods import simvtp
 from vtp_jax.nn.sizes import Size
 from vtp_jax.run import optim
+from vtp_jax.setup import shipped
+from vtp_jax.setup.recipes import DECAY
 from vtp_jax.tasks import retrieve
 
 torch = pytest.importorskip("torch", reason="torch is installed by `make test`")
+finetune_msrvtt = shipped.module("simvtp/finetune_msrvtt")
 torch.set_num_threads(1)  # nets this small cost more in threads than they save
 F = torch.nn.functional
 

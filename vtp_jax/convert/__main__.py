@@ -1,8 +1,8 @@
 """Brings weights in and out: PyTorch, safetensors, npz and Hugging Face folders.
 
-    python -m vtp_jax.convert import --from FILE --format videomae --out DIR
-    python -m vtp_jax.convert export --checkpoint DIR --format safetensors|torch|hf --out DIR
-    python -m vtp_jax.convert formats
+    vtp convert import --from FILE --format videomae --out DIR
+    vtp convert export --checkpoint DIR --format safetensors|torch|hf --out DIR
+    vtp convert formats
 
 An import is a folder with a checkpoint, which `config.warm_start` and `export` read, and
 convert.json, which says where it came from. An export is of a run or of an import. Both end with
@@ -37,26 +37,20 @@ Tensors = Mapping[str, Num[np.ndarray, "..."]]
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = cli.parser("convert", __doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    bring = commands.add_parser("import", help="weights of others into a checkpoint of ours")
+    commands = cli.Commands("convert", __doc__)
+    bring = commands.add("import", bring_in, "turn published weights into a checkpoint")
     bring.add_argument("--from", dest="source", required=True, help="a file, or a folder of one")
     bring.add_argument("--format", required=True, choices=FORMATS, help="see `formats`")
     bring.add_argument("--out", required=True, help="a new folder")
     for name in ("heads", "decoder-heads", "text-heads"):
         bring.add_argument(f"--{name}", type=int, help="if not as in the published sizes")
-    bring.set_defaults(run=bring_in)
-    take = commands.add_parser("export", help="a run or an import for others")
+    take = commands.add("export", take_out, "write the weights of a run or of an import to a file")
     take.add_argument("--checkpoint", required=True, help="the folder of a run or of an import")
     take.add_argument("--step", default="latest", help="a step, latest or best")
     take.add_argument("--format", required=True, choices=folder.FILES)
     take.add_argument("--out", required=True, help="a new folder")
-    take.set_defaults(run=take_out)
-    commands.add_parser("formats", help="what can be imported").set_defaults(run=show)
-    args, overrides = cli.parse(parser, argv)
-    if overrides:
-        raise UserError(f"convert takes no config, and so no {overrides[0]}")
-    args.run(args)
+    commands.add("formats", show, "list what can be imported")
+    commands.run(argv)
 
 
 def show(args: argparse.Namespace) -> None:

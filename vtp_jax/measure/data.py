@@ -1,6 +1,6 @@
 """Measures the input of a config, part by part and together, and says what limits it.
 
-    python -m vtp_jax.bench data --config configs/simvtp/pretrain_webvid.py [--clips 200]
+    vtp bench data --config simvtp/pretrain_webvid [--clips 200]
 
 read, decode, transform: one clip after the other on one thread, of which training runs one for each
 worker; batch (a batch's words) and transfer: whole batches, which training makes one at a time.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ import numpy as np
 from vtp_jax.data import ops, pipeline, records, rolls, video
 from vtp_jax.run import metrics, sharding
 from vtp_jax.setup import build, cli
-from vtp_jax.types import UserError
 
 Stage = Callable[[int], Any]  # place of a row -> what a part of the pipeline makes of it
 SERIAL = ("batch", "transfer")  # parts that one thread does, however many workers there are
@@ -36,22 +34,6 @@ class Shown(NamedTuple):
 
     choose: video.Choose
     boxes: pipeline.Boxes
-
-
-def main(argv: Sequence[str]) -> None:
-    parser = cli.parser("bench data", __doc__)
-    parser.add_argument("--config", required=True, help="FILE.py, FILE.py:switches or FILE.json")
-    parser.add_argument("--clips", type=int, default=100, help="for each part")
-    parser.add_argument("--out", help="add a line of JSON to this file")
-    args, overrides = cli.parse(parser, argv)
-    if args.clips < 1:
-        raise UserError(f"--clips {args.clips}: give a number above 0")
-    config = cli.plain(cli.load_config(args.config, overrides))
-    found = measure(config, args.clips)
-    tell(found)
-    if args.out:
-        with open(args.out, "a", encoding="utf-8") as file:
-            file.write(json.dumps(found) + "\n")
 
 
 def measure(config: Mapping[str, Any], clips: int) -> dict[str, Any]:

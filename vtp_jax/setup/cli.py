@@ -11,7 +11,6 @@ import argparse
 import ast
 import difflib
 import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -20,11 +19,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from ml_collections import ConfigDict
 
+from vtp_jax.setup import shipped
 from vtp_jax.types import UserError
+
+T = TypeVar("T")
 
 # TensorFlow only reads data here; its lines about kernels it might use are not for our users.
 QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0")
@@ -44,10 +46,22 @@ def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None)
         sys.exit(130)
 
 
-def parser(name: str, about: str | None) -> argparse.ArgumentParser:
-    """The parser of the entry `python -m vtp_jax.<name>`, described by its first line."""
-    return argparse.ArgumentParser(
-        prog=f"python -m vtp_jax.{name}", description=(about or "").split("\n")[0]
+CONFIG = "a name such as simvtp/pretrain_webvid, FILE.py, either with :switches, or FILE.json"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UserErrors: one line, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def parser(name: str, about: str | None) -> Parser:
+    """The parser of the entry `vtp NAME`, described by `about`, its docstring."""
+    return Parser(
+        prog=f"vtp {name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
@@ -65,18 +79,69 @@ def parse(
     return args, overrides
 
 
+def parse_alone(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses argv of an entry that takes no config; an override among them is a UserError."""
+    args, overrides = parse(parser, argv)
+    if overrides:
+        raise UserError(f"'{overrides[0]}': {parser.prog} takes no config")
+    return args
+
+
+class Commands:
+    """The sub-commands of an entry, each with a parser and a function of its own.
+
+        commands = cli.Commands("convert", __doc__)
+        command = commands.add("formats", show, "list what can be imported")
+        command.add_argument(...)
+        commands.run(argv)
+
+    A function takes the parsed arguments. If its parser has an option `--config`, the list of
+    `--config.x=y` overrides is in `args.overrides`; otherwise an override is an error.
+    """
+
+    def __init__(self, name: str, about: str | None):
+        self._parser = parser(name, about)
+        self._parsers = self._parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+        self._functions: dict[str, Callable[[argparse.Namespace], Any]] = {}
+
+    def add(
+        self, name: str, function: Callable[[argparse.Namespace], Any], about: str
+    ) -> argparse.ArgumentParser:
+        """The parser of a new command, to which its arguments are added. about: one line."""
+        self._functions[name] = function
+        return self._parsers.add_parser(name, help=about, description=about)
+
+    def run(self, argv: Sequence[str]) -> Any:
+        """Calls the function of the command that argv[0] names, with the arguments after it."""
+        if argv and argv[0] in ("-h", "--help"):
+            return self._parser.print_help()
+        function = choose(self._parser.prog, "command", argv[0] if argv else "", self._functions)
+        chosen = self._parsers.choices[argv[0]]
+        if "--config" not in chosen._option_string_actions:
+            return function(parse_alone(chosen, argv[1:]))
+        args, args.overrides = parse(chosen, argv[1:])
+        return function(args)
+
+
+def choose(where: str, kind: str, name: str, known: Mapping[str, T]) -> T:
+    """known[name]. Raises UserError with a suggestion if `name` is not known, or empty."""
+    if name not in known:
+        missing = f"no {kind} '{name}'" if name else f"which {kind}?"
+        raise UserError(f"{where}: {missing}{suggest(name, known)}")
+    return known[name]
+
+
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The locked config that `spec` names, with overrides applied, the last ones last."""
-    path, _, argument = spec.partition(":")
-    if not os.path.exists(path):
-        raise UserError(f"no config file '{path}'; docs/methods.md lists them")
-    if path.endswith(".json"):
+    name, _, argument = spec.partition(":")
+    path = locate(name)
+    if path.suffix == ".json":
         try:
-            config = ConfigDict(json.loads(Path(path).read_text(encoding="utf-8")))
+            config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is not JSON: {error}") from None
     else:
-        config = execute(path, argument)
+        config = execute(path, argument, f"config {spec}")
     for override in overrides:
         name, _, text = override.removeprefix("--config.").partition("=")
         keys = name.split(".")
@@ -91,18 +156,23 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config.lock()
 
 
-def execute(path: str, argument: str) -> ConfigDict:
-    """get_config(argument) of a Python file. What it raises is told in one line: a ValueError's own
-    words, and where another error arose."""
-    where = f"config {path}:{argument}" if argument else f"config {path}"
-    found = importlib.util.spec_from_file_location("_config", path)
-    if found is None or found.loader is None:
-        raise UserError(f"{where}: neither a .py nor a .json file")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # dataclasses look there for what their annotations name
+def locate(name: str) -> Path:
+    """The file of a config: a path, or the name of a config that comes with the package. Raises
+    UserError, with a suggestion, if there is neither."""
+    known = shipped.names()
+    if name in known:
+        return known[name]
+    if os.path.exists(name):
+        return Path(name)
+    raise UserError(f"no config '{name}', neither a file nor a name{suggest(name, known)}")
+
+
+def execute(path: Path, argument: str, where: str) -> ConfigDict:
+    """get_config(argument) of a Python file. An exception becomes a one-line UserError: a
+    ValueError's own message, or the type, message and line of another error. where: the config in
+    errors."""
     try:
-        found.loader.exec_module(module)
-        config = module.get_config(argument)
+        config = shipped.execute(path).get_config(argument)
     except UserError:
         raise
     except ValueError as error:

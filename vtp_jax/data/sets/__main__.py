@@ -1,9 +1,9 @@
 """Lists the data sets that are read, and says what of one is missing.
 
-python -m vtp_jax.data.sets list
-python -m vtp_jax.data.sets list --set msrvtt
-python -m vtp_jax.data.sets check --set msrvtt --manual-dir data/msrvtt
-python -m vtp_jax.data.sets extract --manual-dir data/finevideo --out data/finevideo/videos
+vtp sets list
+vtp sets list --set msrvtt
+vtp sets check --set msrvtt --manual-dir data/msrvtt
+vtp sets extract --manual-dir data/finevideo --out data/finevideo/videos
 """
 
 from __future__ import annotations
@@ -21,35 +21,22 @@ from vtp_jax.types import UserError
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command that argv names."""
-    parser = argparse.ArgumentParser(prog="python -m vtp_jax.data.sets", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_commands(parser.add_subparsers(required=True, metavar="COMMAND"))
-    args, overrides = cli.parse(parser, argv)
-    if overrides:
-        raise UserError(f"'{overrides[0]}': this entry takes no config")
-    args.run(args)
-
-
-def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds list, check and extract to a parser's commands; `args.run(args)` runs what is chosen."""
-    about = "the table of data sets, or all about one"
-    command = commands.add_parser("list", help=about, description=about)
+    commands = cli.Commands("sets", __doc__)
+    command = commands.add("list", list_sets, "print the table of data sets, or all about one")
     command.add_argument("--set", help="the name of a set")
-    command.set_defaults(run=list_sets)
 
-    about = "what of a set is missing; fails unless all is there"
-    command = commands.add_parser("check", help=about, description=about)
+    about = "report what is missing of a set; exit code 1 if anything is"
+    command = commands.add("check", check_set, about)
     command.add_argument("--set", required=True, help="the name of a set")
     command.add_argument("--manual-dir", required=True, help="the folder of its files")
     command.add_argument("--split", help="that one alone")
     command.add_argument("--missing", help="a file to write the names of all absent videos to")
-    command.set_defaults(run=check_set)
 
-    about = "write the videos in FineVideo's parquet files out; those that are there are kept"
-    command = commands.add_parser("extract", help=about, description=about)
+    about = "write the videos in FineVideo's parquet files to a folder; existing files are kept"
+    command = commands.add("extract", extract, about)
     command.add_argument("--manual-dir", required=True, help="the folder of the parquet files")
     command.add_argument("--out", required=True, help="a folder below it")
-    command.set_defaults(run=extract)
+    commands.run(argv)
 
 
 def list_sets(args: argparse.Namespace) -> None:
