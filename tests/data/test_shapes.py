@@ -1,6 +1,7 @@
 """Laws of the corpus: what is held out, what captions tell, what pictures show."""
 
 import csv
+import functools
 import itertools
 import json
 from collections import Counter
@@ -12,8 +13,12 @@ from vtp_jax.data import shapes, video
 from vtp_jax.types import UserError
 
 PLAN = shapes.Plan()
-TRAIN = [shapes.describe(0, "train", i) for i in range(PLAN.train)]
-VAL = [shapes.describe(0, "val", i) for i in range(PLAN.val)]
+
+
+@functools.cache
+def clips(split):
+    """(attributes, caption) of all clips of a split."""
+    return [shapes.describe(0, split, i) for i in range(getattr(PLAN, split))]
 
 
 def words_of(name, value):
@@ -36,7 +41,7 @@ def read_caption(caption):
 
 
 def test_sizes():
-    assert len(TRAIN) >= 2000 and len(VAL) == 200
+    assert len(clips("train")) >= 2000 and len(clips("val")) == 200
     assert np.prod([len(values) for values in shapes.ATTRIBUTES.values()]) == 25344
 
 
@@ -52,25 +57,25 @@ def test_held_out_combinations_never_occur_in_training(seed):
 def test_every_pair_of_values_is_in_training():
     """So that what is held out is a combination, never a word or a pair of words."""
     for a, b in itertools.combinations(shapes.ATTRIBUTES, 2):
-        pairs = {(getattr(x, a), getattr(x, b)) for x, _ in TRAIN}
+        pairs = {(getattr(x, a), getattr(x, b)) for x, _ in clips("train")}
         assert len(pairs) == len(shapes.ATTRIBUTES[a]) * len(shapes.ATTRIBUTES[b])
 
 
 def test_captions_tell_every_attribute_and_nothing_else():
-    for attributes, caption in TRAIN + VAL:
+    for attributes, caption in clips("train") + clips("val"):
         assert read_caption(caption) == attributes
 
 
 def test_held_out_captions_are_distinct_and_words_are_few():
-    assert len({caption for _, caption in VAL}) == 200
-    assert len({read_caption(caption) for _, caption in VAL}) == 200
-    words = {word for _, caption in TRAIN for word in caption.split()}
+    assert len({caption for _, caption in clips("val")}) == 200
+    assert len({read_caption(caption) for _, caption in clips("val")}) == 200
+    words = {word for _, caption in clips("train") for word in caption.split()}
     assert len(words) <= 120
-    assert {word for _, caption in VAL for word in caption.split()} <= words
+    assert {word for _, caption in clips("val") for word in caption.split()} <= words
 
 
 def test_wordings_are_all_used():
-    text = " / ".join(caption for _, caption in TRAIN)
+    text = " / ".join(caption for _, caption in clips("train"))
     for name, values in shapes.ATTRIBUTES.items():
         for value in values:
             assert all(" ".join(words) in text for words in words_of(name, value))
@@ -82,7 +87,7 @@ def test_a_clip_is_a_function_of_seed_and_index():
     np.testing.assert_array_equal(shapes.read(PLAN, "train", 5), again)
     assert again.shape == (16, 64, 64, 3) and again.dtype == np.uint8
     count = len(shapes.combinations(0)[0])
-    assert shapes.describe(0, "train", 5 + count)[0] == TRAIN[5][0]
+    assert shapes.describe(0, "train", 5 + count)[0] == clips("train")[5][0]
     assert np.abs(shapes.read(PLAN, "train", 5 + count).astype(int) - again).mean() > 1
     assert shapes.describe(1, "train", 5) != shapes.describe(0, "train", 5)
 
@@ -148,7 +153,7 @@ def test_every_value_can_be_seen(name, tell):
     """In every second frame, a simple rule tells each held-out clip's value."""
     wrong = [
         (i, getattr(attributes, name), said)
-        for i, (attributes, _) in enumerate(VAL)
+        for i, (attributes, _) in enumerate(clips("val"))
         if (said := tell(shapes.read(PLAN, "val", i)[::2])) != getattr(attributes, name)
     ]
     assert not wrong

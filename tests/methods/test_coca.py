@@ -1,6 +1,7 @@
 """What CoCa's loss may rely on, and what must change nothing. Numbers against OpenCLIP's are in
 test_coca_golden.py."""
 
+import functools
 import re
 
 import jax
@@ -44,8 +45,10 @@ def make(**changes):
     return coca.make(**{**SMALL, **changes})
 
 
-def draw(method):
-    params = jax.jit(lambda key: method.init(key, spec_of(example())))(KEY)
+@functools.cache
+def drawn():
+    """Parameters for all of the methods below: no change of the recipe changes a shape."""
+    params = jax.jit(lambda key: METHOD.init(key, spec_of(example())))(KEY)
     # Class token, positions and word tables start small: at this size they must matter.
     names = ("word", "position", "class_token")
     text = {**params["text"], **{k: 20 * params["text"][k] for k in names}}
@@ -53,7 +56,6 @@ def draw(method):
 
 
 METHOD = make()
-PARAMS = draw(METHOD)  # they fit all of the methods below
 SEE = {frames: jax.jit(make(frames=frames).encode["video"]) for frames in ("joint", "mean")}
 WRITE = jax.jit(METHOD.encode["generate"])
 
@@ -92,9 +94,9 @@ def test_parameters_of_the_published_models(size, text, image):
 
 def test_the_loss_is_contrast_both_ways_and_twice_the_captions():
     batch = example()
-    (value, found), _ = grade(PARAMS, batch)
+    (value, found), _ = grade(drawn(), batch)
     np.testing.assert_allclose(value, found["loss_contrast"] + 2 * found["loss_caption"], rtol=1e-6)
-    out = look(PARAMS, batch)
+    out = look(drawn(), batch)
     video, text = (np.asarray(x, np.float64) for x in (out.video, out.text))
     video, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (video, text))
     logits = video @ text.T / 0.07
@@ -111,10 +113,10 @@ def test_the_loss_is_contrast_both_ways_and_twice_the_captions():
 
 def test_a_word_changes_what_is_told_after_it_and_the_texts_embedding():
     batch = example()
-    a = look(PARAMS, batch)
+    a = look(drawn(), batch)
     for place in (1, 4):
         other = batch["text"].at[0, place].set(29)
-        b = look(PARAMS, {**batch, "text": other})
+        b = look(drawn(), {**batch, "text": other})
         same = (a.logits == b.logits).all(axis=-1)
         assert same[0, :place].all() and not same[0, place:7].any() and same[1:].all()
         assert not (a.text[0] == b.text[0]).any() and (a.text[1:] == b.text[1:]).all()
@@ -122,7 +124,7 @@ def test_a_word_changes_what_is_told_after_it_and_the_texts_embedding():
 
 
 def test_what_is_seen_changes_what_is_told_and_no_text():
-    a, b = look(PARAMS, example()), look(PARAMS, {**example(), "video": example(seed=3)["video"]})
+    a, b = look(drawn(), example()), look(drawn(), {**example(), "video": example(seed=3)["video"]})
     assert (a.text == b.text).all()
     assert not (a.logits == b.logits).any() and not (a.video == b.video).any()
 
@@ -131,7 +133,7 @@ def test_what_is_seen_changes_what_is_told_and_no_text():
 def test_longer_padding_changes_no_loss_and_no_embedding():
     batch = example()
     longer = {k: jnp.pad(v, ((0, 0), (0, 1))) if k[:4] == "text" else v for k, v in batch.items()}
-    a, b = (look(PARAMS, x) for x in (batch, longer))
+    a, b = (look(drawn(), x) for x in (batch, longer))
     np.testing.assert_allclose(a.text, b.text, rtol=1e-5, atol=1e-6)
     recipe = METHOD.loss.args[1]
     for name, mean in coca.terms(recipe, a, batch).items():
@@ -145,13 +147,13 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
     mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
     empty = {k: jnp.where(row[k], good[k], jnp.zeros_like(good[k])) for k in good}
-    found = grade(PARAMS, {**good, "valid": valid})
+    found = grade(drawn(), {**good, "valid": valid})
     for batch in (mixed, empty):
-        again = grade(PARAMS, {**batch, "valid": valid})
+        again = grade(drawn(), {**batch, "valid": valid})
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), found, again
         )
-    (_, alone), _ = grade(PARAMS, {**good, "valid": jnp.arange(4) == 1})
+    (_, alone), _ = grade(drawn(), {**good, "valid": jnp.arange(4) == 1})
     assert alone["loss_contrast"] == 0 and alone["loss_caption"] > 0
 
 
@@ -167,10 +169,10 @@ def test_a_loss_without_weight_is_not_computed_and_leaves_no_gradient():
 
         return [jax.grad(loss, has_aux=True)(params, method) for method in one]
 
-    (contrast, found), (caption, others) = run(PARAMS, example())
+    (contrast, found), (caption, others) = run(drawn(), example())
     assert set(found) == {"loss_contrast", "scale"}
     assert set(others) == {"loss_caption", "word_accuracy"}
-    names = tree.flatten(PARAMS).keys()
+    names = tree.flatten(drawn()).keys()
     untold = {k for k in names if re.match(r"text/(upper|norm|memory_norm|head)/", k)}
     unasked = r"contrast_pool/|video_proj/|text/(class_|proj)|logit_scale"
     unasked = {k for k in names if re.match(unasked, k)}
@@ -180,9 +182,9 @@ def test_a_loss_without_weight_is_not_computed_and_leaves_no_gradient():
 
 
 def test_contrast_pools_what_captions_pool_unless_they_are_parallel():
-    pooler = PARAMS["caption_pool"]
+    pooler = drawn()["caption_pool"]
     silent = {**pooler["cross"], "proj": jax.tree.map(jnp.zeros_like, pooler["cross"]["proj"])}
-    params = {**PARAMS, "caption_pool": {**pooler, "cross": silent}}
+    params = {**drawn(), "caption_pool": {**pooler, "cross": silent}}
     cascade = SEE["joint"](params, {}, example())["embedding"]
     parallel = jax.jit(make(poolers="parallel").encode["video"])(params, {}, example())["embedding"]
     assert jnp.abs(cascade - cascade[0]).max() < 1e-6 < jnp.abs(parallel[1:] - parallel[0]).min()
@@ -194,7 +196,7 @@ def test_a_still_is_an_image_and_frames_have_no_order(frames):
     still = {**image, "video": jnp.repeat(image["video"], 2, axis=1)}
     back = {**clip, "video": clip["video"][:, ::-1]}
     mixed = {**clip, "video": clip["video"].at[1:3].set(still["video"][1:3])}
-    a, b, c, d, e = (SEE[frames](PARAMS, {}, x) for x in (image, still, clip, back, mixed))
+    a, b, c, d, e = (SEE[frames](drawn(), {}, x) for x in (image, still, clip, back, mixed))
     assert a["tokens"].shape[1] == 4 and b["tokens"].shape[1] == 8
     for name in ("embedding", "memory"):
         assert a[name].shape == b[name].shape  # 5 tokens to attend to, whatever is shown
@@ -208,8 +210,8 @@ def test_embeddings_of_a_clip_are_means_over_frames_or_are_not():
     clip = example(frames=2)
     one = [{**clip, "video": clip["video"][:, i : i + 1]} for i in range(2)]
     for frames, same in (("mean", True), ("joint", False)):
-        mean = sum(SEE[frames](PARAMS, {}, x)["embedding"] for x in one) / 2
-        whole = SEE[frames](PARAMS, {}, clip)["embedding"]
+        mean = sum(SEE[frames](drawn(), {}, x)["embedding"] for x in one) / 2
+        whole = SEE[frames](drawn(), {}, clip)["embedding"]
         assert np.allclose(whole, mean, rtol=1e-4, atol=1e-5) == same
 
 
@@ -217,15 +219,15 @@ def test_embeddings_of_a_clip_are_means_over_frames_or_are_not():
 def without_cache(memory, ids, n):
     """log p "b v" of the word behind the first n, by a pass over all of them."""
     net = METHOD.loss.args[0]
-    words, _ = coca.bind(net, PARAMS).text.read(ids, jnp.ones(ids.shape, bool))
-    logits = coca.bind(net, PARAMS).text.tell(words, memory, causal(ids.shape[1]))
+    words, _ = coca.bind(net, drawn()).text.read(ids, jnp.ones(ids.shape, bool))
+    logits = coca.bind(net, drawn()).text.tell(words, memory, causal(ids.shape[1]))
     return jax.nn.log_softmax(logits[:, n - 1])
 
 
 def test_greedy_captions_are_those_of_passes_without_a_cache():
     batch, length = example(frames=2), SMALL["length"]
-    said = WRITE(PARAMS, {}, batch)
-    memory = SEE["joint"](PARAMS, {}, batch)["memory"]
+    said = WRITE(drawn(), {}, batch)
+    memory = SEE["joint"](drawn(), {}, batch)["memory"]
     ids = jnp.full((4, length), PAD, jnp.int32).at[:, 0].set(CLS)
     score, done = jnp.zeros(4), jnp.zeros(4, bool)
     for n in range(1, length):
@@ -240,10 +242,10 @@ def test_greedy_captions_are_those_of_passes_without_a_cache():
 
 def test_beams_score_what_they_say_and_do_not_lose_to_the_greedy_line():
     batch = example(frames=2)
-    memory = SEE["joint"](PARAMS, {}, batch)["memory"]
-    greedy = WRITE(PARAMS, {}, batch)
+    memory = SEE["joint"](drawn(), {}, batch)["memory"]
+    greedy = WRITE(drawn(), {}, batch)
     write = jax.jit(make(beams=4, penalty=0.0).encode["generate"])
-    said = write(PARAMS, {}, batch)
+    said = write(drawn(), {}, batch)
     ids = said["ids"]
     ends = (ids == SEP).any(axis=1)
     count = jnp.where(ends, jnp.argmax(ids == SEP, axis=1), SMALL["length"] - 1)
@@ -253,7 +255,7 @@ def test_beams_score_what_they_say_and_do_not_lose_to_the_greedy_line():
         total += jnp.where(n <= count, log_p, 0)
     np.testing.assert_allclose(said["score"], total, rtol=1e-4)
     assert (said["score"] >= greedy["score"] - 1e-4).all()
-    turned = write(PARAMS, {}, {k: v[::-1] for k, v in batch.items()})
+    turned = write(drawn(), {}, {k: v[::-1] for k, v in batch.items()})
     assert turned["ids"][::-1].tolist() == ids.tolist()
 
 
@@ -270,9 +272,9 @@ def test_pooled_tokens_do_not_depend_on_the_order_of_what_they_attend_to():
 
 
 def test_the_scale_stays_below_100():
-    params, _ = METHOD.after_update({**PARAMS, "logit_scale": jnp.float32(9.0)}, {}, STEP)
+    params, _ = METHOD.after_update({**drawn(), "logit_scale": jnp.float32(9.0)}, {}, STEP)
     assert float(jnp.exp(params["logit_scale"])) == pytest.approx(100)
-    assert METHOD.after_update(PARAMS, {}, STEP)[0]["logit_scale"] == PARAMS["logit_scale"]
+    assert METHOD.after_update(drawn(), {}, STEP)[0]["logit_scale"] == drawn()["logit_scale"]
 
 
 @pytest.mark.parametrize(
@@ -293,4 +295,4 @@ def test_wrong_recipes_are_named(wrong, told):
 
 def test_texts_that_are_too_long_are_told():
     with pytest.raises(UserError, match="texts of 10 tokens; the table has 9 positions"):
-        jax.eval_shape(METHOD.loss, PARAMS, {}, example(length=10), KEY, STEP)
+        jax.eval_shape(METHOD.loss, drawn(), {}, example(length=10), KEY, STEP)

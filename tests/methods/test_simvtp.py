@@ -1,6 +1,8 @@
 """What SimVTP's loss may rely on, and what must change nothing. Numbers against the released model
 are in test_simvtp_golden.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,9 +45,13 @@ def build(**changes):
 
 
 METHOD = build()
-# They fit all of the methods below: no change of the recipe changes a shape.
-PARAMS = jax.jit(lambda key: METHOD.init(key, spec_of(example())))(KEY)
 ENCODE = {name: jax.jit(verb) for name, verb in METHOD.encode.items()}
+
+
+@functools.cache
+def drawn():
+    """Parameters for all of the methods below: no change of the recipe changes a shape."""
+    return jax.jit(lambda key: METHOD.init(key, spec_of(example())))(KEY)
 
 
 def only(*names):
@@ -58,7 +64,7 @@ def draw(method, batch):
 
 
 def losses(batch, method=METHOD, seed=1):
-    value, out = jax.jit(method.loss)(PARAMS, {}, batch, jax.random.key(seed), STEP)
+    value, out = jax.jit(method.loss)(drawn(), {}, batch, jax.random.key(seed), STEP)
     return float(value), {k: float(v.value()) for k, v in out.metrics.items()}
 
 
@@ -123,9 +129,9 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(quirks):
         batch = {**batch, "valid": valid}
         return jax.value_and_grad(method.loss, has_aux=True)(params, {}, batch, KEY, STEP)
 
-    (value, out), grads = run(PARAMS, good)
+    (value, out), grads = run(drawn(), good)
     for batch in (mixed, empty):
-        (value2, out2), grads2 = run(PARAMS, batch)
+        (value2, out2), grads2 = run(drawn(), batch)
         np.testing.assert_allclose(value2, value, rtol=1e-6)
         for a, b in zip(jax.tree.leaves(out.metrics), jax.tree.leaves(out2.metrics), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -149,8 +155,8 @@ def test_hidden_pixels_and_words_reach_no_prediction():
     grid = embed.grid_of(batch["video"].shape, net.cube)
     noise = jnp.where(dropped, 255 - cubes, cubes)
     words = jnp.where(draws.hidden, 49, batch["text"])
-    a = run(PARAMS, batch)
-    b = run(PARAMS, {**batch, "video": embed.join(noise, grid, net.cube), "text": words})
+    a = run(drawn(), batch)
+    b = run(drawn(), {**batch, "video": embed.join(noise, grid, net.cube), "text": words})
     assert (a.pixels == b.pixels).all() and (a.words == b.words).all()
     assert not (a.target == b.target).all() and not (a.text == b.text).all()
 
@@ -172,7 +178,7 @@ def test_contrast_over_groups_is_the_mean_of_the_groups():
 
     def rows(start, end):
         part, own = jax.tree.map(lambda x: x[start:end], (batch, draws))
-        return PARAMS, part, own._replace(negative=jnp.zeros(end - start, jnp.int32))
+        return drawn(), part, own._replace(negative=jnp.zeros(end - start, jnp.int32))
 
     half = vtc(alone)
     halves = [half(*rows(0, 2)), half(*rows(2, 4))]
@@ -196,7 +202,7 @@ def test_chunks_of_rows_change_neither_losses_nor_gradients():
 
     def run(**changes):
         loss = jax.value_and_grad(build(groups=2, **changes).loss, has_aux=True)
-        (value, out), grads = jax.jit(loss)(PARAMS, {}, batch, KEY, STEP)
+        (value, out), grads = jax.jit(loss)(drawn(), {}, batch, KEY, STEP)
         return value, {k: v.value() for k, v in out.metrics.items()}, grads
 
     whole, parts = run(), run(chunks=4, contrast_chunks=2)
@@ -213,7 +219,7 @@ def test_a_decoder_asked_at_running_cells_counts_hidden_cubes_alone():
     batch, net = example(), method.loss.args[0]
     draws = draw(method, batch)
     assert draws.ask.shape == (4, 16) and draws.mask.drop.shape == (4, 24)
-    out = jax.jit(lambda p: simvtp.forward(net, p, batch, draws))(PARAMS)
+    out = jax.jit(lambda p: simvtp.forward(net, p, batch, draws))(drawn())
     assert out.pixels.shape == out.target.shape == (4, 16, 384)
     scored = masking.take(draws.mask.dropped, draws.ask)
     assert 0 < scored.sum() < scored.size
@@ -236,34 +242,36 @@ def test_embeddings_depend_on_their_own_row_and_not_on_padding():
     text, mates = ({k: b[k] for k in ("text", "text_mask")} for b in (batch, other))
     longer = {k: jnp.pad(v, ((0, 0), (0, 3))) for k, v in text.items()}
     for name, own, rest in (("video", video, others), ("text", text, mates)):
-        whole = ENCODE[name](PARAMS, {}, own)["embedding"]
+        whole = ENCODE[name](drawn(), {}, own)["embedding"]
         assert whole.dtype == jnp.float32 and whole.shape == (4, 64)
         mixed = {k: rest[k].at[2].set(own[k][2]) for k in own}
-        among = ENCODE[name](PARAMS, {}, mixed)["embedding"]
+        among = ENCODE[name](drawn(), {}, mixed)["embedding"]
         np.testing.assert_allclose(whole[2], among[2], atol=1e-5)
         assert jnp.abs(whole - among)[jnp.array([0, 1, 3])].max() > 1e-3
-    np.testing.assert_allclose(ENCODE["text"](PARAMS, {}, longer)["embedding"], whole, atol=1e-5)
+    np.testing.assert_allclose(ENCODE["text"](drawn(), {}, longer)["embedding"], whole, atol=1e-5)
     quirky = jax.jit(build(pool_padding=True).encode["text"])
-    with_pads = [quirky(PARAMS, {}, b)["embedding"] for b in (text, longer)]
+    with_pads = [quirky(drawn(), {}, b)["embedding"] for b in (text, longer)]
     assert jnp.abs(with_pads[0] - with_pads[1]).max() > 1e-3
 
 
 def test_pair_scores_rows_by_the_matching_head():
     batch = example()
-    text = ENCODE["text"](PARAMS, {}, {k: batch[k] for k in ("text", "text_mask")})
-    video = ENCODE["video"](PARAMS, {}, {"video": batch["video"]})
-    score = ENCODE["pair"](PARAMS, {}, video, text)["score"]
+    text = ENCODE["text"](drawn(), {}, {k: batch[k] for k in ("text", "text_mask")})
+    video = ENCODE["video"](drawn(), {}, {"video": batch["video"]})
+    score = ENCODE["pair"](drawn(), {}, video, text)["score"]
     turned = jax.tree.map(lambda x: x[::-1], (video, text))
-    np.testing.assert_allclose(ENCODE["pair"](PARAMS, {}, *turned)["score"], score[::-1], atol=1e-5)
+    np.testing.assert_allclose(
+        ENCODE["pair"](drawn(), {}, *turned)["score"], score[::-1], atol=1e-5
+    )
     assert score.shape == (4,) and jnp.ptp(score) > 0
 
 
 def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked():
     batch = example()
-    a = ENCODE["reconstruct"](PARAMS, {}, batch, KEY)
+    a = ENCODE["reconstruct"](drawn(), {}, batch, KEY)
     hidden = a["hidden"][..., None]
     changed = jnp.where(hidden, 255 - batch["video"], batch["video"])
-    b = ENCODE["reconstruct"](PARAMS, {}, {**batch, "video": changed}, KEY)
+    b = ENCODE["reconstruct"](drawn(), {}, {**batch, "video": changed}, KEY)
     for name, same in (("visible", True), ("normalised", True), ("true", False)):
         x, y = (jnp.where(hidden, z["restored"][name], 0) for z in (a, b))
         assert bool((x == y).all()) == same
@@ -279,7 +287,7 @@ def test_without_masks_there_is_contrast_and_matching_alone():
     method = build(video_ratio=0.0, text_ratio=0.0, weights=only("vtc", "vtm"))
     value, found = losses(example(), method)
     np.testing.assert_allclose(value, found["loss_vtc"] + found["loss_vtm"], rtol=1e-6)
-    shown = jax.eval_shape(METHOD.encode["reconstruct"], PARAMS, {}, example())
+    shown = jax.eval_shape(METHOD.encode["reconstruct"], drawn(), {}, example())
     assert shown["text"].shape == (4, 9)
 
 

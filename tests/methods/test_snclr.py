@@ -1,6 +1,7 @@
 """What SNCLR's loss may rely on, what must change nothing, and what it carries from step to step.
 Numbers against the official code are in test_snclr_golden.py."""
 
+import functools
 import re
 
 import jax
@@ -41,9 +42,18 @@ def make(**changes):
 
 
 METHOD, SPEC = make(), jax.eval_shape(example)
-PARAMS = jax.tree.map(jnp.asarray, fill(lambda key: METHOD.init(key, SPEC), KEY))
 START = jax.jit(lambda params: METHOD.start(KEY, SPEC, params))
-EXTRA = START(PARAMS)
+
+
+@functools.cache
+def drawn():
+    return jax.tree.map(jnp.asarray, fill(lambda key: METHOD.init(key, SPEC), KEY))
+
+
+@functools.cache
+def started():
+    """The extra of `drawn`'s step 0."""
+    return START(drawn())
 
 
 def gradients(method):
@@ -58,8 +68,9 @@ def gradients(method):
 STEP_OF = gradients(METHOD)
 
 
-def run(batch, extra=EXTRA, seed=1, step=STEP_OF):
-    (value, out), (grads, _) = step(PARAMS, extra["twin"], extra, batch, jax.random.key(seed))
+def run(batch, extra=None, seed=1, step=STEP_OF):
+    extra = extra or started()
+    (value, out), (grads, _) = step(drawn(), extra["twin"], extra, batch, jax.random.key(seed))
     return float(value), out, grads
 
 
@@ -107,13 +118,13 @@ def test_without_neighbours_it_is_moco_v3():
     @jax.jit
     def look(video, where):
         views, query, key = snclr.draw_views(recipe, rng, video), [], []
-        online, average = (net.bind({"params": p}) for p in (PARAMS, EXTRA["twin"]))
+        online, average = (net.bind({"params": p}) for p in (drawn(), started()["twin"]))
         for view in views:
             query.append(online(view, where))
             key.append(average.project(view, where))
         return query, key
 
-    value, out = jax.jit(method.loss)(PARAMS, EXTRA, batch, rng, STEP)
+    value, out = jax.jit(method.loss)(drawn(), started(), batch, rng, STEP)
     query, key = look(batch["video"], batch["valid"])
     pairs = (query[0], key[1]), (query[1], key[0])
     told = [contrastive.info_nce(q, k, batch["valid"], temperature=0.2).value() for q, k in pairs]
@@ -124,7 +135,7 @@ def test_without_neighbours_it_is_moco_v3():
 
 def test_the_second_views_keys_enter_the_queue_and_are_not_asked_before():
     _, out, _ = run(example())
-    past, new = EXTRA["queue"], out.extra["queue"]
+    past, new = started()["queue"], out.extra["queue"]
     assert new["next"] == B and new["real"].all()
     equal(new["key"][B:], past["key"][B:])
     assert not np.allclose(new["key"][:B], past["key"][:B])
@@ -133,30 +144,31 @@ def test_the_second_views_keys_enter_the_queue_and_are_not_asked_before():
     empty = {**past, "real": past["real"].at[:B].set(False)}
     moved = {**empty, "key": past["key"].at[:B].set(new["key"][:B])}
     close(
-        run(example(), {**EXTRA, "queue": moved})[0], run(example(), {**EXTRA, "queue": empty})[0]
+        run(example(), {**started(), "queue": moved})[0],
+        run(example(), {**started(), "queue": empty})[0],
     )
-    assert run(example())[0] != run(example(), {**EXTRA, "queue": empty})[0]
+    assert run(example())[0] != run(example(), {**started(), "queue": empty})[0]
 
 
 def test_the_average_starts_as_a_copy_moves_exactly_and_has_no_gradient():
-    other = jax.tree.map(lambda p: p + 1, PARAMS)
+    other = jax.tree.map(lambda p: p + 1, drawn())
     extra = START(other)  # as after a warm start
-    assert extra["twin"].keys() == PARAMS.keys() - {"predictor"}
+    assert extra["twin"].keys() == drawn().keys() - {"predictor"}
     equal(extra["twin"], {k: other[k] for k in extra["twin"]})
-    params, moved = METHOD.after_update(PARAMS, extra, STEP)
-    equal(params, PARAMS)
+    params, moved = METHOD.after_update(drawn(), extra, STEP)
+    equal(params, drawn())
     equal(moved["queue"], extra["queue"])
-    close(moved["twin"], {k: jax.tree.map(lambda p: p + 0.75, PARAMS[k]) for k in extra["twin"]})
+    close(moved["twin"], {k: jax.tree.map(lambda p: p + 0.75, drawn()[k]) for k in extra["twin"]})
 
-    _, (_, zeros) = STEP_OF(PARAMS, EXTRA["twin"], EXTRA, example(), KEY)
+    _, (_, zeros) = STEP_OF(drawn(), started()["twin"], started(), example(), KEY)
     assert all(not g.any() for g in jax.tree.leaves(zeros))
 
 
 def test_momentum_is_that_of_the_step_it_is_used_in():
     method = make(momentum=dict(kind="linear", start=0.0, end=1.0, steps=2))
-    extra = {**EXTRA, "twin": jax.tree.map(jnp.zeros_like, EXTRA["twin"])}
-    _, moved = method.after_update(PARAMS, extra, jnp.int32(0))
-    close(moved["twin"], {k: jax.tree.map(lambda p: p / 2, PARAMS[k]) for k in extra["twin"]})
+    extra = {**started(), "twin": jax.tree.map(jnp.zeros_like, started()["twin"])}
+    _, moved = method.after_update(drawn(), extra, jnp.int32(0))
+    close(moved["twin"], {k: jax.tree.map(lambda p: p / 2, drawn()[k]) for k in extra["twin"]})
 
 
 def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
@@ -210,10 +222,10 @@ def test_weights_have_a_gradient_unless_detached():
 
 def test_groups_have_queues_of_their_own_and_weights_stand_where_they_are_asked_to():
     method = make(groups=2, weighted="inside")
-    extra = jax.jit(lambda params: method.start(KEY, SPEC, params))(PARAMS)
+    extra = jax.jit(lambda params: method.start(KEY, SPEC, params))(drawn())
     past = extra["queue"]
     assert past["key"].shape == (2 * PLACES, 12)
-    value, out = jax.jit(method.loss)(PARAMS, extra, example(), KEY, STEP)
+    value, out = jax.jit(method.loss)(drawn(), extra, example(), KEY, STEP)
     assert value < 0.7 * run(example())[0]  # one logarithm for each row, not two
     written = np.flatnonzero((out.extra["queue"]["key"] != past["key"]).any(axis=1))
     assert written.tolist() == [0, 1, 2, PLACES, PLACES + 1, PLACES + 2]
@@ -222,11 +234,11 @@ def test_groups_have_queues_of_their_own_and_weights_stand_where_they_are_asked_
 def test_the_embedding_is_the_class_token_of_each_row_alone():
     encode = jax.jit(METHOD.encode["video"])
     batch = example(views=())
-    found = encode(PARAMS, EXTRA, batch)
+    found = encode(drawn(), started(), batch)
     assert found["embedding"].dtype == jnp.float32 and found["tokens"].shape == (B, 1 + 4, 32)
     equal(found["embedding"], found["tokens"][:, 0])
     other = {**batch, "video": batch["video"].at[1:].set(0)}
-    close(encode(PARAMS, EXTRA, other)["embedding"][0], found["embedding"][0])
+    close(encode(drawn(), started(), other)["embedding"][0], found["embedding"][0])
 
 
 @pytest.mark.parametrize(
@@ -244,7 +256,7 @@ def test_mistakes_are_told_in_one_line(changes, told):
 
 def test_three_views_are_an_error():
     with pytest.raises(UserError, match="sees two views of a clip, not 3"):
-        METHOD.loss(PARAMS, EXTRA, example(views=(3,)), KEY, STEP)
+        METHOD.loss(drawn(), started(), example(views=(3,)), KEY, STEP)
 
 
 # The whole step, on eight devices.

@@ -12,10 +12,11 @@ from vtp_jax.types import UserError
 
 B, N, D, K = 6, 20, 8, 3
 DRAW = np.random.default_rng(0)
-QUERY, SUPPORT, KEY = jnp.asarray(DRAW.standard_normal((3, B, D)), jnp.float32)
+QUERY, SUPPORT, KEY = DRAW.standard_normal((3, B, D)).astype(np.float32)
+ROWS = DRAW.standard_normal((N, D)).astype(np.float32)
+ROWS /= np.linalg.norm(ROWS, axis=1, keepdims=True)
+REAL, ALL = np.ones(N, bool), np.ones(B, bool)
 normalise = jax.jit(contrastive.normalise)
-ROWS = normalise(DRAW.standard_normal((N, D)).astype(np.float32))
-REAL, ALL = jnp.ones(N, bool), jnp.ones(B, bool)
 nearest = jax.jit(neighbours.nearest, static_argnums=3, static_argnames="groups")
 positiveness = jax.jit(neighbours.positiveness, static_argnames="threshold")
 
@@ -37,11 +38,14 @@ def loss(*args, weighted="outside"):
     return neighbours.soft_info_nce(QUERY, *args, ALL, **more).value()
 
 
-NEAR = nearest(KEY, ROWS, REAL, K)
+@functools.cache
+def found():
+    """(neighbours, which of them are real) of all keys."""
+    return nearest(KEY, ROWS, REAL, K)
 
 
 def test_the_nearest_are_those_of_the_largest_cosine():
-    near, real = NEAR
+    near, real = found()
     cosine = np.asarray(KEY) @ np.asarray(ROWS).T
     np.testing.assert_array_equal(near, np.asarray(ROWS)[np.argsort(-cosine, axis=1)[:, :K]])
     assert real.all()
@@ -52,8 +56,8 @@ def test_what_is_not_real_is_nobodys_neighbour():
     few = np.isin(np.arange(N), [4, 7])
     near, real = nearest(KEY, ROWS, few, K)
     np.testing.assert_array_equal(real, [[True, True, False]] * B)
-    found, rows = np.asarray(near)[:, :2].reshape(-1, D), np.asarray(ROWS)
-    assert {tuple(x) for x in found} == {tuple(rows[i]) for i in (4, 7)}
+    told, rows = np.asarray(near)[:, :2].reshape(-1, D), np.asarray(ROWS)
+    assert {tuple(x) for x in told} == {tuple(rows[i]) for i in (4, 7)}
     other = np.array(ROWS)
     other[11] *= -1
     np.testing.assert_allclose(
@@ -73,25 +77,25 @@ def test_groups_search_their_own_rows():
 
 
 def test_weights_are_a_distribution_over_the_real_ones():
-    weight = positiveness(SUPPORT, *NEAR)
+    weight = positiveness(SUPPORT, *found())
     np.testing.assert_allclose(weight.sum(axis=1), 1, rtol=1e-6)
-    e = np.exp(np.einsum("bd,bkd->bk", normalise(SUPPORT), NEAR[0]))
+    e = np.exp(np.einsum("bd,bkd->bk", normalise(SUPPORT), found()[0]))
     np.testing.assert_allclose(weight, e / e.sum(axis=1, keepdims=True), rtol=1e-6)
     # Unit vectors and no temperature: with 30 neighbours between e^-1 / (29 e + e^-1) and the like.
     low, high = np.exp(-1) / (29 * np.e + np.exp(-1)), np.e / (29 * np.exp(-1) + np.e)
     assert (round(low, 4), round(high, 3)) == (0.0046, 0.203)
-    some = np.array(NEAR[1])
+    some = np.array(found()[1])
     some[:, 0] = some[0] = False
-    weight = positiveness(SUPPORT, NEAR[0], some)
+    weight = positiveness(SUPPORT, found()[0], some)
     np.testing.assert_allclose(weight.sum(axis=1), [0, 1, 1, 1, 1, 1], rtol=1e-6)
-    cut = positiveness(SUPPORT, *NEAR, threshold=1 / K)
-    whole = np.asarray(positiveness(SUPPORT, *NEAR))
+    cut = positiveness(SUPPORT, *found(), threshold=1 / K)
+    whole = np.asarray(positiveness(SUPPORT, *found()))
     np.testing.assert_array_equal(cut, np.where(whole > 1 / K, whole, 0))
 
 
 @pytest.mark.parametrize("weighted", ["outside", "inside"])
 def test_the_loss_against_numpy(weighted):
-    candidate, real, weight = (np.asarray(x, np.float64) for x in candidates(*NEAR))
+    candidate, real, weight = (np.asarray(x, np.float64) for x in candidates(*found()))
     query = np.asarray(QUERY, np.float64)
     query /= np.linalg.norm(query, axis=1, keepdims=True)
     e = np.exp(np.einsum("id,jcd->ijc", query, candidate) / 0.2)
@@ -101,8 +105,8 @@ def test_the_loss_against_numpy(weighted):
         outside=-(weight * np.log(own)).sum(axis=1).mean(),
         inside=-np.log((weight * own).sum(axis=1)).mean(),
     )
-    found = loss(*candidates(*NEAR), weighted=weighted)
-    np.testing.assert_allclose(found, told[weighted], rtol=1e-5)
+    value = loss(*candidates(*found()), weighted=weighted)
+    np.testing.assert_allclose(value, told[weighted], rtol=1e-5)
     assert abs(told["outside"] - told["inside"]) > 0.1
 
 
@@ -115,7 +119,7 @@ def test_with_the_key_alone_it_is_info_nce(weighted):
 
 def test_equal_logits_give_the_logarithm_of_their_number():
     same = np.tile(np.asarray(normalise(KEY))[:1, None], (B, 1 + K, 1))
-    _, real, weight = candidates(*NEAR)
+    _, real, weight = candidates(*found())
     np.testing.assert_allclose(loss(same, real, weight), 2 * np.log(B * (1 + K)), rtol=1e-6)
 
 
@@ -128,9 +132,9 @@ def test_rows_that_are_not_valid_bring_no_candidates(weighted):
     def f(query, candidate, real, weight, where):
         return neighbours.soft_info_nce(query, candidate, real, weight, where, **more).value()
 
-    candidate, real, weight = map(np.asarray, candidates(*NEAR))
+    candidate, real, weight = map(np.asarray, candidates(*found()))
     alone = f(*(x[where] for x in (np.asarray(QUERY), candidate, real, weight)), ALL[: where.sum()])
-    _, real, weight = candidates(*NEAR, where=where)
+    _, real, weight = candidates(*found(), where=where)
     args = QUERY, candidate, np.asarray(real) & where[:, None], weight, where
     value, grads = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*args)
     np.testing.assert_allclose(value, alone, rtol=1e-6)
