@@ -1,9 +1,9 @@
 """Eight fake CPU devices for the whole suite; a test that needs one takes `jax.devices()[:1]`.
 
-Compiling is most of what the suite costs. So what is compiled is kept while the suite runs, for its
-workers and the processes that tests start; and XLA leaves out its dear passes, except where a
-program is held against a reference in a process of its own (tests/parity.py), as users run it.
-JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment brings them back everywhere.
+Compiling is most of what the suite costs. Compiled programs are therefore cached while the suite
+runs, for its workers and the processes that tests start; and XLA skips its expensive passes, except
+where a program is compared with a reference in a process of its own (tests/parity.py), as users run
+it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment restores them everywhere.
 
 Must run before anything imports jax: the flags are read when the backend starts.
 """
@@ -15,7 +15,7 @@ import tempfile
 
 FLAG = "--xla_force_host_platform_device_count"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
-    # One piece of code a program: splitting it for threads pays for large ones only.
+    # One code unit per program: splitting it over threads pays off for large programs only.
     flags = [
         os.environ.get("XLA_FLAGS", ""),
         f"{FLAG}=8",
@@ -33,17 +33,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers have it from th
 
 from hypothesis import settings  # noqa: E402 - jax reads the flags above when it starts
 
-# Deadlines are timing assertions, and compiling counts against them; fixed examples, so that a
-# failure is one for everybody.
+# Deadlines are timing assertions, and compiling counts against them. Examples are fixed, so that a
+# failure can be reproduced.
 settings.register_profile("suite", deadline=None, max_examples=12, derandomize=True)
 settings.load_profile("suite")
 
-DEAR = (  # files, by what they cost
-    "test_train", "test_every_tiny", "test_every_method", "test_every_config", "test_plan",
-    "test_simvtp", "test_convert", "test_tvtsv2", "test_classify", "test_optim",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
-    rank = {name: i for i, name in enumerate(DEAR)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(DEAR)))
+pytest_plugins = ["tests.seconds"]

@@ -1,0 +1,128 @@
+"""CPU seconds of the suite: what each test took, which tests share a worker, and in which order.
+
+A pytest plugin, loaded by tests/conftest.py. It counts CPU seconds, child processes included, which
+other programs on the machine change less than wall-clock time. docs/testing.md has the budget.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+SLOWEST = 20
+BUDGET = 15  # CPU seconds of fast tests for each method, see docs/testing.md
+CACHE = "vtp_jax/seconds"  # by unit, of the last run: .pytest_cache/v/vtp_jax/seconds
+LAWS = "tests/methods/test_laws.py"
+
+
+def clock() -> float:
+    """CPU seconds of this process and of the children that it has waited for."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(x.ru_utime + x.ru_stime for x in used)
+
+
+def unit(nodeid: str) -> str:
+    """What one worker runs as a whole: a file, whose tests share what they compile; of the laws,
+    the tests of one method."""
+    file, _, test = nodeid.partition("::")
+    case = re.search(r"\[(\w+)", test) if file == LAWS else None
+    return f"{file}[{case[1]}]" if case else file
+
+
+def method(nodeid: str) -> str | None:
+    """The method whose budget a test counts against; VideoMAE V2 shares VideoMAE's files."""
+    found = re.match(rf"{LAWS}\[(\w+)\]|tests/methods/test_(\w+?)(?:_golden)?\.py", unit(nodeid))
+    return (found[1] or found[2]) if found else None
+
+
+class Seconds:
+    """In a worker, measures; in the process that a person started, adds up and prints."""
+
+    def __init__(self) -> None:
+        self.before = clock()
+        self.tests: Counter[str] = Counter()
+        self.whole = 0.0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item):
+        report = yield
+        now = clock()
+        report.user_properties.append(("cpu", now - self.before))
+        self.before = now
+        return report
+
+    def pytest_runtest_logstart(self) -> None:
+        self.before = clock()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.tests[report.nodeid] += dict(report.user_properties).get("cpu", 0.0)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        self.whole += getattr(node, "workeroutput", {}).get("cpu", 0.0)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["cpu"] = clock()
+        elif self.tests and session.config.cache:
+            known = session.config.cache.get(CACHE, {})
+            session.config.cache.set(CACHE, {**known, **total(self.tests, unit)})
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if len(self.tests) < SLOWEST:
+            return
+        whole = self.whole or clock()
+        write = terminalreporter.write_line
+        terminalreporter.section("CPU seconds")
+        for name, took in self.tests.most_common(SLOWEST):
+            write(f"{took:7.1f}  {name}")
+        for title, key in (("folder", folder), (f"method (budget {BUDGET})", method)):
+            write(f"by {title}:")
+            for name, took in total(self.tests, key).most_common():
+                write(f"{took:7.1f}  {name}")
+        tests = self.tests.total()
+        write(f"in all {whole:.0f}, of which imports and collection {whole - tests:.0f}")
+
+
+def total(tests: Counter[str], key) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for nodeid, took in tests.items():
+        if name := key(nodeid):
+            found[name] += took
+    return found
+
+
+def folder(nodeid: str) -> str:
+    return str(Path(nodeid.partition("::")[0]).parent)
+
+
+def order(items: list[pytest.Item], known: dict[str, float]) -> Iterable[pytest.Item]:
+    """Units that took longest in the last run first, so that workers end together; unknown ones
+    before them."""
+    return sorted(items, key=lambda item: -known.get(unit(item.nodeid), float("inf")))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Seconds())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = order(items, config.cache.get(CACHE, {}) if config.cache else {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class ByUnit(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit(nodeid)
+
+    return ByUnit(config, log)
