@@ -1,8 +1,8 @@
 # make demo         environment, corpus, training, retrieval, report: runs/demo/report.html
 # make test         environment and the fast tests
 # make test-all     the slow tests too
-# make plan         compiles every config for two pods and compares with tests/golden/plan
-# make plan-golden  rewrites the texts in tests/golden/plan
+# make plan         compiles every config for a pod and compares with tests/golden/plan
+# make plan-golden  rewrites the texts in tests/golden/plan that have moved (ARGS=NAME: of one)
 # make tables       rewrites the tables in docs/ that are made from code
 # make lint         ruff and pyright
 # make bench        times the demo's step and its data (benchmarks/README.md)
@@ -48,19 +48,18 @@ demo:
 	@started=$$(date +%s); $(MAKE) --no-print-directory env && \
 	$(BIN)/python -m vtp_jax.demo --started $$started $(if $(ABLATION),--ablation $(ABLATION)) $(ARGS)
 
-# Tests of one file share fixtures, so a file stays with one worker; slow files come first, in the
-# order of tests/conftest.py, so that both workers finish together.
+# Tests of one file share fixtures, so a file stays with one worker; tests/seconds.py starts with
+# the files that took longest in the last run.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: env $(TORCH) $(TPU)
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not plan" $(ARGS)
 
 test-all: env $(TORCH) $(TPU)
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m "not plan" $(ARGS)
 
 plan: env $(TPU)
 	$(PYTEST) --dist load -m plan $(ARGS)
 
-# Rewrites the goldens whose programs have changed, one at a time: about a minute each.
 plan-golden: env $(TPU)
 	$(BIN)/python -m tests.plans $(ARGS)
 

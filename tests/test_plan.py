@@ -1,21 +1,18 @@
-"""Plans: of the devices at hand against what they hold and send, of TPUs by the TPU compiler; and
-goldens of every config on two pods (`make plan`; `make plan-golden` writes them).
+"""Plans: of the devices at hand against what they hold and send, and of TPUs by the TPU compiler.
 
-A golden names the program that it was made from. While a config still lowers to that program, to
-the letter, nothing needs compiling; after a change it is compiled and compared, for some minutes.
+`make plan` compiles every config for a pod and compares with its golden; `make plan-golden` writes
+the goldens that have moved.
 """
 
 import importlib.util
 import json
 import math
-import os
-import time
 
 import jax
 import pytest
 
 from tests import plans
-from tests.configs import ROOT
+from tests.configs import ROOT, config_files
 from vtp_jax import plan, train
 from vtp_jax.run import sharding
 from vtp_jax.setup import build, cli
@@ -34,7 +31,7 @@ def at_root(monkeypatch):
 
 @pytest.fixture
 def as_users_compile():
-    """The suite leaves out XLA's dear passes; what a TPU's program needs is seen with all."""
+    """The suite skips XLA's expensive passes; a TPU's program is planned with all of them."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -164,10 +161,10 @@ def test_a_sweep_tries_less_where_more_fits():
 
 
 def test_loose_is_loose_in_numbers_and_strict_in_words():
-    golden = "fits: yes, 10.00 GiB\nprogram: ab"
-    assert not plans.differences("fits: yes, 10.90 GiB\nprogram: cd", golden)
-    assert plans.differences("fits: yes, 12.90 GiB\nprogram: ab", golden)
-    assert plans.differences("fits: NO, 10.00 GiB\nprogram: ab", golden)
+    golden = "fits: yes, 10.00 GiB\nwork: 1"
+    assert not plans.differences("fits: yes, 10.90 GiB\nwork: 1", golden)
+    assert plans.differences("fits: yes, 12.90 GiB\nwork: 1", golden)
+    assert plans.differences("fits: NO, 10.00 GiB\nwork: 1", golden)
     assert plans.differences("fits: yes, 10.00 GiB", golden)
 
 
@@ -193,21 +190,9 @@ def test_slices_are_one_mesh_with_rows_over_the_slices():
 
 @pytest.mark.plan
 @needs_compiler
-@pytest.mark.parametrize("path, topology, overrides", list(plans.cases()))
-def test_the_golden_of_a_config(path, topology, overrides, as_users_compile):
-    file = plans.golden(path, topology)
+@pytest.mark.parametrize("path", config_files())
+def test_the_plan_of_a_config_is_near_its_golden(path, as_users_compile):
+    file = plans.golden(path)
     assert file.exists(), f"no {file.name}; write it: make plan-golden"
-    wanted = file.read_text(encoding="utf-8")
-    cfg, pod, step, program = plans.lowered(path, topology, overrides)
-    if f"program: {program}\n" in wanted:
-        return
-    if time.monotonic() - STARTED > BUDGET:
-        pytest.fail(f"its program has changed, and {BUDGET:.0f} s are over: make plan-golden")
-    made = plan.compile_plan(step, cfg, pod, quick=True)
-    text = plans.written(path, overrides, made, pod, program)
-    assert not plans.differences(text, wanted), text
-
-
-STARTED = time.monotonic()
-# Seconds from the start in which a golden whose program has changed is still compiled, not failed.
-BUDGET = float(os.environ.get("PLAN_SECONDS", 600))
+    text = plans.written(path)
+    assert not plans.differences(text, file.read_text(encoding="utf-8")), text
