@@ -1,12 +1,15 @@
 """The contract's own laws: means that merge, batches that are checked."""
 
+import inspect
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtp_jax.types import KEYS, Mean, UserError, check_batch
+from vtp_jax.types import KEYS, Mean, Method, UserError, assemble, check_batch, made_of, wide
 
 numbers = st.lists(st.tuples(st.floats(-100, 100, width=32), st.booleans()), max_size=8)
 
@@ -37,6 +40,49 @@ def test_means_are_summed_in_fp32_at_least():
     ones = Mean.of(jnp.ones(4096, jnp.bfloat16))
     assert ones.total.dtype == ones.count.dtype == jnp.float32
     assert ones.total == ones.count == 4096  # bf16 would stop at 256
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64"), ("int8", "float32")],
+)
+def test_wide_is_fp32_or_wider(given, wanted):
+    with jax.enable_x64(True):
+        assert wide(jnp.ones(2, given)).dtype == wanted
+
+
+def build(*, rate: float, size: int = 3):
+    """Some documentation."""
+    return ("net", size), ("recipe", rate)
+
+
+def test_assemble_puts_net_and_recipe_before_the_arguments_of_a_method():
+    def echo(*args):
+        return args
+
+    @made_of(build)
+    def make(**cfg) -> Method:
+        return assemble(*build(**cfg), init=echo, loss=echo, encode=dict(video=echo), start=echo)
+
+    both = (("net", 3), ("recipe", 0.5))
+    method = make(rate=0.5)
+    assert method.init(1, 2) == method.loss(1, 2) == method.encode["video"](1, 2) == (*both, 1, 2)
+    assert method.start(1, 2, 3) == (*both, 1, 2, 3)
+    assert method.after_update({"w": 1}, {}, jnp.zeros(())) == ({"w": 1}, {})
+    with_update = assemble(*both, init=echo, loss=echo, encode={}, after_update=echo)
+    assert with_update.after_update(1, 2, 3) == (*both, 1, 2, 3)
+    assert with_update.start(jax.random.key(0), {}, {}) == {}
+
+
+def test_make_has_the_signature_and_the_documentation_of_build():
+    @made_of(build)
+    def make(**cfg) -> Method:
+        """Not this."""
+        return cfg
+
+    assert inspect.signature(make).parameters == inspect.signature(build).parameters
+    assert make.__doc__ == build.__doc__ and make.__name__ == "make"
+    assert make(rate=1, size=2) == dict(rate=1, size=2)
 
 
 def batch(**changes):

@@ -7,13 +7,16 @@ evaluator is an `Evaluator`. Nothing here knows a model, a mesh or a file.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, ParamSpec, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
+
+P = ParamSpec("P")
 
 
 class UserError(ValueError):
@@ -50,6 +53,12 @@ Params = Mapping[str, Any]
 Extra = Mapping[str, Any]
 
 
+def wide(x: Num[Array, "*s"]) -> Float[Array, "*s"]:
+    """x in fp32, or in its own dtype if that is wider. Statistics, losses and averages are computed
+    in this precision, whatever the activations are in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class TokenMask(NamedTuple):
     """Which tokens a network sees. Counts are static: k kept, d dropped, k + d = n."""
 
@@ -71,7 +80,7 @@ class Mean(NamedTuple):
     def of(cls, values: Float[Array, "*n"], where: Bool[Array, "*n"] | None = None) -> Mean:
         """The mean of `values` over the entries where `where` holds; the others count nothing,
         whatever they contain."""
-        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        values = wide(values)
         if where is None:
             where = jnp.ones(values.shape, bool)
         return cls(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype))
@@ -144,6 +153,48 @@ class Method(NamedTuple):
     encode: Mapping[str, Callable[..., Encoded]]
     start: Callable[[Array, Spec, Params], Extra] = no_extra
     after_update: Callable[[Params, Extra, Array], tuple[Params, Extra]] = unchanged
+
+
+def assemble(
+    net: Any,
+    recipe: Any,
+    *,
+    init: Callable[..., Params],
+    loss: Callable[..., tuple[Array, Out]],
+    encode: Mapping[str, Callable[..., Encoded]],
+    start: Callable[..., Extra] | None = None,
+    after_update: Callable[..., tuple[Params, Extra]] | None = None,
+) -> Method:
+    """The `Method` of functions that take a net and its recipe, (net, recipe, ...), before the
+    arguments that `Method` lists. `start` and `after_update` may be absent, as in `Method`."""
+
+    def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(function, net, recipe)
+
+    return Method(
+        init=bound(init),
+        loss=bound(loss),
+        encode={name: bound(verb) for name, verb in encode.items()},
+        start=no_extra if start is None else bound(start),
+        after_update=unchanged if after_update is None else bound(after_update),
+    )
+
+
+def made_of(
+    build: Callable[P, tuple[Any, Any]],
+) -> Callable[[Callable[..., Method]], Callable[P, Method]]:
+    """Decorator of a method file's `make(**cfg)`, which passes its arguments on to `build`: `make`
+    then has the signature, by which configs are checked, and the docstring of `build`.
+
+        @made_of(build)
+        def make(**cfg: Any) -> Method:
+            return assemble(*build(**cfg), init=init, loss=loss, encode=dict(video=encode_video))
+    """
+
+    def decorate(make: Callable[..., Method]) -> Callable[P, Method]:
+        return functools.wraps(build, assigned=("__doc__",))(make)
+
+    return decorate
 
 
 class Stream(NamedTuple):

@@ -11,6 +11,8 @@ from vtp_jax.objectives import contrastive, neighbours, reconstruction
 from vtp_jax.objectives.classification import (
     accuracy,
     cross_entropy,
+    log_odds,
+    scored,
     smooth,
     soft_cross_entropy,
 )
@@ -113,6 +115,23 @@ def test_bf16_logits_are_summed_in_fp32():
     value = cross_entropy(logits, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)).value()
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, np.log(1000), rtol=1e-6)
+
+
+def test_scored_is_the_loss_and_the_accuracy_of_the_same_entries():
+    logits, asked = normal(6, 4), np.array([True, True, False, True, True, False])
+    target = (logits.argmax(axis=1) + np.array([0, 1, 0, 0, 1, 0])) % 4
+    loss, right = jax.jit(partial(scored, groups=2, smoothing=0.1))(logits, target, asked)
+    assert loss.value() == cross_entropy(logits, target, asked, groups=2, smoothing=0.1).value()
+    assert right.count == 4 and right.value() == accuracy(logits, target, asked).value()
+    assert right.value() == 0.5
+
+
+def test_log_odds_are_those_of_yes():
+    logits = jnp.array([[1.0, 3.0], [0.5, -0.5]], jnp.bfloat16)
+    odds = log_odds(logits)
+    assert odds.tolist() == [2.0, -1.0] and odds.dtype == jnp.float32
+    p = jax.nn.softmax(logits.astype(jnp.float32))
+    np.testing.assert_allclose(odds, jnp.log(p[:, 1] / p[:, 0]), rtol=1e-5)
 
 
 def test_targets_are_normalised_per_cube_and_channel():

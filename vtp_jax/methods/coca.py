@@ -51,7 +51,7 @@ from vtp_jax.nn.transformer import Linear, Style
 from vtp_jax.nn.vit import ViT
 from vtp_jax.objectives import contrastive
 from vtp_jax.objectives.classification import accuracy, cross_entropy
-from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError
+from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError, wide
 
 STYLE = Style("qkv", "gelu", 1e-5)
 WEIGHTS = {"contrast": 1.0, "caption": 2.0}
@@ -342,8 +342,3 @@ def bind(net: CoCa, params: Params) -> CoCa:
 def in_a_row(x: Float[Array, "b t n d"]) -> Float[Array, "b m d"]:
     """The tokens of all frames, frame by frame."""
     return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-def wide(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """In fp32 or wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

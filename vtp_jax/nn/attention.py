@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vtp_jax.types import UserError
+from vtp_jax.types import UserError, wide
 
 # Keys that may be attended to: by every query, or by each query its own.
 Mask = Bool[Array, "b m"] | Bool[Array, "#b #n m"] | None
@@ -95,8 +95,7 @@ def by_xla(
     mask: Mask = None,
     drop: Drop | None = None,
 ) -> Float[Array, "b n h k"]:
-    logits = jnp.einsum("bnhk,bmhk->bhnm", q * q.shape[-1] ** -0.5, k)
-    logits = logits.astype(jnp.promote_types(q.dtype, jnp.float32))
+    logits = wide(jnp.einsum("bnhk,bmhk->bhnm", q * q.shape[-1] ** -0.5, k))
     if mask is not None:
         logits = jnp.where(spread(mask), logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(v.dtype)
@@ -119,7 +118,7 @@ def by_heads(
         mask = jnp.ones((b, k.shape[1]), bool)
     if mask.ndim > 2:
         raise UserError("attention='heads' takes masks of keys, 'b m', alone")
-    bias = jnp.where(mask, 0, jnp.finfo(jnp.promote_types(q.dtype, jnp.float32)).min)
+    bias = jnp.where(mask, 0, jnp.finfo(wide(q).dtype).min)
     split = [x.swapaxes(1, 2).reshape(b * h, -1, x.shape[-1]) for x in (q, k, v)]
     out = one_by_one(*split, jnp.repeat(bias, h, axis=0))
     return out.reshape(b, h, n, -1).swapaxes(1, 2)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vtp_jax.types import wide
+
 
 def batch_norm(
     x: Float[Array, "b d"], where: Bool[Array, " b"], eps: float = 1e-5
@@ -15,7 +17,7 @@ def batch_norm(
 
     Rows where it does not hold are moved and scaled as the others, and count for nothing.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = wide(x)
     counts, rows = where[:, None], jnp.maximum(where.sum(dtype=x.dtype), 1)
     x = x - jnp.where(counts, x, 0).sum(axis=0) / rows
     variance = jnp.where(counts, x * x, 0).sum(axis=0) / rows

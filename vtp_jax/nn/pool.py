@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vtp_jax.nn.transformer import VIT, CrossAttention, Style, layer_norm
+from vtp_jax.types import wide
 
 
 def mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b d"]:
     """The mean over tokens, over those where `mask` holds when it is given; in fp32 or wider."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = wide(x)
     if mask is None:
         return x.mean(axis=1)
     w = mask[..., None].astype(x.dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vtp_jax.types import Mean
+from vtp_jax.types import Mean, wide
 
 
 def cross_entropy(
@@ -22,7 +22,7 @@ def cross_entropy(
     is what averaging per-device losses amounts to. Blocks without an entry do not count.
     smoothing: the share of the target that is spread over all classes, see `smooth`.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = wide(logits)
     picked = jnp.take_along_axis(logits, jnp.where(where, target, 0)[..., None], axis=-1)[..., 0]
     if smoothing:
         picked = (1 - smoothing) * picked + smoothing * logits.mean(axis=-1)
@@ -34,7 +34,7 @@ def soft_cross_entropy(
 ) -> Mean:
     """-sum_c target log softmax(logits) over the entries where `where` holds, in fp32 or wider.
     target: distributions over the classes, as `smooth` and mixing make them."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = wide(logits)
     return Mean.of(-(target * jax.nn.log_softmax(logits)).sum(axis=-1), where)
 
 
@@ -55,6 +55,24 @@ def accuracy(
     """Share of entries whose target is among the k largest logits; ties go to lower classes."""
     best = jax.lax.top_k(logits, k)[1]
     return Mean.of((best == target[..., None]).any(axis=-1).astype(jnp.float32), where)
+
+
+def scored(
+    logits: Float[Array, "b *n c"],
+    target: Int[Array, "b *n"],
+    where: Bool[Array, "b *n"],
+    groups: int = 1,
+    smoothing: float = 0.0,
+) -> tuple[Mean, Mean]:
+    """(`cross_entropy`, `accuracy`) of the same logits. groups, smoothing: of the loss alone."""
+    loss = cross_entropy(logits, target, where, groups, smoothing)
+    return loss, accuracy(logits, target, where)
+
+
+def log_odds(logits: Float[Array, "*b 2"]) -> Float[Array, "*b"]:
+    """log p(yes) - log p(no) of logits for (no, yes), in fp32 or wider."""
+    logits = wide(logits)
+    return logits[..., 1] - logits[..., 0]
 
 
 def grouped(values: Float[Array, "b *n"], where: Bool[Array, "b *n"], groups: int) -> Mean:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vtp_jax.objectives.classification import grouped, soft_cross_entropy
-from vtp_jax.types import Mean, UserError
+from vtp_jax.types import Mean, UserError, wide
 
 # Cosines are divided by temperatures down to .01. On GPUs and TPUs a product in fp32 is made of
 # TF32 or bf16 unless told otherwise: a cosine off by 2^-9, a logit by .2.
@@ -19,7 +19,7 @@ cosines = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 def normalise(x: Float[Array, "b d"], floor: float = 1e-8) -> Float[Array, "b d"]:
     """x / max(|x|, floor), in fp32 or wider; the gradient at 0 is finite."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = wide(x)
     return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), floor**2))
 
 

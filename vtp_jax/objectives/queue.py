@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from vtp_jax.types import UserError
+from vtp_jax.types import UserError, wide
 
 Queue = Mapping[str, Array]
 STATE = ("real", "next")  # beside the columns
@@ -66,7 +66,7 @@ def push(
 def twin(params: Any) -> Any:
     """A copy of parameters to average into, in fp32 or wider: in bf16 an average that forgets a
     thousandth a step never moves."""
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), params)
+    return jax.tree.map(wide, params)
 
 
 def moving_average(old: Any, new: Any, decay: float | Float[Array, ""]) -> Any:

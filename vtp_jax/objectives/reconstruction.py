@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Num
 
 from vtp_jax import masking
 from vtp_jax.nn import embed
-from vtp_jax.types import Mean, TokenMask
+from vtp_jax.types import Mean, TokenMask, wide
 
 EPS = 1e-6
 
@@ -118,7 +118,6 @@ def squared_error(
     where: Bool[Array, " b"] | Bool[Array, "b n"],
 ) -> Mean:
     """(prediction - target)^2 over all numbers of the rows, or cubes, where `where` holds."""
-    wide = jnp.promote_types(prediction.dtype, jnp.float32)
-    error = (prediction.astype(wide) - target.astype(wide)) ** 2
+    error = (wide(prediction) - wide(target)) ** 2
     asked = where.reshape(*where.shape, *[1] * (error.ndim - where.ndim))
     return Mean.of(error, jnp.broadcast_to(asked, error.shape))

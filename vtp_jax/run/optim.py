@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vtp_jax import tree
-from vtp_jax.types import Params, UserError
+from vtp_jax.types import Params, UserError, wide
 
 T = TypeVar("T")
 Rules = Sequence[Sequence[Any]]  # [(regex, dict(lr=, wd=, frozen=))], lists where JSON made them
@@ -168,4 +168,4 @@ def _per_layer(values: bool | float | Sequence[bool] | Sequence[float], p: Array
 
 
 def _wide(values: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), values)
+    return jax.tree.map(wide, values)
