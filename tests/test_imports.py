@@ -26,6 +26,7 @@ ALLOWED = {
     "run": BASE,
     "evals": {"types", "run"},
     "setup": BASE | {"nn", "data", "evals", "run"},
+    "show": {"types", "run", "evals", "setup"},
     "measure": BASE | {"data", "run", "setup"},
     "convert": {"types", "tree", "pickles"},  # names, files and the reference; the rest are entries
 }

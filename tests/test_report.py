@@ -1,4 +1,4 @@
-"""The report opens from disk alone, escapes what it shows, and does without what is absent."""
+"""The report needs no other file, escapes its texts, and leaves out absent parts."""
 
 import json
 from html.parser import HTMLParser
@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from vtp_jax import report
+from vtp_jax.show import page as pages
+from vtp_jax.show import record
 from vtp_jax.types import UserError
 
 EVIL = '<script>alert("x")</script> & <b>'
@@ -25,7 +27,7 @@ SECTIONS = [
 def metrics(steps=4):
     lines = []
     for step in range(1, steps + 1):
-        line = {f"train/{name}": 1 / step for name in report.LOSSES}
+        line = {f"train/{name}": 1 / step for name in pages.LOSSES}
         line |= {"train/lr": 0.1, "train/grad_norm": None, "data/failed": 2}
         lines.append({"step": step, "time": 1.7e9 + step, **line})
         if step % 2 == 0:
@@ -74,7 +76,7 @@ def folder(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags, addresses, text."""
+    """The tags, addresses and text that a browser would see."""
 
     def __init__(self, text):
         super().__init__()
@@ -110,16 +112,16 @@ def test_the_file_needs_nothing_else(folder):
     assert "@import" not in text and "url(" not in text
 
 
-def test_it_tells_what_the_run_left(folder):
+def test_it_has_every_section_of_a_run(folder):
     _, page = read(folder, label="no_contrast")
     for title in SECTIONS:
-        assert report.slug(title) in page.ids
+        assert pages.slug(title) in page.ids
     for words in (
         "no_contrast",
-        "87.5 %",  # R@1 of the summary, as it is final
+        "87.5 %",  # R@1 of the summary, which is final
         "chance 0.5 %",
         "Ties: t2v optimistic",
-        "3 of 5 hidden words right",
+        "3 of 5 hidden words correct",
         "1:15",  # of training
         "encoder/kernel 3x4",
         "rows failed",
@@ -127,12 +129,12 @@ def test_it_tells_what_the_run_left(folder):
     ):
         assert words in page.text
     # 5 losses, 2 ways of retrieval, the learning rate; then a storyboard, its animation, an answer.
-    # A curve with no number in it (grad_norm) is none.
+    # A curve without a number (grad_norm) is left out.
     assert page.tags.count("img") == 8 + 3
     assert "Not in this report" not in page.text
 
 
-def test_what_it_shows_is_escaped(folder):
+def test_texts_are_escaped(folder):
     text, page = read(folder, label=EVIL)
     assert "<script" not in text and "<b>alert" not in text
     assert page.text.count("alert") >= 4
@@ -152,27 +154,27 @@ def test_what_it_shows_is_escaped(folder):
         ("parameters.txt", []),
     ],
 )
-def test_a_missing_piece_leaves_out_its_sections(folder, absent, missing):
+def test_a_missing_file_leaves_out_its_sections(folder, absent, missing):
     (folder / absent).unlink()
     _, page = read(folder)
     present = [title for title in SECTIONS if title not in missing]
-    assert page.ids == [report.slug(title) for title in present]
+    assert page.ids == [pages.slug(title) for title in present]
     assert ("Not in this report" in page.text) == bool(missing)
     assert all(title in page.text.split("Not in this report")[-1] for title in missing)
 
 
-def test_an_empty_run_gives_a_report_too(tmp_path):
+def test_an_empty_run_has_a_report(tmp_path):
     _, page = read(tmp_path)
     assert page.ids == ["settings"] and "jax" in page.text
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out(folder):
+def test_a_truncated_last_line_is_left_out(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "train/loss": ')
-    assert report.read(folder).curves["train/loss"][-1] == (4, 0.25)
+    assert record.read(folder).curves["train/loss"][-1] == (4, 0.25)
 
 
-def test_mistakes_are_told_in_one_line(folder, tmp_path):
+def test_mistakes_are_one_line_errors(folder, tmp_path):
     with pytest.raises(UserError, match="no folder"):
         report.write(tmp_path / "nothing")
     (folder / "pictures" / "a.png").unlink()

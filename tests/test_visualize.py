@@ -1,4 +1,4 @@
-"""Pictures show what they say they show, and nothing of what is hidden."""
+"""The pictures of a run: which rows and captions are drawn, and how they are described."""
 
 import json
 
@@ -9,113 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageColor
+from PIL import Image
 
 from vtp_jax import visualize
 from vtp_jax.run import sharding
 from vtp_jax.setup import build
+from vtp_jax.show import pictures
+from vtp_jax.show.draw import Answer, Words
 from vtp_jax.types import Data, Method, State, Stream, UserError
-from vtp_jax.visualize import CELL, GAP, LABEL, Answer, Restored, Words
-
-GREEN = ImageColor.getrgb(visualize.RIGHT)
-RED = ImageColor.getrgb(visualize.WRONG)
-
-
-def clip_of(t=4, side=64, seed=0, words=None):
-    rng = np.random.default_rng(seed)
-    video = rng.integers(0, 256, (t, side, side, 3), dtype=np.uint8)
-    hidden = np.zeros((t, side, side), bool)
-    hidden[:, : side // 2] = True
-    restored = np.where(hidden[..., None], 255 - video, video)
-    return Restored(0, video, hidden, restored, words)
-
-
-WORDS = Words(["a", "red", "disc"], ["a", "blue", "disc"], [False, True, True])
-
-
-def test_a_storyboard_holds_every_pixel_of_its_rows():
-    clip = clip_of()
-    board = np.asarray(visualize.storyboard(clip, "note"))
-    for row, video in enumerate((clip.video, None, clip.restored)):
-        for column in range(4):
-            y = GAP + row * (CELL + GAP)
-            x = LABEL + column * (CELL + GAP)
-            cell = board[y : y + CELL, x : x + CELL]
-            if video is not None:
-                np.testing.assert_array_equal(cell[::2, ::2], video[column])
-                np.testing.assert_array_equal(cell[1::2, 1::2], video[column])
-
-
-def test_the_masked_row_shows_what_is_visible_and_nothing_else():
-    clip = clip_of()
-    other = clip._replace(video=np.where(clip.hidden[..., None], clip.video ^ 255, clip.video))
-    masked, of_other = (list(visualize.strips(c).values())[1] for c in (clip, other))
-    np.testing.assert_array_equal(masked, of_other)
-    np.testing.assert_array_equal(masked[~clip.hidden], clip.video[~clip.hidden])
-    assert list(visualize.strips(clip)) == ["input", "50 % hidden", "restored"]
-
-
-@pytest.mark.parametrize("t", [1, 3, 8, 16])
-@pytest.mark.parametrize("side", [24, 64, 112, 224])
-def test_storyboards_of_any_size_stay_readable(t, side):
-    board = visualize.storyboard(clip_of(t, side, words=WORDS), "note " * 60, "title")
-    assert board.width <= LABEL + 8 * (1.5 * CELL + GAP) + GAP
-    assert board.width >= LABEL + 5 * CELL
-
-
-def test_small_frames_keep_square_pixels_and_large_ones_shrink():
-    small = np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)
-    enlarged = np.asarray(visualize.fit(small))
-    np.testing.assert_array_equal(enlarged, small.repeat(4, 0).repeat(4, 1))
-    assert visualize.fit(np.zeros((224, 336, 3), np.uint8)).size == (192, 128)
-
-
-def colors(image):
-    return {color for _, color in image.getcolors(1 << 24)}
-
-
-def test_right_and_wrong_words_are_told_apart():
-    blank = clip_of()._replace(video=np.zeros((4, 64, 64, 3), np.uint8))
-    blank = blank._replace(restored=blank.video)
-    assert WORDS.right() == 1
-    said = visualize.storyboard(blank._replace(words=WORDS), "note")
-    assert {GREEN, RED} <= colors(said)
-    wrong = visualize.storyboard(blank._replace(words=WORDS._replace(said=["a", "x", "y"])), "note")
-    assert GREEN not in colors(wrong) and RED in colors(wrong)
-    none = visualize.storyboard(blank, "note")
-    assert not {GREEN, RED} & colors(none) and none.height < said.height
-
-
-def test_an_animation_has_every_frame_and_never_ends(tmp_path):
-    images = visualize.animation(clip_of(5), "note")
-    for suffix in (".webp", ".gif"):
-        visualize.save_animation(images, tmp_path / f"x{suffix}")
-        with Image.open(tmp_path / f"x{suffix}") as image:
-            assert image.n_frames == 5 and image.info["loop"] == 0
-            assert image.size == images[0].size
-
-
-def framed(image, place):
-    """Whether the cell at `place` has a green frame."""
-    step = CELL + 4 * GAP
-    row = np.asarray(image)[:, GAP + place * step + 1]
-    return (row == GREEN).all(-1).sum() > CELL
-
-
-def test_the_right_answer_is_framed_and_shown_even_if_not_found():
-    thumbnails = {i: np.full((64, 64, 3), 40 * i, np.uint8) for i in range(6)}
-    second = visualize.answers(Answer("a disc", 1, 2, [0, 1, 2], [0.9, 0.8, 0.7]), thumbnails)
-    assert [framed(second, i) for i in range(4)] == [False, True, False, False]
-    lost = visualize.answers(Answer("a disc", 5, 9, [0, 1, 2], [0.9, 0.8, 0.7]), thumbnails)
-    assert [framed(lost, i) for i in range(4)] == [False, False, False, True]
-    assert lost.size == second.size
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 12))
 def test_failures_are_shown_first_and_successes_too(ranks, count):
     asked = [Answer("", i, rank, [], []) for i, rank in enumerate(ranks)]
-    shown = visualize.choose(asked, count)
+    shown = pictures.choose(asked, count)
     assert len(shown) == min(count, len(ranks)) == len({a.own for a in shown})
     failed = [a.rank for a in shown if a.rank > 1]
     assert [a.rank for a in shown] == sorted(failed, reverse=True) + [1] * (
@@ -126,7 +34,7 @@ def test_failures_are_shown_first_and_successes_too(ranks, count):
         assert len(failed) < len(shown)
 
 
-# A whole run on a net that restores by a rule: hidden cubes come back inverted, words shifted by 1.
+# A whole run of a net that restores by a rule: hidden cubes are inverted, hidden words are "blue".
 
 WORD = ["", "", "[MASK]", "red", "blue", "disc"]
 
@@ -195,13 +103,13 @@ def run_of(rows=20, unreadable=(0, 7)):
     )
 
 
-def test_write_draws_readable_videos_and_says_how(tmp_path):
+def test_readable_videos_are_drawn_and_described(tmp_path):
     run = run_of()
-    made = visualize.write(run, run.data.streams, "val", tmp_path, clips=11, questions=4)
+    made = pictures.write(run, run.data.streams, "val", tmp_path, clips=11, questions=4)
     assert made == json.loads((tmp_path / "index.json").read_text())
     titles = [one["title"] for one in made["reconstructions"]]
     assert titles == [f"{i}.mp4" for i in range(13) if i not in (0, 7)]
-    assert made["note"] == visualize.STATISTICS["visible"]
+    assert made["note"] == pictures.STATISTICS["visible"]
     for one in made["reconstructions"]:
         assert (one["words_right"], one["words_hidden"]) == (1, 2)
         Image.open(tmp_path / one["animation"]).verify()
@@ -232,20 +140,20 @@ def test_what_a_method_cannot_do_is_not_drawn(tmp_path):
     streams = {"val": run.data.streams["val"]._replace(batches=mute)}
     pixels = without(run, "text", "reconstruct")
     pixels.method.encode["reconstruct"] = lambda p, e, b, r: silent(p, e, {**b, "text": b["id"]}, r)
-    made = visualize.write(pixels, streams, "val", tmp_path, clips=2)
+    made = pictures.write(pixels, streams, "val", tmp_path, clips=2)
     assert len(made["reconstructions"]) == 2 and not made["retrieval"]
     assert [one["words_hidden"] for one in made["reconstructions"]] == [0, 0]
 
-    made = visualize.write(without(run, "reconstruct"), run.data.streams, "val", tmp_path)
+    made = pictures.write(without(run, "reconstruct"), run.data.streams, "val", tmp_path)
     assert len(made["retrieval"]) == 9 and not made["reconstructions"]
     with pytest.raises(UserError, match="nothing to draw"):
-        visualize.write(without(run, "reconstruct", "text"), run.data.streams, "val", tmp_path)
+        pictures.write(without(run, "reconstruct", "text"), run.data.streams, "val", tmp_path)
 
 
-@pytest.mark.parametrize("statistics", visualize.STATISTICS)
+@pytest.mark.parametrize("statistics", pictures.STATISTICS)
 def test_the_chosen_statistics_are_drawn(statistics):
     run = run_of()
-    clip = visualize.restore(run, run.data.streams["val"], 3, statistics)[2]
+    clip = pictures.restore(run, run.data.streams["val"], 3, statistics)[2]
     expected = {"visible": 255 - 3, "true": 3, "normalised": 128}[statistics]
     assert clip.id == 3 and np.all(clip.restored[clip.hidden] == expected)
     assert np.all(clip.restored[~clip.hidden] == 3)
@@ -254,10 +162,10 @@ def test_the_chosen_statistics_are_drawn(statistics):
     )
 
 
-def test_nothing_readable_is_told_in_one_line(tmp_path):
+def test_an_unreadable_stream_is_a_one_line_error(tmp_path):
     run = run_of(unreadable=range(24))
     with pytest.raises(UserError, match="none of the videos can be read"):
-        visualize.write(run, run.data.streams, "val", tmp_path)
+        pictures.write(run, run.data.streams, "val", tmp_path)
 
 
 def write_video(path, color):
@@ -297,12 +205,12 @@ def test_given_files_become_streams(tmp_path):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--captions", "a disc"], "goes with --videos"),
+        (["--captions", "a disc"], "needs --videos"),
         (["--statistics", "tru"], "did you mean 'true'"),
         (["--videos", "x.mp4"], "no run in"),
         (["--vidoes", "x.mp4"], "did you mean '--videos'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path, argv, message):
+def test_wrong_arguments_are_one_line_errors(tmp_path, argv, message):
     with pytest.raises(UserError, match=message):
         visualize.main(["--workdir", str(tmp_path), *argv])

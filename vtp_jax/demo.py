@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtp_jax import evaluate, report, visualize
+from vtp_jax import evaluate, report
 from vtp_jax.data import shapes, sources, text
 from vtp_jax.run import metrics
 from vtp_jax.setup import build, cli
+from vtp_jax.show import pictures
 from vtp_jax.train import train
 
 WORDS = 300  # pieces at most: every word of the corpus is one
@@ -66,7 +67,7 @@ def look(workdir: Path, stages: Stages) -> dict[str, float]:
     with stages("evaluation"):
         numbers = evaluate.evaluate(run, workdir)
     with stages("pictures"):
-        visualize.write(run, run.data.streams, "val", workdir / "pictures")
+        pictures.write(run, run.data.streams, "val", workdir / "pictures")
     return numbers
 
 
