@@ -35,7 +35,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vtp_jax.data import ops, pipeline, records, rolls, shards, sources, video
+from vtp_jax.data import ops, pipeline, records, rolls, shards, sources, video, workers
+from vtp_jax.data.look import BOXES, LOOK
 from vtp_jax.data.order import shuffled_order
 from vtp_jax.run import metrics
 from vtp_jax.setup import cli
@@ -152,10 +153,10 @@ def theirs(decode: Callable[..., Any], crop: str, folder: str, name: str) -> Ite
 
         def __getitem__(self, index: int) -> tuple[Any, str, int]:
             epoch, which = (int(found[0]) for found in order.at(np.asarray([index])))
-            rng = np.random.default_rng([pipeline.LOOK, 0, epoch, which])  # as ours
+            rng = np.random.default_rng([LOOK, 0, epoch, which])  # as ours
             numbers = ops.sample_frames(lengths[which], FRAMES, STRIDE, rng)
             frames = decode(source.file(which), numbers)  # t c h w, channels last
-            box = pipeline.BOXES[crop](*frames.shape[2:], SIZE, rng)
+            box = BOXES[crop](*frames.shape[2:], SIZE, rng)
             part = frames[:, :, box.y : box.y + box.h, box.x : box.x + box.w]
             if part.shape[2:] != (SIZE, SIZE):
                 part = torch.nn.functional.interpolate(
@@ -227,7 +228,7 @@ def encode_jpeg(frame: UInt8[np.ndarray, "h w c"]) -> bytes:
 
 
 def decode_by_tensorflow(jpegs: Sequence[bytes]) -> None:
-    tf = pipeline.import_tensorflow()
+    tf = workers.import_tensorflow()
     for jpeg in jpegs:
         tf.io.decode_and_crop_jpeg(jpeg, (16, 58, SIZE, SIZE), dct_method="INTEGER_FAST").numpy()
 
@@ -272,11 +273,11 @@ def compare_storage(folder: Path, count: int = 6) -> dict[str, Any]:
     )
     clips = records.Shards(folder / "340x256.shards")
     chosen = ops.centre_frames(LENGTH, FRAMES, STRIDE)
-    held = [clips.pick(n, lambda _: chosen)[1] for n in range(count)]
+    held = [clips.open(n).pick(lambda _: chosen)[0] for n in range(count)]
     rolled = sum(len(p) for n in range(count) for p in record_of(clips, n).parts())
 
     def roll(n: int, crop: str) -> None:
-        box = pipeline.BOXES[crop](256, 340, SIZE, rng)
+        box = BOXES[crop](256, 340, SIZE, rng)
         for one in held[n % count]:
             rolls.decode(one, 256, 340, [box])
 
@@ -294,7 +295,7 @@ def compare_storage(folder: Path, count: int = 6) -> dict[str, Any]:
         name: (cpu_ms(run, 24 if "H.264" in name else 200), total / size)
         for name, (total, run) in ways.items()
     }
-    reading = dict(shard=cpu_ms(lambda n: clips.pick(n % count, lambda _: chosen), 400))
+    reading = dict(shard=cpu_ms(lambda n: clips.open(n % count).pick(lambda _: chosen), 400))
     if works("array_record.python.array_record_module"):
         from array_record.python import array_record_module as array_record
 
@@ -309,7 +310,7 @@ def compare_storage(folder: Path, count: int = 6) -> dict[str, Any]:
 
 
 def record_of(clips: records.Shards, index: int) -> records.Record:
-    shard, header = clips.find(index)
+    shard, header = clips.open(index)
     return header.record._replace(film=shard.film(header, range(header.frames)))
 
 

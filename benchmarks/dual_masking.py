@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from vtp_jax import bench
+from vtp_jax.data import outline
 from vtp_jax.measure import synthetic
 from vtp_jax.methods import videomae
 from vtp_jax.run import metrics
 from vtp_jax.setup import cli
 
 OUT = Path(__file__).parent / "results" / "dual_masking.jsonl"
-DATA = dict(train={}, video=dict(frames=16, stride=4, size=224))
+DATA = dict(kind="files", train={}, video=dict(frames=16, stride=4, size=224))
 RATIOS = {"encoder alone": 0.0, "dual": 0.5}
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--attention", default="auto", help="a kernel, or what suits each length")
     args, _ = cli.parse(parser, argv)
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    spec, facts = synthetic.describe(DATA, args.batch)
+    spec, facts = outline.describe(DATA, args.batch)
     given = jax.device_put(synthetic.fill(spec, facts))
     runs, found = {}, {}
     for name, ratio in RATIOS.items():

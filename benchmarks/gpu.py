@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.step_cpu import CUBE, DATA, must_compute
 from vtp_jax import bench
+from vtp_jax.data import outline
 from vtp_jax.measure import synthetic
 from vtp_jax.nn import sizes
 from vtp_jax.run import metrics
@@ -43,7 +44,7 @@ RATE, DECAY, TEMPERATURE = 1e-4, 0.05, 0.05
 
 def setting(size: str, batch: int, small: bool) -> tuple[Mapping[str, Any], Any, dict[str, Any]]:
     """(batch, spec, facts) of noise, equal on both sides."""
-    spec, facts = synthetic.describe(SMALL["data"] if small else DATA, batch)
+    spec, facts = outline.describe(SMALL["data"] if small else DATA, batch)
     return (
         synthetic.fill(spec, facts),
         spec,

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from launch.common import keep_memory
 from vtp_jax import bench
+from vtp_jax.data import outline
 from vtp_jax.measure import synthetic
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
@@ -38,7 +39,10 @@ from vtp_jax.setup import cli
 
 OUT = Path(__file__).parent / "results" / "step_cpu.jsonl"
 DATA = dict(
-    train={}, video=dict(frames=16, stride=4, size=224), text=dict(kind="wordpiece", length=32)
+    kind="files",
+    train={},
+    video=dict(frames=16, stride=4, size=224),
+    text=dict(kind="wordpiece", length=32, path="vocab.txt"),
 )
 CUBE, PLACES, FRAMES, WORDS, VOCABULARY = (2, 16, 16), 196, 8, 32, 30522
 
@@ -78,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     keep = keep_memory() if args.malloc == "keep" else {}
     if not keep.items() <= os.environ.items():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **keep})
-    spec, facts = synthetic.describe(DATA, args.batch)
+    spec, facts = outline.describe(DATA, args.batch)
     words = {k: facts[k] for k in ("vocab_size", "pad_id", "mask_id")}
     method = simvtp.make(
         size=args.size, dtype="float32", attention=args.attention, unroll=args.unroll, **words

@@ -31,7 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.evals = dict(val=dict(root="runs/shapes", captions="runs/shapes/val.csv"))
     # Every second of 16 frames. No random crop: it would change sizes, which captions tell.
     c.data.video = dict(frames=8, stride=2, size=64, crop="centre")
-    c.data.text = dict(kind="sentencepiece", path="runs/shapes/tokenizer.model", length=16)
+    model = "runs/shapes/tokenizer.model"
+    c.data.text = dict(kind="sentencepiece", path=model, length=16, vocab_size=300)
 
     # The paper's losses, weights and temperature; the net is small. At 64 pixels there are 64
     # tubes: a ratio of 0.75 shows 16 of them, about as many as the paper's 20 of 196.
@@ -71,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.steps, c.batch = 12, 16
         c.data.kind = "shapes"
         c.data.train, c.data.evals = dict(clips=64), dict(val=dict(clips=16))
-        c.data.text.path = None
+        c.data.text.update(path=None, vocab_size=256)
         c.method.size, c.method.unroll = (64, 1, 1, 128), 1
         c.optim.lr.update(peak=1e-3, warmup=4, steps=c.steps)
         c.evals.retrieval.every, c.checkpoint.every, c.log.every = 6, 6, 2

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from vtp_jax.data import pipeline
+from vtp_jax.data import outline
 from vtp_jax.run import optim
 from vtp_jax.setup import build, cli
 from vtp_jax.types import Method, Spec, State
@@ -63,33 +63,13 @@ class Built(NamedTuple):
 def built(spec: str) -> Built:
     """The config that `spec` names, relative to the root, which is the current folder."""
     cfg = cli.plain(cli.load_config(spec))
-    facts = dict(vocab_size=30522, pad_id=0, mask_id=103, mean=(0.5,) * 3, std=(0.2,) * 3)
-    if "tiny" in spec:
-        data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
-        facts, batch = dict(data.facts), data.spec
-    else:  # its data is not here; its net is
-        batch = expected(cfg["data"], cfg["batch"])
+    batch, facts = outline.describe(cfg["data"], cfg["batch"])
     given = cfg
     if isinstance((cfg.get("task") or {}).get("pick"), str):  # a file of others
         given = {**cfg, "task": {**cfg["task"], "pick": [7, 3, 5]}}
     method = build.method(given, facts)
     start, optimizer = build.start(method, cfg["optim"], batch, 0)
     return Built(cfg, facts, batch, method, optimizer, jax.eval_shape(start))
-
-
-def expected(data, batch):
-    """The batch's shapes as the config tells them."""
-    look, text = pipeline.Look(**data["video"]), data.get("text")
-    pieces = data["train"].get("pieces", 1)
-    several = () if pieces == 1 else (pieces,)
-    shown = look.shown if pieces == 1 else (pieces, *look.picture)
-    rows = {"video": (shown, "uint8"), "valid": ((), "bool"), "id": ((), "int32")}
-    if data["train"].get("label_column"):
-        rows["label"] = ((), "int32")
-    if text:
-        kinds = dict(text="int32", text_mask="bool", maskable="bool")
-        rows |= {key: ((*several, text["length"]), kind) for key, kind in kinds.items()}
-    return {k: jax.ShapeDtypeStruct((batch, *s), kind) for k, (s, kind) in rows.items()}
 
 
 def tiny_configs() -> list[str]:

@@ -104,9 +104,9 @@ def write_shards(root, side, frames):
     cut = out / "000003.shard"
     cut.write_bytes(cut.read_bytes()[:-100])
     clips = records.Shards(out)
-    shard, header = clips.find(3)
+    shard, header = clips.open(3)
     flip(shard.path, header.at - 20)
-    shard, header = clips.find(44)
+    shard, header = clips.open(44)
     for part in (4, 5):  # frames 3 and 4: every second frame is shown
         flip(shard.path, header.at + sum(header.sizes[:part]) + header.sizes[part] // 2)
     return out

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vtp_jax.data import outline
 from vtp_jax.measure import data as measure_data
 from vtp_jax.measure import flops, synthetic
 from vtp_jax.run import metrics, sharding
@@ -100,7 +101,7 @@ def measure_step(
 ) -> dict[str, Any]:
     """The numbers of a whole training step of a config, as `train` takes it."""
     rows = batch or cfg["batch"]
-    spec, facts = synthetic.describe(cfg["data"], rows)
+    spec, facts = outline.describe(cfg["data"], rows)
     method = build.method(cfg, facts)
     start, optimizer = build.start(method, cfg["optim"], spec, cfg["seed"])
     mesh = cli.call(sharding.make_mesh, "config.mesh", **cfg["mesh"])

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vtp_jax.data import pipeline
+from vtp_jax.data import outline
 from vtp_jax.measure import flops, hlo
 from vtp_jax.run import metrics, sharding
 from vtp_jax.run.step import jit_step, make_step
 from vtp_jax.setup import build, cli
-from vtp_jax.types import KEYS, Spec, State, UserError
+from vtp_jax.types import Spec, State, UserError
 
 GIB = 2**30
 
@@ -56,8 +56,6 @@ CHIPS = dict(
     v6e=Chip(32, 918, 1640, 448, 1.75, 22.5),
     v5p=Chip(95, 459, 2765, 600, 1.75, 52),
 )
-# A vocabulary's size where its file is not here: BERT's, CLIP's.
-WORDS = dict(wordpiece=30522, clip=49408, sentencepiece=32000)
 # Clips a second that a core decodes, of 16 frames with stride 4 shown at 224 px: docs/data.md.
 DECODED = {"mp4 of 340x256": 15.0, "shards": 150.0}
 REMAT = (None, "dots_with_no_batch_dims_saveable", "nothing_saveable")  # from fast to small
@@ -165,29 +163,6 @@ def _tpus(topology: str, slices: int) -> Sequence[Any]:
 # The step.
 
 
-def outline(data: Mapping[str, Any], batch: int) -> tuple[Spec, dict[str, Any]]:
-    """Shapes of the training batches that a config describes, and the facts that methods need of
-    the data; no file is read, so a vocabulary has its usual size."""
-    look, words = pipeline.open_look("config.data.video", data["video"]), data.get("text")
-    source = data["train"]
-    pieces = source.get("pieces", 1)
-    several = () if pieces == 1 else (pieces,)
-    rows: dict[str, tuple[int, ...]] = {
-        "video": look.shown if pieces == 1 else (pieces, *look.picture),
-        "valid": (),
-        "id": (),
-    }
-    if source.get("label_column") or source.get("label") or source.get("caption") == "question":
-        rows["label"] = ()
-    facts: dict[str, Any] = dict(mean=pipeline.MEAN, std=pipeline.STD)
-    if words:
-        rows |= {key: (*several, words["length"]) for key in ("text", "text_mask", "maskable")}
-        size = words.get("vocab_size", WORDS.get(words["kind"], WORDS["sentencepiece"]))
-        facts |= dict(vocab_size=size, pad_id=0, cls_id=1, sep_id=2, mask_id=3, unk_id=4)
-    spec = {k: jax.ShapeDtypeStruct((batch, *s), KEYS[k].dtype) for k, s in rows.items()}
-    return spec, facts
-
-
 class Lowered(NamedTuple):
     """The step of a config for a pod, not yet compiled."""
 
@@ -213,7 +188,7 @@ def lower(cfg: Mapping[str, Any], pod: Pod) -> Lowered:
 
 def step_of(cfg: Mapping[str, Any]) -> tuple[Any, State, Spec]:
     """A config's step, and shapes of its state and batch."""
-    spec, facts = outline(cfg["data"], cfg["batch"])
+    spec, facts = outline.describe(cfg["data"], cfg["batch"])
     made = build.method(cfg, facts)
     start, optimizer = build.start(made, cfg["optim"], spec, cfg["seed"])
     return make_step(made, optimizer, cfg["seed"]), jax.eval_shape(start), spec

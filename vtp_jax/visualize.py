@@ -14,12 +14,11 @@ which way it was made.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtp_jax.data import pipeline, sources, video
+from vtp_jax.data import pipeline
 from vtp_jax.setup import build, cli
 from vtp_jax.show import pictures
 from vtp_jax.show.pictures import AT_ONCE, STATISTICS
@@ -30,25 +29,8 @@ def given(
     run: build.Run, paths: Sequence[str], captions: Sequence[str] | None
 ) -> dict[str, Stream]:
     """Streams `given` and `given/captions` of video files, read as the run's evaluation reads."""
-    cfg = run.config["data"]
-    source = sources.from_files(paths, captions)
-    source = source._replace(
-        clips=tuple(clip._replace(captions=clip.captions or ("",)) for clip in source.clips)
-    )
-    clips = pipeline.Clips(source, lambda i, choose: video.read_frames(source.file(i), choose))
-    look = pipeline.fit("data.video", pipeline.Look, {**cfg["video"], "views": None})
-    opened = dict(files=pipeline.open_files, shapes=pipeline.open_shapes)[cfg["kind"]]
-    words = None
-    if text := cfg.get("text"):
-        words = pipeline.open_text(opened("train", **cfg["train"]).source, **text)
     ways = math.prod(run.mesh.shape.values())
-    rows = -(-min(len(source.clips), AT_ONCE) // ways) * ways
-    order = functools.partial(pipeline.list_order, rows, (0, 1))
-    here = functools.partial(pipeline.run_here, workers=1)
-    streams = {"given": pipeline.stream_videos(clips, look, words, order, here)}
-    if words:
-        streams["given/captions"] = pipeline.stream_captions(source, words, order)
-    return streams
+    return pipeline.given(run.config["data"], paths, captions, at_once=AT_ONCE, ways=ways)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -61,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.evals = dict()
     c.data.video = dict(frames=1, stride=1, size=288, crop="resized")
     c.data.text = dict(kind="sentencepiece", path="data/tokenizer.model", length=64)
+    c.data.text.vocab_size = 64_000
     c.data.max_failed = 0.05
     if "videos" in switches:
         videos = dict(root="data/webvid", captions="data/webvid/train.csv")
@@ -105,7 +106,7 @@ def shrink(c: ConfigDict) -> None:
     c.data.train = dict(clips=256)
     c.data.evals = dict(val=dict(clips=32))
     c.data.video = dict(frames=2, stride=4, size=32, crop="centre")
-    c.data.text.update(path=None, length=24)
+    c.data.text.update(path=None, length=24, vocab_size=256)
     c.method.update(size="tiny", side=32, patch=8, queries=8, length=24, dtype="float32")
     c.method.remat = None
     c.optim.lr.update(peak=8e-4, warmup=10, steps=c.steps)

@@ -14,7 +14,7 @@ import pytest
 
 from tests import worn
 from tests.configs import ROOT, config_files
-from vtp_jax.data import pipeline, records, shapes, shards, sources, text
+from vtp_jax.data import collect, pipeline, records, shapes, shards, sources, text
 from vtp_jax.setup import cli
 from vtp_jax.types import UserError, check_batch
 
@@ -296,7 +296,7 @@ def test_pieces_of_shards_are_those_of_files(corpus, tmp_path):
     np.testing.assert_array_equal(a["text"], b["text"])
     assert a["video"].shape == b["video"].shape and psnr(a["video"], b["video"]) > 28
     with pytest.raises(UserError, match="has 2 captions, of pieces=3"):
-        pipeline.choose_captions(records.Shards(tmp_path / "out")[0], 3, 0, 0, 0)
+        collect.choose_captions(records.Shards(tmp_path / "out")[0], 3, 0, 0, 0)
 
 
 def test_two_then_three_then_one_process_across_restarts(sharded):
@@ -360,7 +360,7 @@ def test_tfds_becomes_shards(tmp_path):
     for number, clip in enumerate(clips):
         k = clip.label
         assert (clip.path, clip.captions) == (f"n{k}", (f"level {k}",))
-        assert np.abs(clips.read(number, np.arange).astype(int) - 40 * k).max() < 4
+        assert np.abs(clips.open(number).read(np.arange).astype(int) - 40 * k).max() < 4
     with pytest.raises(UserError, match="no feature 'video'; it has"):
         shards.plan_tfds("films", "train", name, 3, ("video", "", "", ""), "", "")
     with pytest.raises(UserError, match="TFDS: "):
@@ -529,13 +529,14 @@ def test_too_many_failures_stop_the_run(broken):
 def test_too_many_of_a_large_corpus_stop_a_run_soon():
     """Long before as many clips have failed as may; and chance does not."""
     clips = tuple(sources.Clip(f"{k}", ()) for k in range(100_000))
-    causes = np.where(np.arange(100_000) % 50 == 0, 0, pipeline.GOOD)
+    causes = np.where(np.arange(100_000) % 50 == 0, 0, collect.GOOD)
     for share, stops in ((0.02, False), (0.01, True)):
-        ledger = pipeline.Ledger(sources.Source("", clips), share)
+        ledger = collect.Ledger(sources.Source("", clips), share)
         told = contextlib.nullcontext() if not stops else pytest.raises(UserError, match="rows")
         with told:
             for start in range(0, 100_000, 500):
-                ledger.enter(np.arange(start, start + 500), causes[start : start + 500])
+                some = slice(start, start + 500)
+                ledger.enter(np.arange(100_000)[some], causes[some], clips[some])
         assert ledger.rows == (100_000 if not stops else ledger.rows) and ledger.rows > 100
         assert not stops or ledger.rows < 5000
 

@@ -76,7 +76,7 @@ def test_clips_of_all_shards_in_order(folder):
 @given(wanted=st.lists(st.integers(0, FRAMES - 1), min_size=1, max_size=6))
 def test_frames_asked_are_the_stored_ones_before(folder, wanted):
     """Numbers are those of the video, in any order, repeated or not."""
-    frames = records.Shards(folder).read(4, lambda n: np.asarray(wanted))
+    frames = records.Shards(folder).open(4).read(lambda n: np.asarray(wanted))
     for number, frame in zip(wanted, frames, strict=True):
         assert psnr(film(4)[number // EVERY * EVERY], frame) > 34
 
@@ -87,7 +87,7 @@ def test_only_what_is_shown_is_read(folder, monkeypatch):
     monkeypatch.setattr(
         records.Shard, "_read", lambda self, at, size: read.append(size) or real(self, at, size)
     )
-    clips.read(1, lambda n: np.asarray([4, 8, 20]))
+    clips.open(1).read(lambda n: np.asarray([4, 8, 20]))
     one, two = record(1).film
     parts = [len(one.head), len(one.frames[1] + one.frames[2]), len(two.head), len(two.frames[1])]
     assert read[-4:] == parts and sum(read[:-4]) < 2 * records.AT_ONCE
@@ -95,7 +95,7 @@ def test_only_what_is_shown_is_read(folder, monkeypatch):
 
 def cut(clips, index, choose, boxes, shape):
     out = np.empty(shape, np.uint8)
-    clips.cut(index, choose, boxes, out)
+    clips.open(index).show(choose, boxes, out)
     return out
 
 
@@ -105,7 +105,7 @@ def test_parts_are_those_of_whole_frames(folder, box):
     shifted; colour, of which there is one for four pixels, is so but for a pixel."""
     clips, wanted, box = records.Shards(folder), np.asarray([0, 4, 4, 20]), ops.Box(*box)
     (got,) = cut(clips, 2, lambda n: wanted, lambda h, w: [box], (1, 4, 32, 32, 3))
-    whole = clips.read(2, lambda n: wanted)
+    whole = clips.open(2).read(lambda n: wanted)
     pillow = ops.cut(whole, box, 32)
     grey = np.asarray([0.299, 0.587, 0.114])
     assert psnr(pillow @ grey, got @ grey) > 37 and psnr(pillow, got) > 28
@@ -184,7 +184,7 @@ def test_rolls_of_another_size_are_damaged(tmp_path):
         records.write_shard(tmp_path / "a.shard", [record()._replace(film=[one], capacity=3)])
         write_manifest(tmp_path, ["a.shard"], [1])
         with pytest.raises(video.Unreadable, match="damaged"):
-            records.Shards(tmp_path).read(0, lambda n: np.asarray([0, 8]))
+            records.Shards(tmp_path).open(0).read(lambda n: np.asarray([0, 8]))
 
 
 def test_shards_that_are_gone_or_others_are_unreadable(folder, tmp_path):
@@ -192,7 +192,7 @@ def test_shards_that_are_gone_or_others_are_unreadable(folder, tmp_path):
     (tmp_path / "0.shard").write_bytes((folder / "0.shard").read_bytes())
     for index, cause in ((0, "damaged"), (3, "missing")):
         with pytest.raises(video.Unreadable, match=cause):
-            records.Shards(tmp_path).read(index, np.arange)
+            records.Shards(tmp_path).open(index).read(np.arange)
 
 
 @pytest.mark.parametrize(

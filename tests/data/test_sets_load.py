@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtp_jax.data import pipeline, sets, shapes, sources
+from vtp_jax.data import open as opening
+from vtp_jax.data import sets, shapes, sources
 from vtp_jax.data.sets import __main__ as entry
 from vtp_jax.types import UserError
 
@@ -158,11 +159,11 @@ def test_the_pipeline_opens_sets_by_name(tmp_path):
     one.rename(tmp_path / "video7.mp4"), two.rename(tmp_path / "video9.mp4")
     jsfusion(tmp_path, "video9", "video7")
     given = dict(set="msrvtt", split="test_1k", manual_dir=str(tmp_path))
-    clips = pipeline.open_set("data.train", "sets", given, "train")
+    clips = opening.open_set("data.train", "sets", given, "train")
     assert [clip.path for clip in clips.source.clips] == ["video9.mp4", "video7.mp4"]
-    assert clips.read(1, lambda n: np.arange(n)).shape == (4, 32, 32, 3)
+    assert clips.open(1).read(lambda n: np.arange(n)).shape == (4, 32, 32, 3)
     with pytest.raises(UserError, match="data.train: .*manual_dir"):
-        pipeline.open_set("data.train", "sets", dict(set="msrvtt", split="test_1k"), "train")
+        opening.open_set("data.train", "sets", dict(set="msrvtt", split="test_1k"), "train")
 
 
 # What is missing.

@@ -335,6 +335,9 @@ def test_reads(tmp_path, name):
     read = list(sets.read(*name.split("/"), tmp_path))
     assert [row._replace(origin="") for row in read] == rows
     assert {row.origin for row in read} == {name}
+    split = sets.find(*name.split("/"))
+    answers = split.vocabulary and any(row.answers for row in read)
+    assert split.labelled == bool(answers or any(row.label is not None for row in read))
 
 
 def test_every_reader_has_a_case():

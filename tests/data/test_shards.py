@@ -76,10 +76,10 @@ def test_every_clip_is_there_or_refused_for_a_cause(corpus, made, capsys):
         (c.id, c.captions, c.spans) for c in wanted
     ]
     for number, clip in enumerate(wanted):
-        record = clips.find(number)[1].record
+        record = clips.open(number).header.record
         assert (record.source, record.licence) == ("here", clip.licence)
         film = video.read_frames(corpus / clip.path, np.arange)
-        assert record.frames == len(film) and psnr(film, clips.read(number, np.arange)) > 25
+        assert record.frames == len(film) and psnr(film, clips.open(number).read(np.arange)) > 25
     files = {p.name for p in made.iterdir()}
     assert files == {
         *(f"00000{k}.{end}" for k in range(4) for end in ("shard", "json")),
@@ -374,9 +374,9 @@ def test_parts_of_longer_videos_are_stored(tmp_path, monkeypatch):
     assert manifest["causes"] == dict(no_frames=1)
     clips = records.Shards(tmp_path / "out")
     for number, (first, last) in enumerate([(4, 10), (8, 12)]):
-        record = clips.find(number)[1].record
+        record = clips.open(number).header.record
         assert (record.frames, record.rate) == (last - first, 8.0)
-        levels = clips.read(number, np.arange).mean((1, 2, 3))
+        levels = clips.open(number).read(np.arange).mean((1, 2, 3))
         assert np.abs(levels - 20 * np.arange(first, last)).max() < 5
     size = (tmp_path / "v.mp4").stat().st_size
     assert manifest["bytes_before"] == size * 6 // 12 + size * 4 // 12
@@ -398,16 +398,16 @@ def test_rows_of_sets_keep_their_ids_and_share_their_frames(corpus, tmp_path):
     assert [(c.path, c.captions, c.label) for c in clips] == [
         (str(n), (f"q{n}",), n) for n in range(3)
     ]
-    headers = [clips.find(n)[1] for n in range(3)]
+    headers = [clips.open(n).header for n in range(3)]
     assert headers[0].at == headers[1].at < headers[2].at
     assert headers[0].record.source == "msrvtt_qa/train"
     assert headers[0].record.licence == sets.SETS["msrvtt_qa"].licence
-    before = [clips.read(n, np.arange) for n in range(3)]
+    before = [clips.open(n).read(np.arange) for n in range(3)]
     assert (before[0] == before[1]).all() and (before[1] != before[2]).any()
     shards.remove(out, ["0"])
     clips = records.Shards(out)
     assert [c.path for c in clips] == ["1", "2"]
-    assert all((clips.read(n, np.arange) == before[n + 1]).all() for n in range(2))
+    assert all((clips.open(n).read(np.arange) == before[n + 1]).all() for n in range(2))
 
 
 def test_tars_become_shards(corpus, tmp_path):
@@ -495,7 +495,7 @@ def test_real_videos_come_out_the_same_or_with_a_cause(tmp_path):
         film = video.read_frames(REAL / one.id, lambda n, numbers=numbers: numbers)
         assert min(one.height, one.width) == min(256, *film.shape[1:3])
         small = ops.resize(film, one.height, one.width)
-        shown = clips.read(index, lambda n, numbers=numbers: numbers)
+        shown = clips.open(index).read(lambda n, numbers=numbers: numbers)
         drawn = one.id.startswith(("testsrc", "frames"))
         assert psnr(small, shown) > (26 if drawn else 35), one.id
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.configs import ROOT
-from vtp_jax import plan, tree
+from vtp_jax import tree
+from vtp_jax.data import outline
 from vtp_jax.run import sharding
 from vtp_jax.run.average import average
 from vtp_jax.run.step import make_step
@@ -97,7 +98,7 @@ def test_a_config_asks_for_it_and_evaluators_choose(monkeypatch):
     plain = build.method(cfg, facts)
     made = build.method({**cfg, "average": 0.9}, facts)
     assert set(made.encode) == {*plain.encode, *(f"ema/{name}" for name in plain.encode)}
-    spec, _ = plan.outline(cfg["data"], 8)
+    spec, _ = outline.describe(cfg["data"], 8)
     shapes = jax.eval_shape(build.start(made, cfg["optim"], spec, 0)[0])
     assert tree.flatten(shapes.extra["ema"]).keys() == tree.flatten(shapes.params).keys()
 

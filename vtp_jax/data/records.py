@@ -191,9 +191,51 @@ class Shard:
         return data
 
 
+class Kept(NamedTuple):
+    """A clip of a shard, whose header has been read. Both methods raise Unreadable."""
+
+    shard: Shard
+    header: Header
+
+    @property
+    def clip(self) -> Clip:
+        record = self.header.record
+        spans = tuple((start, end) for start, end in record.spans)
+        return Clip(record.id, tuple(record.captions), record.label, spans)
+
+    def pick(self, choose: video.Choose) -> tuple[list[rolls.Roll], Int[np.ndarray, "t"]]:
+        """The stored frames of the chosen ones, each once, and the place of each in these."""
+        record = self.header.record
+        unique, places = np.unique(choose(record.frames) // record.every, return_inverse=True)
+        return self.shard.film(self.header, unique.tolist()), places
+
+    def read(self, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
+        """The chosen frames, as `video.read_frames`."""
+        record, (found, places) = self.header.record, self.pick(choose)
+        return np.concatenate([rolls.read(r, record.height, record.width) for r in found])[places]
+
+    def show(
+        self,
+        choose: video.Choose,
+        boxes: Callable[[int, int], Sequence[ops.Box]],
+        out: UInt8[np.ndarray, "v t s s c"],
+    ) -> None:
+        """Writes parts of the chosen frames to `out`, resized to its size before they become RGB:
+        half the values, and nothing is decoded that is not shown."""
+        record, (found, places) = self.header.record, self.pick(choose)
+        chosen = boxes(record.height, record.width)
+        strips = [rolls.decode(roll, record.height, record.width, chosen) for roll in found]
+        for box, clip in zip(chosen, out, strict=True):
+            size = clip.shape[1]
+            pictures = itertools.chain.from_iterable(rolls.cut(s, box, size) for s in strips)
+            for number, picture in enumerate(pictures):
+                for place in np.flatnonzero(places == number).tolist():
+                    clip[place] = picture
+
+
 class Shards(Sequence[Clip]):
-    """The clips of a folder of shards, by their ids, in the order of its manifest. What is held in
-    memory grows with the number of shards, not of clips."""
+    """The clips of a folder of shards, by their ids, in the order of its manifest. Memory grows
+    with the number of shards, not of clips."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
@@ -209,53 +251,19 @@ class Shards(Sequence[Clip]):
         return self.starts[-1]
 
     def __getitem__(self, index: Any) -> Any:
-        record = self.find(range(len(self))[index])[1].record
-        spans = tuple((start, end) for start, end in record.spans)
-        return Clip(record.id, tuple(record.captions), record.label, spans)
+        return self.open(range(len(self))[index]).clip
 
     @property
     def source(self) -> Source:
         return Source("", self, self.facts)
 
-    def find(self, index: int) -> tuple[Shard, Header]:
+    def open(self, index: int) -> Kept:
+        """Reads the header of a clip. Raises Unreadable."""
         part = bisect.bisect_right(self.starts, index) - 1
         shard = self._open(self.names[part])
         if len(shard) != self.starts[part + 1] - self.starts[part]:
             raise video.Unreadable("damaged", f"{shard.path} is not the shard of the manifest")
-        return shard, shard.header(index - self.starts[part])
-
-    def pick(
-        self, index: int, choose: video.Choose
-    ) -> tuple[Record, list[rolls.Roll], Int[np.ndarray, "t"]]:
-        """The frames that the chosen ones lead to, each once, and where each of them is shown."""
-        shard, header = self.find(index)
-        numbers = choose(header.record.frames) // header.record.every
-        unique, places = np.unique(numbers, return_inverse=True)
-        return header.record, shard.film(header, unique.tolist()), places
-
-    def read(self, index: int, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
-        """The chosen frames, as `video.read_frames`. Raises Unreadable."""
-        record, found, places = self.pick(index, choose)
-        return np.concatenate([rolls.read(r, record.height, record.width) for r in found])[places]
-
-    def cut(
-        self,
-        index: int,
-        choose: video.Choose,
-        boxes: Callable[[int, int], Sequence[ops.Box]],
-        out: UInt8[np.ndarray, "v t s s c"],
-    ) -> None:
-        """Writes parts of the chosen frames to `out`, resized to its size before they become RGB:
-        half the values, and nothing is decoded that is not shown. Raises Unreadable."""
-        record, found, places = self.pick(index, choose)
-        chosen = boxes(record.height, record.width)
-        strips = [rolls.decode(roll, record.height, record.width, chosen) for roll in found]
-        for box, clip in zip(chosen, out, strict=True):
-            size = clip.shape[1]
-            pictures = itertools.chain.from_iterable(rolls.cut(s, box, size) for s in strips)
-            for number, picture in enumerate(pictures):
-                for place in np.flatnonzero(places == number).tolist():
-                    clip[place] = picture
+        return Kept(shard, shard.header(index - self.starts[part]))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

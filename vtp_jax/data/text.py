@@ -31,6 +31,13 @@ UNSEEN = ("pad", "cls", "sep")  # left out of what `decode` writes
 # CLIP's: bytes are all it needs to know, and padding is the first of them, id 0.
 CLIP_SPECIAL = dict(pad="!", cls="<|startoftext|>", sep="<|endoftext|>")
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+SMALL = 256  # pieces of a tokenizer that is trained for one run, unless the config says more
+# Of the published vocabularies; of SentencePiece, the ids that `train` gives.
+FACTS: Mapping[str, Mapping[str, int]] = dict(
+    sentencepiece=dict(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4),
+    wordpiece=dict(pad_id=0, unk_id=100, cls_id=101, sep_id=102, mask_id=103, vocab_size=30_522),
+    clip=dict(pad_id=0, cls_id=49_406, sep_id=49_407, vocab_size=49_408),
+)
 CLIP_MERGES = 48_894  # of the file's lines, after the first; the rest was not used
 
 Encoding = tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]
@@ -50,11 +57,18 @@ class Tokenizer(NamedTuple):
     facts: Mapping[str, int]
 
 
+def expected(kind: str, vocab_size: int | None = None) -> dict[str, int]:
+    """The facts that the published tokenizer of a kind has, with the number of pieces that is asked
+    for; of SentencePiece there is no published number."""
+    if kind not in FACTS:
+        raise UserError(f"text.kind={kind!r} is not a tokenizer; known: {', '.join(FACTS)}")
+    return {**FACTS[kind], **({} if vocab_size is None else dict(vocab_size=vocab_size))}
+
+
 def make(*, kind: str, path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a SentencePiece model file, of a BERT vocab.txt, or of CLIP's merges."""
     kinds = dict(sentencepiece=load_sentencepiece, wordpiece=load_wordpiece, clip=load_clip)
-    if kind not in kinds:
-        raise UserError(f"text.kind={kind!r} is not a tokenizer; known: {', '.join(kinds)}")
+    expected(kind)
     return kinds[kind](path)
 
 

@@ -16,12 +16,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from vtp_jax.data import ops, pipeline, records, rolls, video
+from vtp_jax.data import collect, records, rolls, video, workers
+from vtp_jax.data import open as opening
+from vtp_jax.data.look import Drawn, Look, show
 from vtp_jax.run import metrics, sharding
 from vtp_jax.setup import build, cli
 
@@ -29,20 +31,13 @@ Stage = Callable[[int], Any]  # place of a row -> what a part of the pipeline ma
 SERIAL = ("batch", "transfer")  # parts that one thread does, however many workers there are
 
 
-class Shown(NamedTuple):
-    """What of a clip a training row shows."""
-
-    choose: video.Choose
-    boxes: pipeline.Boxes
-
-
 def measure(config: Mapping[str, Any], clips: int) -> dict[str, Any]:
     """Seconds of one core for each part of a clip, and clips a second of all cores together."""
     data, rows, seed = config["data"], config["batch"], config["seed"]
     mesh = cli.call(sharding.make_mesh, "config.mesh", **config["mesh"])
-    opened = pipeline.open_set("data.train", data["kind"], data["train"], "train")
-    look = pipeline.open_look("data.video", data["video"])
-    where = pipeline.make_order(opened, rows, (0, 1), seed)
+    opened = opening.open_set("data.train", data["kind"], data["train"], "train")
+    look = opening.open_look("data.video", data["video"])
+    where = opening.make_order(opened, rows, (0, 1), seed)
     _, indices = where.at(np.arange(clips))
     seconds: dict[str, float] = {}
     before = 0.0
@@ -53,13 +48,13 @@ def measure(config: Mapping[str, Any], clips: int) -> dict[str, Any]:
     told = [(opened.source.clips[i].captions or ("",))[0] for i in indices[:rows].tolist()]
     words = None
     if data.get("text"):
-        words = pipeline.fit("data.text", pipeline.open_text, data["text"], opened.source)
+        words = opening.fit("data.text", opening.open_text, data["text"], opened.source)
     loaded = build.data(data, batch=rows, seed=seed)
     with sharding.activate(mesh):
         put = functools.partial(sharding.put, mesh=mesh)
         batches = loaded.batches(0)
         one = next(batches)
-        seconds["batch"] = time_of(lambda _: pipeline.encode(words, told), range(3)) / rows
+        seconds["batch"] = time_of(lambda _: collect.encode(words, told), range(3)) / rows
         seconds["transfer"] = time_of(lambda _: jax.block_until_ready(put(one)), range(3)) / rows
         together = time_together(batches, put, rows, clips)
     cores = min(data.get("workers") or os.cpu_count() or 1, os.cpu_count() or 1)
@@ -81,40 +76,37 @@ def limit(seconds: Mapping[str, float], cores: int) -> str:
     return max(shared, key=lambda name: shared[name])
 
 
-def stages(opened: pipeline.Clips, look: pipeline.Look, seed: int) -> dict[str, Stage]:
+def stages(clips: opening.Clips, look: Look, seed: int) -> dict[str, Stage]:
     """The parts, each of which does what those before it do, too."""
 
-    def shown(index: int) -> Shown:
-        rng = np.random.default_rng([seed, index])
-        choose = functools.partial(pipeline.draw_frames, look, rng)
-        boxes = functools.partial(pipeline.draw_boxes, look, rng)
-        return Shown(functools.partial(ops.in_parts, opened.pieces, choose), boxes)
+    def drawn(index: int) -> Drawn:
+        return Drawn(look, clips.pieces, np.random.default_rng([seed, index]))
 
     def transform(index: int) -> Any:
-        frames = opened.pieces * look.frames
-        out = np.empty((look.repeats, frames, look.size, look.size, 3), np.uint8)
-        opened.show(index, *shown(index), out)
+        out = np.empty(look.train_shape(clips.pieces), np.uint8)
+        show(clips.open(index), drawn(index), out)
 
-    clips = opened.source.clips
-    if isinstance(clips, records.Shards):
+    if isinstance(clips.source.clips, records.Shards):
+        kept = clips.source.clips
 
         def decode(index: int) -> Any:
-            choose, boxes = shown(index)
-            record, found, _ = clips.pick(index, choose)
-            chosen = boxes(record.height, record.width)
-            return [rolls.decode(roll, record.height, record.width, chosen) for roll in found]
+            one, choice = kept.open(index), drawn(index)
+            found, _ = one.pick(choice.frames)
+            h, w = one.header.record.height, one.header.record.width
+            boxes = choice.boxes(h, w)
+            return [rolls.decode(roll, h, w, boxes) for roll in found]
 
         return dict(
-            read=lambda index: clips.pick(index, shown(index).choose),
+            read=lambda index: kept.open(index).pick(drawn(index).frames),
             decode=decode,
             transform=transform,
         )
     whole: dict[str, Stage] = dict(
-        decode=lambda index: opened.read(index, shown(index).choose), transform=transform
+        decode=lambda index: clips.open(index).read(drawn(index).frames), transform=transform
     )
-    if not os.path.isfile(opened.source.file(0)):
+    if not os.path.isfile(clips.source.file(0)):
         return whole  # drawn in memory
-    return dict(read=lambda index: Path(opened.source.file(index)).read_bytes()) | whole
+    return dict(read=lambda index: Path(clips.source.file(index)).read_bytes()) | whole
 
 
 def time_of(stage: Callable[[int], Any], places: Sequence[int] | range) -> float:
@@ -137,7 +129,7 @@ def time_together(
     batches: Iterator[Any], put: Callable[[Any], Any], rows: int, clips: int
 ) -> float:
     """Clips a second from storage to devices, after what was made ahead has been used up."""
-    for _ in range(pipeline.AHEAD + 2):
+    for _ in range(workers.AHEAD + 2):
         put(next(batches))
     steps = max(-(-clips // rows), 3)
     start = time.perf_counter()

@@ -121,6 +121,7 @@ SETS = {
                 rows,
                 sure=False,
                 vocabulary="train",
+                labelled=True,
             )
             for split, rows in zip(SPLITS, (158_581, 12_278, 72_821), strict=True)
         },
@@ -138,6 +139,7 @@ SETS = {
                 rows,
                 sure=False,
                 vocabulary="train",
+                labelled=True,
             )
             for split, rows in zip(SPLITS, (30_933, 6_415, 13_157), strict=True)
         },
@@ -155,6 +157,7 @@ SETS = {
                 rows,
                 sure=False,
                 vocabulary="train_frameqa" if kind == "frameqa" else "",
+                labelled=True,
             )
             for kind, (read, *counts) in TGIF.items()
             for split, rows in zip(("train", "test"), counts, strict=True)
@@ -173,6 +176,7 @@ SETS = {
                 rows,
                 sure=False,
                 vocabulary="train",
+                labelled=True,
             )
             for split, rows in zip(SPLITS, (32_000, 18_000, 8_000), strict=True)
         },
@@ -182,7 +186,14 @@ SETS = {
     "msrvtt_mc": Set(
         "MSRVTT-MC",
         "questions",
-        {"test": Split(read_msrvtt_mc, ("msrvtt_mc_test.json | msrvtt_mc_test.jsonl",), 2_990)},
+        {
+            "test": Split(
+                read_msrvtt_mc,
+                ("msrvtt_mc_test.json | msrvtt_mc_test.jsonl",),
+                2_990,
+                labelled=True,
+            )
+        },
         "videos as msrvtt; lists: VindLU's or ClipBERT's annotations",
         "not known",
         "five captions, of which one is the video's; nothing to train on",

@@ -161,7 +161,10 @@ def make_kinetics(classes: int, copy: str, media: str) -> Set:
     return Set(
         f"Kinetics-{classes}",
         "recognition",
-        {split: Split(read_kinetics, (file("train"), file(split))) for split in names},
+        {
+            split: Split(read_kinetics, (file("train"), file(split)), labelled=split != "test")
+            for split in names
+        },
         media,
         "CC-BY annotations",
         f"the usual copies hold {copy} training and validation clips; every laboratory's differ",
@@ -179,7 +182,12 @@ SETS = {
         "Something-Something V2",
         "recognition",
         {
-            split: Split(read_ssv2, (SSV2.format("labels"), SSV2.format(file)), rows)
+            split: Split(
+                read_ssv2,
+                (SSV2.format("labels"), SSV2.format(file)),
+                rows,
+                labelled=split != "test",
+            )
             for split, file, rows in (
                 ("train", "train", 168_913),
                 ("val", "validation", 24_777),
@@ -195,7 +203,11 @@ SETS = {
         "recognition",
         {
             f"{split}_{n}": Split(
-                read_ucf, ("classInd.txt", f"{split}list{n:02d}.txt"), rows, sure=False
+                read_ucf,
+                ("classInd.txt", f"{split}list{n:02d}.txt"),
+                rows,
+                sure=False,
+                labelled=True,
             )
             for split, counts in (("train", (9_537, 9_586, 9_624)), ("test", (3_783, 3_734, 3_696)))
             for n, rows in enumerate(counts, 1)
@@ -208,7 +220,11 @@ SETS = {
         "recognition",
         {
             f"{split}_{n}": Split(
-                partial(read_hmdb, code), (f"*_test_split{n}.txt",), rows, sure=False
+                partial(read_hmdb, code),
+                (f"*_test_split{n}.txt",),
+                rows,
+                sure=False,
+                labelled=True,
             )
             for split, code, rows in (("train", "1", 3_570), ("test", "2", 1_530))
             for n in (1, 2, 3)

@@ -62,6 +62,7 @@ class Split(NamedTuple):
     rows:  how many the split has by what was published; None: not known here
     sure:  whether a source for that number was found; False: from memory
     vocabulary: of open questions, the split in which answers are counted
+    labelled: whether rows have labels, or answers that become labels
     """
 
     read: Callable[..., Iterator[Row]]
@@ -69,6 +70,7 @@ class Split(NamedTuple):
     rows: int | None = None
     sure: bool = True
     vocabulary: str = ""
+    labelled: bool = False
 
 
 class Set(NamedTuple):

@@ -1,0 +1,288 @@
+"""From rows to batches: their words and labels, the count of failures, and evaluation streams."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int
+
+from vtp_jax.data import look as looks
+from vtp_jax.data import sources, video
+from vtp_jax.data.look import Drawn, Look, Middle, Pixels
+from vtp_jax.data.open import Clips, Words, known_clips, unknown_clip
+from vtp_jax.data.order import Order, rows_of
+from vtp_jax.data.workers import Run
+from vtp_jax.types import Batch, Stream, UserError
+
+JUDGED = 100  # rows (or an epoch, if that is less) before too many failures stop a run
+CHANCE = 5  # standard deviations
+CAPTION = 3  # purpose of a random generator; those of the other modules differ
+CAUSES = tuple(video.CAUSES)
+GOOD, PADDING = -1, -2  # codes of rows, in addition to the numbers of causes
+
+
+# Rows.
+
+
+class TrainingRow(NamedTuple):
+    """Makes a row: which part of its clip it shows depends on (seed, epoch, index) alone."""
+
+    clips: Clips
+    look: Look
+    order: Order
+    seed: int
+
+    def __call__(self, place: int, out: Pixels) -> tuple[int, sources.Clip | None]:
+        return attempt(self, self.clips, self.order, place, out)
+
+    def show(self, reader: looks.Reader, epoch: int, index: int, out: Pixels) -> None:
+        rng = np.random.default_rng([looks.LOOK, self.seed, epoch, index])
+        looks.show(reader, Drawn(self.look, self.clips.pieces, rng), out)
+
+
+class EvalRow(NamedTuple):
+    """Makes a row of an evaluation stream: the middle of its clip, or all test views."""
+
+    clips: Clips
+    look: Look
+    order: Order
+
+    def __call__(self, place: int, out: Pixels) -> tuple[int, sources.Clip | None]:
+        return attempt(self, self.clips, self.order, place, out)
+
+    def show(self, reader: looks.Reader, epoch: int, index: int, out: Pixels) -> None:
+        if self.look.views is None:
+            looks.show(reader, Middle(self.look, self.clips.pieces), out)
+        else:
+            looks.show_views(reader, self.look, out)
+
+
+def attempt(
+    row: TrainingRow | EvalRow, clips: Clips, order: Order, place: int, out: Pixels
+) -> tuple[int, sources.Clip | None]:
+    """Finds the clip of a place, once, and writes its pixels, or zeros; returns (code, clip). Any
+    error other than Unreadable is a bug, and raised."""
+    step, at = divmod(place, order.rows)
+    epoch, index = (int(column[at]) for column in rows_of(order, step))
+    if index < 0:
+        out[...] = 0
+        return PADDING, None
+    clip = None
+    try:
+        reader = clips.open(index)
+        clip = reader.clip
+        row.show(reader, epoch, index, out)
+        return GOOD, clip
+    except video.Unreadable as error:
+        out[...] = 0
+        return CAUSES.index(error.cause), clip or unknown_clip(index, error)
+
+
+def encode(words: Words | None, captions: Sequence[str], pieces: int = 1) -> dict[str, Any]:
+    """text, text_mask and maskable "b l" of captions; "b k l" where each row has k = `pieces`
+    captions, one after the other."""
+    if words is None:
+        return {}
+    ids, mask, maskable = words.tokenizer.encode(captions, words.length)
+    found = dict(text=ids, text_mask=mask, maskable=maskable)
+    if pieces == 1:
+        return found
+    return {key: x.reshape(-1, pieces, words.length) for key, x in found.items()}
+
+
+def classify(clips: Sequence[sources.Clip | None], classes: int) -> dict[str, Any]:
+    """The labels "b" of clips, -1 for those without; nothing where the source has no classes."""
+    if not classes:
+        return {}
+    labels = (None if clip is None else clip.label for clip in clips)
+    return dict(label=np.asarray([-1 if k is None else k for k in labels], np.int32))
+
+
+def train_batches(
+    clips: Clips,
+    look: Look,
+    words: Words | None,
+    order: Order,
+    seed: int,
+    run: Run,
+    ledger: Ledger,
+    first_step: int,
+) -> Iterator[Batch]:
+    """Endless training batches from a step on; nothing before it is decoded."""
+    row, shape = TrainingRow(clips, look, order, seed), look.train_shape(clips.pieces)
+    classes = clips.source.survey().classes
+    ledger.clear()
+    for step, (pixels, codes, found) in enumerate(
+        run(row, shape, order.rows, first_step * order.rows, None), first_step
+    ):
+        epochs, indices = rows_of(order, step)
+        captions = [
+            caption
+            for e, i, clip in zip(epochs, indices, found, strict=True)
+            for caption in choose_captions(clip, clips.pieces, seed, int(e), int(i))
+        ]
+        ledger.enter(indices, codes, found)
+        yield dict(
+            video=pixels,
+            **encode(words, captions, clips.pieces),
+            **classify(found, classes),
+            id=indices.astype(np.int32),
+            valid=codes == GOOD,
+        )
+
+
+def choose_captions(
+    clip: sources.Clip | None, pieces: int, seed: int, epoch: int, index: int
+) -> Sequence[str]:
+    """One of a video's captions, or those of its pieces, which are all of them."""
+    captions = () if clip is None else clip.captions
+    if pieces > 1:
+        if clip is not None and len(captions) not in (0, pieces):
+            raise UserError(f"'{clip.path}' has {len(captions)} captions, of pieces={pieces}")
+        return captions or [""] * pieces
+    if len(captions) < 2:
+        return captions or [""]
+    rng = np.random.default_rng([CAPTION, seed, epoch, index])
+    return [captions[int(rng.integers(len(captions)))]]
+
+
+class Ledger:
+    """What became of the rows handed out: counts by cause, each failure named once in the log."""
+
+    def __init__(self, source: sources.Source, max_failed: float):
+        self.source = source
+        self.max_failed = max_failed
+        self.named: dict[int, str] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        self.rows = 0
+        self.failed: collections.Counter[str] = collections.Counter()
+
+    def counts(self) -> dict[str, int]:
+        """rows, failed, and failed/<cause> for the causes that occurred."""
+        by_cause = {f"failed/{cause}": n for cause, n in sorted(self.failed.items())}
+        return dict(rows=self.rows, failed=self.failed.total(), **by_cause)
+
+    def enter(
+        self,
+        indices: Int[np.ndarray, "b"],
+        codes: Int[np.ndarray, "b"],
+        clips: Sequence[sources.Clip | None],
+    ) -> None:
+        """Counts a batch. Raises UserError when too large a share of all rows has failed."""
+        self.rows += int((codes != PADDING).sum())
+        for index, code, clip in zip(indices.tolist(), codes.tolist(), clips, strict=True):
+            if code >= 0:
+                self.failed[CAUSES[code]] += 1
+                self.name(index, CAUSES[code], clip)
+        if self.rows >= min(JUDGED, len(self.source.clips)) and self.too_many():
+            by_cause = ", ".join(f"{n} {cause}" for cause, n in self.failed.most_common())
+            first = ", ".join(map(repr, list(self.named.values())[:3]))
+            raise UserError(
+                f"{self.failed.total()} of {self.rows} rows cannot be read ({by_cause}), more than "
+                f"max_failed={self.max_failed}; first {first}; look with vtp_jax.prepare check"
+            )
+
+    def too_many(self) -> bool:
+        """Whether more clips have failed than may at all, or more rows than can be chance where as
+        many clips fail as may."""
+        clips, rows = (self.max_failed * n for n in (len(self.source.clips), self.rows))
+        return len(self.named) > clips or self.failed.total() > rows + CHANCE * math.sqrt(rows)
+
+    def name(self, index: int, cause: str, clip: sources.Clip | None) -> None:
+        if index not in self.named:
+            self.named[index] = path = str(index) if clip is None else clip.path
+            logging.warning("unreadable video %s: %s (%s)", path, cause, video.CAUSES[cause])
+
+
+# The evaluation streams.
+
+
+def open_streams(
+    name: str,
+    clips: Clips,
+    look: Look,
+    words: Words | None,
+    make_order: Callable[[int], Order],
+    run: Run,
+) -> dict[str, Stream]:
+    """`name`: every video once; `name/captions`, where words are read: every caption once. Records
+    of shards are read once for the table of both, and once a row."""
+    known = known_clips(clips.source)
+    table = make_table(clips.source, known)
+    streams = {name: stream_videos(clips, look, words, make_order, run, table)}
+    if words:
+        streams[f"{name}/captions"] = stream_captions(known, words, make_order, table)
+    return streams
+
+
+def stream_videos(
+    clips: Clips,
+    look: Look,
+    words: Words | None,
+    make_order: Callable[[int], Order],
+    run: Run,
+    table: dict[str, Any],
+) -> Stream:
+    """Every video once with its first caption; an unreadable one is `valid=False`."""
+    count, pieces = len(clips.source.clips), clips.pieces
+    order = make_order(count)
+    row, shape = EvalRow(clips, look, order), look.eval_shape(pieces)
+    classes = clips.source.survey().classes
+    ledger = Ledger(clips.source, max_failed=1.0)
+
+    def batches() -> Iterator[Batch]:
+        stop = order.rows * -(-count // order.batch)
+        for step, (pixels, codes, found) in enumerate(run(row, shape, order.rows, 0, stop)):
+            _, indices = rows_of(order, step)
+            ledger.enter(indices, codes, found)
+            told = ((clip.captions if clip else ()) or [""] * pieces for clip in found)
+            yield dict(
+                video=pixels,
+                **encode(words, [c for row in told for c in row[:pieces]], pieces),
+                **classify(found, classes),
+                id=indices.astype(np.int32),
+                valid=codes == GOOD,
+            )
+
+    return Stream(batches, count, table)
+
+
+def stream_captions(
+    known: Sequence[sources.Clip],
+    words: Words,
+    make_order: Callable[[int], Order],
+    table: dict[str, Any],
+) -> Stream:
+    """Every caption once; `id` is that of its video."""
+    pairs = [(i, text) for i, clip in enumerate(known) for text in clip.captions]
+    order = make_order(len(pairs))
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, order.rows * -(-len(pairs) // order.batch), order.rows):
+            _, ranks = order.at(np.arange(start, start + order.rows))
+            chosen = [pairs[r] if r >= 0 else (-1, "") for r in ranks]
+            yield dict(
+                encode(words, [text for _, text in chosen]),
+                id=np.asarray([i for i, _ in chosen], np.int32),
+                valid=ranks >= 0,
+            )
+
+    return Stream(batches, len(pairs), table)
+
+
+def make_table(source: sources.Source, known: Sequence[sources.Clip]) -> dict[str, Any]:
+    """By id: `caption` (the first), `captions` (all), `label` (None where it has none), `path`."""
+    return dict(
+        caption=[clip.captions[0] if clip.captions else "" for clip in known],
+        captions=[clip.captions for clip in known],
+        label=[clip.label for clip in known],
+        path=[os.path.join(source.root, clip.path) for clip in known],
+    )

@@ -1,0 +1,391 @@
+"""From the sections of `config.data` to sets of clips, a look and a tokenizer.
+
+A set is opened by its kind (`OPENERS`), and several are mixed into one. A row finds its clip once
+(`Clips.open`): captions, label and frames come from that one reading of its record.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from vtp_jax.data import records, sets, shapes, sources, video
+from vtp_jax.data import text as tokens
+from vtp_jax.data.look import BOXES, SAMPLINGS, Boxes, Look, Reader, cut_frames
+from vtp_jax.data.order import Order, mixed_order, shuffled_order
+from vtp_jax.types import UserError
+
+
+class Clips(NamedTuple):
+    """A source and how its clips are read.
+
+    open:   index -> the clip and its frames; raises video.Unreadable
+    pieces: the number of equal parts of a video of which a row shows a clip each, in order,
+            "v t h w c", with the parts' captions "v l", which are all captions of the video;
+            1 shows one clip of the whole video, and one caption
+    every:  frames between two that are stored; the others show the stored one before
+    sets:   of a mixture, the number of clips of each set, and its weight
+    """
+
+    source: sources.Source
+    open: Callable[[int], Reader]
+    pieces: int = 1
+    every: int = 1
+    sets: Sequence[tuple[int, float]] = ()
+
+
+class Words(NamedTuple):
+    """A tokenizer and the number of tokens of a row."""
+
+    tokenizer: tokens.Tokenizer
+    length: int
+
+
+class More(NamedTuple):
+    """A further source of training batches. train: as `make`'s; video: what differs from `make`'s;
+    batch: rows, `make`'s by default; turns: the number of its batches in a round."""
+
+    train: Mapping[str, Any]
+    video: Mapping[str, Any] = {}
+    batch: int | None = None
+    turns: int = 1
+
+
+def fit(where: str, function: Callable[..., Any], given: Mapping[str, Any], *first: Any) -> Any:
+    """function(*first, **given), after checking the names in `given`. Raises UserError."""
+    try:
+        inspect.signature(function).bind(*first, **given)
+    except TypeError as error:
+        known = list(inspect.signature(function).parameters)[len(first) :]
+        raise UserError(f"{where}: {error}; it takes {', '.join(known)}") from None
+    return function(*first, **given)
+
+
+def open_look(where: str, video: Mapping[str, Any]) -> Look:
+    """The `Look` of a section. Raises UserError."""
+    look = fit(where, Look, video)
+    if look.sampling not in SAMPLINGS:
+        raise UserError(f"{where}.sampling={look.sampling!r}; known: {', '.join(SAMPLINGS)}")
+    if look.crop not in BOXES:
+        raise UserError(f"{where}.crop={look.crop!r} is not known; known: {', '.join(BOXES)}")
+    return look
+
+
+def list_parts(
+    train: Mapping[str, Any], also: Mapping[str, Mapping[str, Any]] | None, turns: int = 1
+) -> dict[str, More]:
+    """Every source of training batches, by its place in the config; `data.train` is the first."""
+    parts = {"data.train": More(train, turns=turns)}
+    for name, one in (also or {}).items():
+        where = f"data.also.{name}"
+        parts[where] = fit(where, More, one)
+    return parts
+
+
+# Sets of clips.
+
+
+def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Clips:
+    """The clips of one set, or of several that are mixed: see `pipeline.make`."""
+    given = dict(given)
+    kind = given.pop("kind", kind)
+    if kind not in OPENERS:
+        raise UserError(f"{where}: kind={kind!r} is not known; known: {', '.join(OPENERS)}")
+    if "mix" not in given:
+        if kind == "shards":
+            kind, given = choose_kind(where, given)
+        return fit(where, OPENERS[kind], given, split)
+    parts = {name: dict(one) for name, one in given.pop("mix").items()}
+    if given or not parts:
+        raise UserError(f"{where}.mix takes sets by name, and no other key may be next to it")
+    weights = [float(one.pop("weight", 1.0)) for one in parts.values()]
+    return mix(
+        [open_set(f"{where}.mix.{name}", kind, one, split) for name, one in parts.items()], weights
+    )
+
+
+def choose_kind(where: str, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The kind and arguments of a set of a config whose kind is `shards`.
+
+    A config's sets name caption files, and no flag removes a key. So what only files have is
+    dropped for shards, and a set other than training's that has no shards is read from files.
+    """
+    if "captions" in given and not where.startswith("data.train") and not holds_shards(given):
+        logging.info("%s: no shards in %s, so files are read", where, given.get("root"))
+        return "files", given
+    files, own = (set(inspect.signature(OPENERS[kind]).parameters) for kind in ("files", "shards"))
+    return "shards", {name: value for name, value in given.items() if name not in files - own}
+
+
+def holds_shards(given: Mapping[str, Any]) -> bool:
+    try:
+        return "shards" in json.loads((Path(given["root"]) / records.MANIFEST).read_text("utf-8"))
+    except (KeyError, OSError, ValueError):
+        return False
+
+
+class File(NamedTuple):
+    """A clip in a video file of its own."""
+
+    clip: sources.Clip
+    path: str
+
+    def read(self, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
+        return video.read_frames(self.path, choose)
+
+    def show(self, choose: video.Choose, boxes: Boxes, out: UInt8[np.ndarray, "v t s s c"]) -> None:
+        cut_frames(self.read(choose), boxes, out)
+
+
+def open_file(source: sources.Source, index: int) -> File:
+    return File(source.clips[index], source.file(index))
+
+
+def from_source(source: sources.Source, pieces: int = 1) -> Clips:
+    """The clips of a source of files."""
+    return Clips(source, functools.partial(open_file, source), pieces)
+
+
+def open_files(
+    split: str,
+    *,
+    root: str,
+    captions: str,
+    path_column: str = "path",
+    caption_column: str | None = "caption",
+    label_column: str | None = None,
+    answers: str | None = None,
+    max_absent: float = 0.0,
+    pieces: int = 1,
+) -> Clips:
+    """The videos that a caption file names: see `sources.load`. `split` changes nothing. pieces:
+    more than 1 where the captions of a video, as many, are those of its equal parts, in order."""
+    source = sources.load(
+        root,
+        captions,
+        path_column=path_column,
+        caption_column=caption_column,
+        label_column=label_column,
+        answers=answers,
+        max_absent=max_absent,
+    )
+    if pieces > 1 and (odd := [c for c in source.clips if len(c.captions) != pieces]):
+        raise UserError(
+            f"{captions}: '{odd[0].path}' has {len(odd[0].captions)} captions; "
+            f"pieces={pieces} needs one for each of its parts"
+        )
+    return from_source(source, pieces)
+
+
+class Drawing(NamedTuple):
+    """A clip of the shapes corpus, or several in order, drawn when they are read."""
+
+    clip: sources.Clip
+    plan: shapes.Plan
+    split: str
+    numbers: Sequence[int]
+
+    def read(self, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
+        film = np.concatenate([shapes.read(self.plan, self.split, i) for i in self.numbers])
+        return film[choose(len(film))]
+
+    def show(self, choose: video.Choose, boxes: Boxes, out: UInt8[np.ndarray, "v t s s c"]) -> None:
+        cut_frames(self.read(choose), boxes, out)
+
+
+def open_drawing(
+    source: sources.Source, plan: shapes.Plan, split: str, pieces: int, index: int
+) -> Drawing:
+    numbers = range(index * pieces, (index + 1) * pieces)
+    return Drawing(source.clips[index], plan, split, numbers)
+
+
+def open_shapes(
+    split: str,
+    *,
+    clips: int,
+    side: int = 64,
+    frames: int = 16,
+    seed: int = 0,
+    label: str | None = None,
+    caption: str = "attributes",
+    pieces: int = 1,
+) -> Clips:
+    """The first `clips` of a split of the shapes corpus.
+
+    label: the attribute that is the class, if any; caption: what it describes, see `shapes.source`
+    pieces: above 1, `clips` longer videos, each of `pieces` clips that follow each other
+    """
+    if pieces > 1 and label is not None:
+        raise UserError("shapes: a video of several pieces has no one label; drop label or pieces")
+    count = clips * pieces
+    plan = shapes.Plan(train=count, val=count, side=side, frames=frames, seed=seed)
+    source = sources.in_a_row(shapes.source(plan, split, label, caption), pieces)
+    return Clips(source, functools.partial(open_drawing, source, plan, split, pieces), pieces)
+
+
+def open_community(
+    _: str,
+    /,
+    *,
+    set: str,
+    split: str,
+    manual_dir: str,
+    answers: int | str = 1500,
+    max_absent: float = 0.0,
+) -> Clips:
+    """A split of one of the community's data sets, by name: see `sets.load`."""
+    return from_source(sets.load(set, split, manual_dir, answers=answers, max_absent=max_absent))
+
+
+def open_shards(split: str, *, root: str, pieces: int = 1) -> Clips:
+    """The clips of a folder that `vtp_jax.prepare shards` wrote. `split` changes nothing; `pieces`
+    as of `open_files`."""
+    clips = records.Shards(root)
+    if pieces > 1 and (fewest := clips.facts.captions) < pieces:
+        raise UserError(
+            f"{root}: some clips have {fewest} captions; pieces={pieces} needs one for each part"
+        )
+    return Clips(clips.source, clips.open, pieces, every=clips.every)
+
+
+OPENERS: Mapping[str, Callable[..., Clips]] = dict(
+    files=open_files, shards=open_shards, shapes=open_shapes, sets=open_community
+)
+
+
+class Member(NamedTuple):
+    """A clip of a set that is mixed with others, by its whole path."""
+
+    clip: sources.Clip
+    reader: Reader
+
+    def read(self, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
+        return self.reader.read(choose)
+
+    def show(self, choose: video.Choose, boxes: Boxes, out: UInt8[np.ndarray, "v t s s c"]) -> None:
+        self.reader.show(choose, boxes, out)
+
+
+def open_member(
+    find: Callable[[int], tuple[int, int]], parts: Sequence[Clips], index: int
+) -> Member:
+    part, own = find(index)
+    reader = parts[part].open(own)
+    path = os.path.join(parts[part].source.root, reader.clip.path)
+    return Member(reader.clip._replace(path=path), reader)
+
+
+def mix(parts: Sequence[Clips], weights: Sequence[float]) -> Clips:
+    """Several sets as one."""
+    if len({one.pieces for one in parts}) > 1:
+        raise UserError("sets that are mixed must have the same number of pieces")
+    joined = sources.Joined([one.source for one in parts])
+    return Clips(
+        sources.join([one.source for one in parts]),
+        functools.partial(open_member, joined.find, parts),
+        pieces=parts[0].pieces,
+        every=math.lcm(*(one.every for one in parts)),
+        sets=[(len(one.source.clips), w) for one, w in zip(parts, weights, strict=True)],
+    )
+
+
+def make_order(clips: Clips, rows: int, process: tuple[int, int], seed: int) -> Order:
+    """The order of training."""
+    if not clips.sets:
+        return shuffled_order(rows, process, seed, len(clips.source.clips))
+    counts, weights = zip(*clips.sets, strict=True)
+    return mixed_order(rows, process, seed, counts, weights)
+
+
+# Clips whose record cannot be read.
+
+
+def unknown_clip(index: int, error: video.Unreadable) -> sources.Clip:
+    """What is known of a clip whose record is damaged: a name for the log."""
+    return sources.Clip(f"clip {index} ({error.detail})", ())
+
+
+def known_clips(source: sources.Source) -> list[sources.Clip]:
+    """All clips of a source. Each record of a shard is read for it."""
+    return [known_clip(source, index) for index in range(len(source.clips))]
+
+
+def known_clip(source: sources.Source, index: int) -> sources.Clip:
+    try:
+        return source.clips[index]
+    except video.Unreadable as error:
+        return unknown_clip(index, error)
+
+
+# Words.
+
+
+def open_text(
+    source: sources.Source,
+    *,
+    kind: str,
+    length: int,
+    path: str | None = None,
+    vocab_size: int | None = None,
+) -> Words:
+    """The tokenizer at `path`; without one, SentencePiece trained here and now on the captions of
+    `source`, which is for small corpora.
+
+    vocab_size: the number of pieces; of a tokenizer that is trained, at most so many (256 by
+    default). A file's own number is used where it differs, and that is reported.
+    """
+    if length < 3:
+        raise UserError(f"data.text.length={length} holds no word between [CLS] and [SEP]")
+    if path is None:
+        if kind != "sentencepiece":
+            raise UserError(f"data.text: kind {kind!r} needs a path")
+        captions = [caption for clip in known_clips(source) for caption in clip.captions]
+        return Words(tokens.train(captions, None, vocab_size or tokens.SMALL), length)
+    tokenizer = tokens.make(kind=kind, path=path)
+    expected = tokens.expected(kind, vocab_size)
+    wrong = [k for k, n in expected.items() if tokenizer.facts.get(k) != n]
+    if wrong:
+        told = ", ".join(f"{k}={tokenizer.facts.get(k)} (not {expected[k]})" for k in wrong)
+        logging.warning("data.text: %s has %s; its own numbers are used", path, told)
+    return Words(tokenizer, length)
+
+
+# Checks of what fits together.
+
+
+def check_captions(source: sources.Source, where: str) -> None:
+    if not source.survey().captions:
+        raise UserError(f"{where} has no captions to read; name caption_column, or drop data.text")
+
+
+def check_views(clips: Clips, where: str, name: str, asked: bool) -> None:
+    if clips.pieces > 1 and asked:
+        raise UserError(
+            f"{where}.pieces={clips.pieces} and data.video.{name} both ask for several clips of a "
+            "video; drop one of them"
+        )
+
+
+def check_stride(clips: Clips, where: str, look: Look) -> None:
+    if look.sampling == "segments" and clips.every > 1:
+        raise UserError(
+            f"{where}: data.video.sampling='segments' takes any frame of a video, and the shards "
+            f"hold every {clips.every}th; prepare them with --every 1"
+        )
+    if look.frames > 1 and look.stride % clips.every:
+        raise UserError(
+            f"{where}: frames {look.stride} apart are asked for, of shards that hold every "
+            f"{clips.every}th; set data.video.stride to a multiple, or prepare them with "
+            f"--every {math.gcd(look.stride, clips.every)}"
+        )

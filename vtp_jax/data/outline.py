@@ -1,0 +1,130 @@
+"""What will `config.data` give? Shapes of its training batches, and the facts that methods need.
+
+`describe` answers from the config alone, without reading a file: for planning and measuring where
+the data is not, and for tests. The pipeline builds its own spec and facts by the same functions, of
+what its files have. Shapes are drawn, not read, so `describe` opens them as the pipeline does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from vtp_jax.data import sets, sources
+from vtp_jax.data import text as tokens
+from vtp_jax.data.look import Look
+from vtp_jax.data.open import More, fit, list_parts, open_look, open_set, open_text
+from vtp_jax.types import KEYS, Spec, UserError
+
+# RGB in [0, 1]: ImageNet's, as SimVTP and VideoMAE.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Outline(NamedTuple):
+    """What a config's data gives.
+
+    spec:  shapes and dtypes of a global training batch
+    facts: mean and std of pixels; of the tokenizer, vocab_size, pad_id, cls_id, sep_id, and
+           unk_id and mask_id where it has them; labels, the number of classes: 0 without labels,
+           absent where only the files have it
+    """
+
+    spec: Spec
+    facts: Mapping[str, Any]
+
+
+def describe(data: Mapping[str, Any], batch: int) -> Outline:
+    """The outline of `config.data` for `config.batch`, from the config alone.
+
+    Raises UserError where the config does not say how large the vocabulary of a file is.
+    """
+    parts = list_parts(data["train"], data.get("also"))
+    kind, train = data["kind"], data["train"]
+    counts = [count_classes(where, kind, one.train) for where, one in parts.items()]
+    text = data.get("text") or {}
+    return Outline(
+        make_spec(
+            batch,
+            open_look("data.video", data["video"]),
+            pieces=next(plain_sets(kind, train))[1].get("pieces", 1),
+            length=text.get("length", 0),
+            labelled=is_labelled(kind, train),
+        ),
+        make_facts(
+            describe_words(kind, parts, text) if text else {},
+            labels=None if None in counts else sum(n or 0 for n in counts),
+        ),
+    )
+
+
+def make_spec(batch: int, look: Look, *, pieces: int, length: int, labelled: bool) -> Spec:
+    """Shapes and dtypes of a global training batch. length: tokens of a text, 0 without text."""
+    several = () if pieces == 1 else (pieces,)
+    rows = dict(video=look.train_shape(pieces), id=(), valid=())
+    if length:
+        rows |= {key: (*several, length) for key in ("text", "text_mask", "maskable")}
+    if labelled:
+        rows["label"] = ()
+    return {k: jax.ShapeDtypeStruct((batch, *s), KEYS[k].dtype) for k, s in rows.items()}
+
+
+def make_facts(words: Mapping[str, int], labels: int | None) -> dict[str, Any]:
+    """What methods need to know. words: the tokenizer's facts; labels: None where not known."""
+    known = {} if labels is None else dict(labels=labels)
+    return dict(words, mean=MEAN, std=STD, **known)
+
+
+def plain_sets(kind: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(kind, arguments) of a set, or of each set of a mixture."""
+    kind = given.get("kind", kind)
+    if "mix" not in given:
+        yield kind, given
+    for one in given.get("mix", {}).values():
+        yield from plain_sets(kind, one)
+
+
+def is_labelled(kind: str, given: Mapping[str, Any]) -> bool:
+    """Whether batches of a set have labels, as its section says. Shards have what they were made
+    of: their section says so by `label_column`, as that of their files."""
+    for kind_, one in plain_sets(kind, given):
+        if kind_ == "shapes":
+            found = one.get("label") is not None or one.get("caption") == "question"
+        elif kind_ == "sets":
+            found = sets.find(one["set"], one["split"]).labelled
+        else:
+            found = one.get("label_column") is not None
+        if found:
+            return True
+    return False
+
+
+def is_drawn(kind: str, given: Mapping[str, Any]) -> bool:
+    """Whether all of it is drawn in memory."""
+    return all(one == "shapes" for one, _ in plain_sets(kind, given))
+
+
+def count_classes(where: str, kind: str, given: Mapping[str, Any]) -> int | None:
+    """The number of classes of a set; None where only its files have it."""
+    if not is_labelled(kind, given):
+        return 0
+    if is_drawn(kind, given):
+        return open_set(where, kind, given, "train").source.survey().classes
+    return None
+
+
+def describe_words(
+    kind: str, parts: Mapping[str, More], text: Mapping[str, Any]
+) -> Mapping[str, int]:
+    """The facts of the tokenizer of `data.text`."""
+    path, size = text.get("path"), text.get("vocab_size")
+    if path is None and all(is_drawn(kind, one.train) for one in parts.values()):
+        opened = [open_set(w, kind, one.train, "train").source for w, one in parts.items()]
+        return fit("data.text", open_text, text, sources.join(opened)).tokenizer.facts
+    facts = tokens.expected(text["kind"], tokens.SMALL if path is None and size is None else size)
+    if "vocab_size" not in facts:
+        raise UserError(
+            f"data.text: only {path} has the number of its pieces; set data.text.vocab_size"
+        )
+    return facts

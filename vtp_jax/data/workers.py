@@ -1,0 +1,111 @@
+"""Where rows are made: one after the other in this thread, or several at once by tf.data.
+
+The only place that runs TensorFlow. Rows are written into arrays of whole batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int, UInt8
+
+from vtp_jax.data.sources import Clip
+
+AHEAD = 2  # batches made before they are asked for
+
+Pixels = UInt8[np.ndarray, "..."]
+# (place, array for its pixels) -> (code of what became of it, its clip: None where it is padding)
+Attempt = Callable[[int, Pixels], tuple[int, Clip | None]]
+
+
+class Rows(NamedTuple):
+    """The rows of a batch as they were made: pixels "b ...", codes "b", and a clip for each."""
+
+    pixels: Pixels
+    codes: Int[np.ndarray, "b"]
+    clips: Sequence[Clip | None]
+
+
+Run = Callable[..., Iterator[Rows]]
+
+
+def run_here(
+    attempt: Attempt, shape: Sequence[int], rows: int, first: int, stop: int | None, workers: int
+) -> Iterator[Rows]:
+    """Batches of `rows` places from `first` (to `stop`), one after the other, when asked for."""
+    for start in itertools.count(first, rows) if stop is None else range(first, stop, rows):
+        pixels = np.empty((rows, *shape), np.uint8)
+        codes, clips = zip(*(attempt(start + n, row) for n, row in enumerate(pixels)), strict=True)
+        yield Rows(pixels, np.asarray(codes, np.int32), clips)
+
+
+def run_tfdata(
+    attempt: Attempt, shape: Sequence[int], rows: int, first: int, stop: int | None, workers: int
+) -> Iterator[Rows]:
+    """As `run_here`, by tf.data: `workers` rows at a time, `AHEAD` batches before they are due.
+
+    TensorFlow is handed the codes alone: its own copies of pixels would cost up to 2 ms a clip.
+    Holds at most AHEAD + 2 batches, and what `workers` videos need while they are decoded.
+    """
+    tf = import_tensorflow()
+    held = (AHEAD + 2) * rows * math.prod(shape) / 2**20
+    logging.info("tf.data: %d workers, at most %.0f MiB of batches", workers, held)
+    batches: dict[int, tuple[Pixels, list[Clip | None]]] = {}
+    lock = threading.Lock()
+
+    def row(place: Any) -> np.int32:
+        number, at = divmod(int(place) - first, rows)
+        with lock:
+            if number not in batches:
+                batches[number] = np.empty((rows, *shape), np.uint8), [None] * rows
+            pixels, clips = batches[number]
+        code, clips[at] = attempt(int(place), pixels[at])
+        return np.int32(code)
+
+    data = tf.data.Dataset.range(first, np.iinfo(np.int64).max if stop is None else stop)
+    data = data.map(
+        lambda place: tf.numpy_function(row, [place], tf.int32),
+        num_parallel_calls=workers,
+        deterministic=True,
+    )
+    data = data.batch(rows, drop_remainder=True).prefetch(AHEAD)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = workers + 1
+    holder = [iter(data.with_options(options))]
+    made = hand_out(holder, batches)
+    # TensorFlow's threads call Python; without this the interpreter never ends, waiting for them.
+    weakref.finalize(made, holder.clear)
+    return made
+
+
+def hand_out(
+    holder: list[Any], batches: dict[int, tuple[Pixels, list[Clip | None]]]
+) -> Iterator[Rows]:
+    """The batches of the iterator in `holder`, until they end or it is taken away."""
+    for number in itertools.count():
+        codes = next(holder[0], None) if holder else None
+        if codes is None:
+            return
+        pixels, clips = batches.pop(number)
+        yield Rows(pixels, codes.numpy(), clips)
+
+
+@functools.cache
+def import_tensorflow() -> Any:
+    """TensorFlow, kept off the accelerators: JAX needs their memory."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    return tf
