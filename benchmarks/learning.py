@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from vtp_jax.run import metrics, sharding
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, cli, config
 from vtp_jax.types import State, UserError
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
@@ -136,34 +136,34 @@ CASES: Mapping[str, Case] = dict(
 )
 
 
-def changed(case: Case) -> dict[str, Any]:
+def changed(case: Case) -> config.Config:
     """The config of a case, as `train` takes it."""
-    config = cli.load_config(case.config)
-    with config.unlocked(), config.ignore_type():
+    cfg = config.read(case.config)
+    with cfg.unlocked(), cfg.ignore_type():
         for path, value in case.changes.items():
             *parts, last = path.split(".")
-            inner = config
+            inner = cfg
             for part in parts:
                 inner = inner[part]
             if last in inner or not path.startswith("optim.lr."):
                 inner[last] = value
-        for check in config.evals.values():
+        for check in cfg.evals.values():
             check.every = 0  # at the end only
-    return cli.plain(config)
+    return config.make(cfg)
 
 
-def untrained(cfg: Mapping[str, Any], silent: str | None = None) -> dict[str, float]:
+def untrained(cfg: config.Config, silent: str | None = None) -> dict[str, float]:
     """The evaluation results of the net before its first step, the parameters `silent` set to 0."""
-    mesh = sharding.make_mesh(**cfg["mesh"])
-    data = build.data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
+    mesh = sharding.make_mesh(**cfg.mesh)
+    data = build.data(cfg.data, batch=cfg.batch, seed=cfg.seed)
     method = build.method(cfg, data.facts)
-    start, _ = build.start(method, cfg["optim"], data.spec, cfg["seed"])
+    start, _ = build.start(method, cfg.optim, data.spec, cfg.seed)
     with sharding.activate(mesh):
         state: State = jax.jit(start)()
         if silent:
             answer = jax.tree.map(jnp.zeros_like, state.params[silent])
             state = state._replace(params={**state.params, silent: answer})
-        checks = build.evaluators(cfg["evals"], method, data.streams, mesh)
+        checks = build.evaluators(cfg.evals, method, data.streams, mesh)
         return {
             f"eval/{name}/{key}": value
             for name, (_, check) in checks.items()
@@ -179,7 +179,7 @@ def measure(name: str, out: Path | None = None) -> dict[str, Any]:
     before = untrained(cfg)
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        last = cli.call(train.train, "config", workdir=str(out / name) if out else folder, **cfg)
+        last = train.train(cfg, out / name if out else folder)
         took = time.monotonic() - began
     chance = case.chance
     if chance == HEAD:
@@ -190,7 +190,7 @@ def measure(name: str, out: Path | None = None) -> dict[str, Any]:
     return dict(
         method=name,
         config=case.config,
-        clips=cfg["steps"] * cfg["batch"],
+        clips=cfg.steps * cfg.batch,
         seconds=round(took),
         metric=case.metric.removeprefix("eval/"),
         better=case.better,

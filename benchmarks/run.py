@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from vtp_jax.data import shapes
 from vtp_jax.run import metrics, sharding
 from vtp_jax.run.step import make_step
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, cli, config
 
 OUT = Path(__file__).parent / "results" / "run.jsonl"
 
@@ -37,11 +37,11 @@ def measure_matmul(n: int = 2048) -> float:
     return 2 * n**3 / seconds(lambda: product(x), 10) / 1e9
 
 
-def measure_step(cfg: dict[str, Any]) -> tuple[float, float]:
+def measure_step(cfg: config.Config) -> tuple[float, float]:
     """(milliseconds, GFLOP by XLA's count) of a step."""
-    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    data = build.data(cfg.data, batch=cfg.batch, seed=0)
     method = build.method(cfg, data.facts)
-    start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
+    start, optimizer = build.start(method, cfg.optim, data.spec, 0)
     mesh = sharding.make_mesh()
     with sharding.activate(mesh):
         batch = sharding.put(next(iter(data.batches(0))), mesh)
@@ -51,23 +51,23 @@ def measure_step(cfg: dict[str, Any]) -> tuple[float, float]:
     return 1e3 * took, step.cost_analysis()["flops"] / 1e9
 
 
-def measure_data(cfg: dict[str, Any], batches: int = 40) -> float:
+def measure_data(cfg: config.Config, batches: int = 40) -> float:
     """Clips a second from mp4 files to numpy batches."""
-    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    data = build.data(cfg.data, batch=cfg.batch, seed=0)
     stream = data.batches(0)
     next(stream)
     start = time.perf_counter()
     for _ in range(batches):
         next(stream)
-    return batches * cfg["batch"] / (time.perf_counter() - start)
+    return batches * cfg.batch / (time.perf_counter() - start)
 
 
 def main(_: Any) -> None:
-    cfg = cli.plain(cli.load_config("configs/demo.py"))
-    text = dict(kind="sentencepiece", length=cfg["data"]["text"]["length"])
+    cfg = config.load("configs/demo.py")
+    text = dict(kind="sentencepiece", length=cfg.data["text"]["length"])
     with tempfile.TemporaryDirectory() as folder:
         shapes.write(folder, shapes.Plan(train=500, val=2))
-        cfg["data"].update(
+        cfg.data.update(
             train=dict(root=folder, captions=f"{folder}/train.csv"), evals={}, text=text
         )
         rate = measure_matmul()
@@ -77,7 +77,7 @@ def main(_: Any) -> None:
             jax=version("jax"),
             matmul_gflops=rate,
             step_ms=took,
-            step_clips_per_s=1e3 * cfg["batch"] / took,
+            step_clips_per_s=1e3 * cfg.batch / took,
             step_of_matmul=1e3 * work / took / rate,
             data_clips_per_s=measure_data(cfg),
         )

@@ -12,7 +12,8 @@ import pytest
 
 from vtp_jax.data import outline
 from vtp_jax.run import optim
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, config
+from vtp_jax.setup.config import Config
 from vtp_jax.types import Method, Spec, State
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ def all_switches(path: str) -> Iterator[str]:
 class Built(NamedTuple):
     """What a config is built to, of shapes alone."""
 
-    cfg: Mapping[str, Any]
+    cfg: Config
     facts: Mapping[str, Any]
     batch: Spec
     method: Method
@@ -62,14 +63,20 @@ class Built(NamedTuple):
 @functools.cache  # for all that is asked of it
 def built(spec: str) -> Built:
     """The config that `spec` names, relative to the root, which is the current folder."""
-    cfg = cli.plain(cli.load_config(spec))
-    batch, facts = outline.describe(cfg["data"], cfg["batch"])
+    cfg = config.load(spec)
+    batch, facts = outline.describe(cfg.data, cfg.batch)
     given = cfg
-    if isinstance((cfg.get("task") or {}).get("pick"), str):  # a file of others
-        given = {**cfg, "task": {**cfg["task"], "pick": [7, 3, 5]}}
+    if isinstance((cfg.task or {}).get("pick"), str):  # a file of VideoMAE V2's authors
+        given = cfg._replace(task={**cfg.task, "pick": [7, 3, 5]})
     method = build.method(given, facts)
-    start, optimizer = build.start(method, cfg["optim"], batch, 0)
+    start, optimizer = build.start(method, cfg.optim, batch, 0)
     return Built(cfg, facts, batch, method, optimizer, jax.eval_shape(start))
+
+
+def blank(**sections: Any) -> Config:
+    """A config of empty sections but for those given."""
+    empty = dict.fromkeys(("data", "method", "optim", "mesh", "evals", "checkpoint", "log"), {})
+    return config.make(dict(seed=0, steps=1, batch=8, sharding=[], **empty) | sections)
 
 
 def tiny_configs() -> list[str]:
@@ -79,12 +86,12 @@ def tiny_configs() -> list[str]:
 def one_for_each(*, tasks: bool) -> list[str]:
     """The first tiny config of each method, or of each method and task: two configs of one show
     nothing more where compiling is dear."""
-    configs = {p: cli.load_config(str(ROOT / p)) for p in tiny_configs()}
-    names = {p: c.task.name if "task" in c else "" for p, c in configs.items()}
+    configs = {p: config.load(str(ROOT / p)) for p in tiny_configs()}
+    names = {p: c.task["name"] if c.task else "" for p, c in configs.items()}
     chosen: dict[tuple[str, str], str] = {}
     for path, c in configs.items():
         if tasks or not names[path]:
-            chosen.setdefault((c.method.name, names[path]), path)
+            chosen.setdefault((c.method["name"], names[path]), path)
     return list(chosen.values())
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from tests.configs import ROOT, all_switches, built, config_files, file_name
 from vtp_jax import tree
 from vtp_jax.run import optim, sharding
+from vtp_jax.setup import config
 
 GOLDEN = Path(__file__).parent / "golden/recipes"
 
@@ -49,8 +50,8 @@ def number(value) -> str:
 def parameters(cfg, shapes) -> dict[str, tuple[str, str]]:
     """By name: the shape; and the rate, the decay and the axes that it is split over."""
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    rules = tree.flatten(optim.settings(cfg["optim"]["rules"], shapes.params))
-    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"], note=lambda text: None)
+    rules = tree.flatten(optim.settings(cfg.optim["rules"], shapes.params))
+    placed = sharding.state_shardings(shapes, mesh, cfg.sharding, note=lambda text: None)
     split, found = tree.flatten(placed.params), {}
     for name, leaf in tree.flatten(shapes.params).items():
         how = rules[name]
@@ -84,7 +85,7 @@ def written(path: str) -> str:
     base, parts = None, []
     for spec in all_switches(path):
         cfg, *_, shapes = built(spec)
-        found = Recipe(dict(leaves(cfg)), parameters(cfg, shapes))
+        found = Recipe(dict(leaves(config.plain(config.read(spec)))), parameters(cfg, shapes))
         parts.append(section(spec, found, base))
         base = base or found
     return "\n".join(parts)

@@ -25,7 +25,7 @@ from tests.configs import ROOT, config_files
 from tests.tasks import bases
 from vtp_jax.convert import formats
 from vtp_jax.data.sets import __main__ as sets
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 
 COMMAND = "python -m tests.tables"
 TABLE = re.compile(rf"(<!-- table (\w+): {COMMAND} -->\n).*?(<!-- end of the table -->)", re.S)
@@ -68,7 +68,7 @@ def configs() -> Mapping[str, list[str]]:
     several papers in one file, to that which its own header cites."""
     found: dict[str, list[str]] = {}
     for path in config_files():
-        method = cli.load_config(str(ROOT / path)).method.name
+        method = config.load(str(ROOT / path)).method["name"]
         known = papers(parts("methods")[method])
         cited = [one for one in known if one.arxiv in docstring(ROOT / path)]
         (one,) = known if len(known) == 1 else cited
@@ -76,8 +76,8 @@ def configs() -> Mapping[str, list[str]]:
     return found
 
 
-def name_of(config: str) -> str:
-    return config.removeprefix("configs/").removesuffix(".py")
+def name_of(path: str) -> str:
+    return path.removeprefix("configs/").removesuffix(".py")
 
 
 def rows(head: Sequence[str], cells: Iterator[Sequence[str]]) -> Iterator[str]:

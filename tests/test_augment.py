@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from tests.configs import ROOT
 from vtp_jax import augment
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, config
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
@@ -24,13 +24,13 @@ def test_methods_that_read_one_view_say_so_in_a_line():
     with pytest.raises(UserError, match="coca reads one view of a clip, and rows have 2: leave"):
         augment.one_view(spec, "coca")
     for path in ("coca/pretrain", "omnivl/pretrain", "tvtsv2/pretrain_yt_webvid"):
-        cfg = cli.plain(cli.load_config(str(ROOT / f"configs/{path}.py:tiny")))
-        cfg["data"]["train"].pop("pieces", None)  # they are no views
-        cfg["data"]["video"]["repeats"] = 2
-        data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+        cfg = config.load(str(ROOT / f"configs/{path}.py:tiny"))
+        cfg.data["train"].pop("pieces", None)  # they are no views
+        cfg.data["video"]["repeats"] = 2
+        data = build.data(cfg.data, batch=cfg.batch, seed=0)
         method = build.method(cfg, data.facts)
         with pytest.raises(UserError, match="data.video.repeats at 1"):
-            jax.eval_shape(build.start(method, cfg["optim"], data.spec, 0)[0])
+            jax.eval_shape(build.start(method, cfg.optim, data.spec, 0)[0])
 
 
 def test_hue_turns_as_in_hsv():

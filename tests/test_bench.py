@@ -13,7 +13,7 @@ from vtp_jax.data import outline
 from vtp_jax.measure import synthetic
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 from vtp_jax.types import UserError, check_batch
 
 CONFIG = str(ROOT / "configs/videomae/pretrain_k400.py:tiny")
@@ -33,8 +33,8 @@ def test_a_step_is_measured_without_tensorflow_and_leaves_a_line(tmp_path, monke
 
 
 def test_synthetic_batches_are_within_the_outline():
-    cfg = cli.plain(cli.load_config(str(ROOT / "configs/simvtp/pretrain_webvid.py:tiny")))
-    spec, facts = outline.describe(cfg["data"], 4)
+    cfg = config.load(str(ROOT / "configs/simvtp/pretrain_webvid.py:tiny"))
+    spec, facts = outline.describe(cfg.data, 4)
     batch = synthetic.fill(spec, facts)
     check_batch(batch)
     assert {k: v.shape for k, v in batch.items()} == {k: v.shape for k, v in spec.items()}

@@ -9,7 +9,7 @@ from tests.configs import ROOT
 from vtp_jax import demo
 from vtp_jax.data import shapes
 from vtp_jax.run import sharding
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 
 LOSSES = ("video", "text", "vtc", "vtm")
 
@@ -45,8 +45,8 @@ def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
 )
 def test_a_loss_that_an_ablation_leaves_out_is_none(ablation, left_out, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = cli.load_config(f"configs/demo.py:{ablation}")
-    computed = [name for name in LOSSES if config.method.weights[name]]
+    cfg = config.load(f"configs/demo.py:{ablation}")
+    computed = [name for name in LOSSES if cfg.method["weights"][name]]
     line = {"step": 2, "train/loss": 1.0} | {f"train/loss_{name}": 0.5 for name in computed}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     numbers = {"retrieval/t2v_r1": 0.1, "retrieval/v2t_r1": 0.2}

@@ -17,7 +17,7 @@ from tests.configs import ROOT, all_switches, built, config_files, switches
 from vtp_jax import train, tree
 from vtp_jax.run import optim, sharding
 from vtp_jax.run.step import check_step, make_step
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, cli, config
 from vtp_jax.types import UserError
 
 HEADERS = [
@@ -37,13 +37,13 @@ def at_root(monkeypatch):
 @pytest.mark.parametrize("spec", SPECS)
 def test_it_loads_and_its_rules_cover_its_parameters(spec):
     cfg, facts, shapes_of_batch, method, optimizer, shapes = built(spec)
-    sharding.state_shardings(shapes, sharding.make_mesh(data=2, fsdp=2, tensor=2), cfg["sharding"])
+    sharding.state_shardings(shapes, sharding.make_mesh(data=2, fsdp=2, tensor=2), cfg.sharding)
     if "tiny" in spec:  # a step must give back the types of the state that it takes
         check_step(make_step(method, optimizer, 0), shapes, shapes_of_batch)
         return
-    whole, spread = (held(shapes, cfg["sharding"], fsdp=n) for n in (1, 8))
+    whole, spread = (held(shapes, cfg.sharding, fsdp=n) for n in (1, 8))
     assert whole / 8 <= spread < 1.1 * whole / 8  # biases, norms and positions stay whole
-    same = json.dumps([cfg["method"], cfg.get("task"), facts, str(shapes_of_batch)])
+    same = json.dumps([cfg.method, cfg.task, facts, str(shapes_of_batch)])
     if same in TRACED:  # the switch is about data, rates or a start
         return
     TRACED.add(same)
@@ -63,7 +63,7 @@ def test_a_recipe_is_the_one_that_was_read_and_agreed(path):
 @pytest.mark.parametrize("path", config_files())
 def test_no_bias_and_no_norm_decays_but_snclrs(path):
     cfg, *_, shapes = built(path)
-    found = tree.flatten(optim.settings(cfg["optim"]["rules"], shapes.params))
+    found = tree.flatten(optim.settings(cfg.optim["rules"], shapes.params))
     decayed = [
         name
         for name, how in found.items()
@@ -96,14 +96,14 @@ def test_commands_in_headers_are_understood(path):
         words = shlex.split(re.split(r"  +|\[", command)[0])
         spec = words[words.index("--config") + 1]
         assert Path(spec.split(":")[0]).exists()
-        cli.load_config(spec, [w for w in words if w.startswith("--config.")])
+        config.read(spec, [w for w in words if w.startswith("--config.")])
 
 
 def warm_starts():
     for spec in SPECS:
-        config = cli.load_config(str(ROOT / spec))
-        if config.get("warm_start"):
-            yield spec, config.warm_start
+        cfg = config.read(str(ROOT / spec))
+        if cfg.get("warm_start"):
+            yield spec, cfg.warm_start
 
 
 WARM = dict(warm_starts())
@@ -112,10 +112,10 @@ WARM = dict(warm_starts())
 @pytest.mark.parametrize("spec", WARM)
 def test_a_warm_start_can_be_named_and_left_out(spec):
     """As warm_start.load's error and docs/start.md say."""
-    without = cli.load_config(spec, ["--config.warm_start=()", "--config.fresh=()"])
+    without = config.read(spec, ["--config.warm_start=()", "--config.fresh=()"])
     assert without.warm_start == without.fresh == ()
     for place, (_, *names) in enumerate(WARM[spec]):
-        moved = cli.load_config(spec, [f"--config.warm_start.{place}.0=some/folder"])
+        moved = config.read(spec, [f"--config.warm_start.{place}.0=some/folder"])
         assert list(moved.warm_start[place]) == ["some/folder", *names]
 
 
@@ -139,33 +139,33 @@ def test_every_source_of_a_warm_start_is_what_a_command_writes():
     ],
 )
 def test_videomae_starts_from_its_own_videos(switch, source, dataset):
-    config = cli.load_config(f"configs/videomae/finetune_k400.py:{switch}")
-    assert config.warm_start[0][0] == source and config.data.train.root == f"data/{dataset}"
+    cfg = config.read(f"configs/videomae/finetune_k400.py:{switch}")
+    assert cfg.warm_start[0][0] == source and cfg.data.train.root == f"data/{dataset}"
 
 
 def test_v2_goes_on_with_the_classes_that_a_file_lists(tmp_path):
     facts = dict(mean=(0.5,) * 3, std=(0.2,) * 3)
     for size in (400, 600):
-        cfg = cli.plain(cli.load_config(f"configs/videomae_v2/finetune.py:g_k710_k{size}"))
-        assert cfg["task"]["pick"] == f"data/label_710to{size}.json"
+        cfg = config.load(f"configs/videomae_v2/finetune.py:g_k710_k{size}")
+        assert cfg.task["pick"] == f"data/label_710to{size}.json"
         with pytest.raises(UserError, match="no file 'data/label_710to.*VideoMAE V2") as error:
             build.method(cfg, facts)
         assert "\n" not in str(error.value)
-    cfg["task"]["pick"] = listed(tmp_path, [709, 0, 5])
+    cfg.task["pick"] = listed(tmp_path, [709, 0, 5])
     build.method(cfg, facts | dict(labels=3))
     with pytest.raises(UserError, match="has 3 classes"):
         build.method(cfg, facts | dict(labels=4))
     for wrong, told in (([710], "710 is none"), (["a"], "whole numbers"), ({"a": 1}, "no list")):
-        cfg["task"]["pick"] = listed(tmp_path, wrong)
+        cfg.task["pick"] = listed(tmp_path, wrong)
         with pytest.raises(UserError, match=told):
             build.method(cfg, facts)
 
 
 def test_v2_goes_on_in_small_without_the_file():
-    cfg = cli.plain(cli.load_config("configs/videomae_v2/finetune.py:g_k710_k400,tiny"))
-    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    cfg = config.load("configs/videomae_v2/finetune.py:g_k710_k400,tiny")
+    data = build.data(cfg.data, batch=cfg.batch, seed=0)
     build.method(cfg, data.facts)
-    assert cfg["task"]["pick"] == [] and cfg["task"]["classes"] == 12
+    assert cfg.task["pick"] == [] and cfg.task["classes"] == 12
 
 
 def test_blocks_are_computed_again_where_the_scripts_say_so():
@@ -177,11 +177,11 @@ def test_blocks_are_computed_again_where_the_scripts_say_so():
     for name, wanted in named.items():
         path = f"configs/{name}.py"
         every = ["", *(s for s in switches(path) if s != "tiny")]
-        found = {s for s in every if cli.load_config(f"{path}:{s}").method.get("remat")}
+        found = {s for s in every if config.read(f"{path}:{s}").method.get("remat")}
         assert found == wanted, path
     path = "configs/videomae_v2/finetune.py"
     for switch in switches(path):
-        size = cli.load_config(f"{path}:{switch}").method
+        size = config.read(f"{path}:{switch}").method
         assert switch == "tiny" or bool(size.remat) == (size.size in "Hg"), switch
 
 
@@ -197,7 +197,7 @@ def test_blocks_are_computed_again_where_the_scripts_say_so():
 )
 def test_a_misspelt_switch_is_told_in_the_configs_own_words(spec, told):
     with pytest.raises(UserError, match=f"^config {spec}: {told}$"):
-        cli.load_config(spec)
+        config.read(spec)
 
 
 @pytest.mark.parametrize("path", config_files())
@@ -210,9 +210,9 @@ def test_every_value_can_be_given_as_it_is(path):
             yield f"{name}={value if isinstance(value, str) else repr(value)}"
 
     for spec in (path, f"{path}:tiny"):
-        config = cli.load_config(spec)
-        given = [one for key in config for one in leaves(config[key], f"--config.{key}")]
-        assert cli.load_config(spec, given).to_dict() == config.to_dict()
+        cfg = config.read(spec)
+        given = [one for key in cfg for one in leaves(cfg[key], f"--config.{key}")]
+        assert config.read(spec, given).to_dict() == cfg.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -230,18 +230,18 @@ def test_an_argument_that_a_config_does_not_spell_out_can_be_given(spec, overrid
         given.update(arguments)
         return "made"
 
-    cfg = cli.plain(cli.load_config(spec, [f"--config.{override}"]))
+    cfg = config.load(spec, [f"--config.{override}"])
     name, _, text = override.removeprefix("method.").partition("=")
-    real = cli.find("methods", cfg["method"]["name"])
+    real = cli.find("methods", cfg.method["name"])
     make.__signature__ = inspect.signature(real)
     monkeypatch.setattr(cli, "find", lambda kind, name: make)
-    assert build.part("methods", cfg["method"], "config.method", {}) == "made"
+    assert build.part("methods", cfg.method, "config.method", {}) == "made"
     assert str(given[name]) == text
 
 
 def test_averaged_weights_can_be_asked_for():
-    cfg = cli.plain(cli.load_config("configs/demo.py:tiny", ["--config.average=0.999"]))
-    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    cfg = config.load("configs/demo.py:tiny", ["--config.average=0.999"])
+    data = build.data(cfg.data, batch=cfg.batch, seed=0)
     assert "ema/video" in build.method(cfg, data.facts).encode
 
 
@@ -277,11 +277,11 @@ def test_typos_fail_in_one_line_before_anything_compiles(overrides, told, tmp_pa
     "part", ["data", "data.video", "method", "optim", "mesh", "checkpoint", "log", "evals.val", ""]
 )
 def test_a_key_that_nothing_takes_is_named(part, tmp_path):
-    config = cli.load_config("configs/simvtp/pretrain_webvid.py:tiny")
-    with config.unlocked():
-        inner = config
+    cfg = config.read("configs/simvtp/pretrain_webvid.py:tiny")
+    with cfg.unlocked():
+        inner = cfg
         for name in part.split(".") if part else []:
             inner = inner[name]
         inner["frobnicate"] = 1
     with pytest.raises(UserError, match="frobnicate"):
-        cli.call(train.train, "config", workdir=str(tmp_path), **cli.plain(config))
+        train.train(config.make(cfg), tmp_path)

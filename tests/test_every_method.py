@@ -14,7 +14,7 @@ from tests.configs import ROOT, one_for_each, slow_unless
 from vtp_jax import tree
 from vtp_jax.run import sharding
 from vtp_jax.run.step import make_step
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, config
 
 AGAIN = pytest.mark.slow(reason="compiles all again")
 MESHES = [
@@ -33,10 +33,10 @@ CASES = slow_unless(QUICK, "a minute of compiling, or a further config of a meth
 
 def run(cfg, mesh, steps=3):
     """Losses of a few steps on a mesh, and the state after them."""
-    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    data = build.data(cfg.data, batch=cfg.batch, seed=0)
     method = build.method(cfg, data.facts)
-    start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
-    placed = sharding.state_shardings(jax.eval_shape(start), mesh, cfg["sharding"])
+    start, optimizer = build.start(method, cfg.optim, data.spec, 0)
+    placed = sharding.state_shardings(jax.eval_shape(start), mesh, cfg.sharding)
     losses = []
     with sharding.activate(mesh):
         state = jax.jit(start, out_shardings=placed)()
@@ -49,16 +49,16 @@ def run(cfg, mesh, steps=3):
 
 @functools.cache  # for all meshes
 def on_one_device(path):
-    cfg = config(path)
+    cfg = small(path)
     return run(cfg, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
 
 
-def config(path):
+def small(path):
     """In fp32, and with an eps that Adam's updates are continuous in the gradient with: where it is
     0 but for rounding, as a key's bias has it, they are whole steps of the rounding otherwise."""
-    cfg = cli.plain(cli.load_config(path))
-    cfg["method"]["dtype"] = "float32"
-    cfg["optim"]["eps"] = 1e-3
+    cfg = config.load(path)
+    cfg.method["dtype"] = "float32"
+    cfg.optim["eps"] = 1e-3
     return cfg
 
 
@@ -72,7 +72,7 @@ def at_root(monkeypatch):
 def test_one_device_and_eight_give_the_same_losses(path, axes):
     one, alone = on_one_device(path)
     assert one[0]["loss"] != one[-1]["loss"]
-    many, state = run(config(path), sharding.make_mesh(**axes))
+    many, state = run(small(path), sharding.make_mesh(**axes))
     for a, b in zip(one, many, strict=True):
         assert a.keys() == b.keys()
         for name in a:

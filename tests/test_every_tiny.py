@@ -7,7 +7,7 @@ import pytest
 from tests.configs import ROOT, slow_unless
 from vtp_jax import train
 from vtp_jax.run import metrics, sharding
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 
 QUICK = ["configs/simvtp/pretrain_webvid.py:tiny"]
 
@@ -19,12 +19,12 @@ def test_tiny_trains_evaluates_and_writes(path, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda **axes: one)
     train.main(["--config", path, "--workdir", str(tmp_path)])
     lines = metrics.read(tmp_path / "metrics.jsonl")
-    cfg = cli.plain(cli.load_config(str(tmp_path / "config.json")))
-    assert lines[-1]["step"] == cfg["steps"]
+    cfg = config.load(str(tmp_path / "config.json"))
+    assert lines[-1]["step"] == cfg.steps
     losses = [x["train/loss"] for x in lines if "train/loss" in x]
     assert losses[-1] < losses[0]
     assert any(k.startswith("eval/") for x in lines for k in x)
-    assert (tmp_path / "checkpoints" / str(cfg["steps"])).is_dir()
+    assert (tmp_path / "checkpoints" / str(cfg.steps)).is_dir()
     assert (tmp_path / "parameters.txt").read_text()
     out = capsys.readouterr().out
     assert f"step {cfg['steps']}/{cfg['steps']}" in out and "\x1b" not in out and "\r" not in out

@@ -11,7 +11,7 @@ import pytest
 
 from tests.configs import ROOT, config_files
 from vtp_jax import __main__ as vtp
-from vtp_jax.setup import cli, shipped
+from vtp_jax.setup import shipped
 from vtp_jax.types import UserError
 
 
@@ -55,11 +55,11 @@ def test_a_mistake_ends_the_command_in_one_line(monkeypatch, capsys):
 
 def test_configs_have_names(tmp_path, monkeypatch):
     assert [f"configs/{name}.py" for name in shipped.names()] == config_files()
-    by_path = cli.load_config(str(ROOT / "configs/simvtp/pretrain_webvid.py:tiny"))
+    by_path = config.read(str(ROOT / "configs/simvtp/pretrain_webvid.py:tiny"))
     monkeypatch.chdir(tmp_path)
-    assert cli.load_config("simvtp/pretrain_webvid:tiny").to_dict() == by_path.to_dict()
+    assert config.read("simvtp/pretrain_webvid:tiny").to_dict() == by_path.to_dict()
     with pytest.raises(UserError, match="did you mean 'simvtp/pretrain_webvid'"):
-        cli.load_config("configs/simvtp/pretrain_webvid.py")
+        config.read("configs/simvtp/pretrain_webvid.py")
 
 
 def test_a_config_of_ones_own_builds_on_the_packages(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_config_of_ones_own_builds_on_the_packages(tmp_path, monkeypatch):
         "    return c\n"
     )
     monkeypatch.chdir(tmp_path)
-    found = cli.load_config("mine.py:short")
+    found = config.read("mine.py:short")
     assert found.steps == 3 and found.method.name == "simvtp"
 
 
@@ -112,9 +112,9 @@ def test_an_installed_wheel_finds_its_configs(wheel, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         f"import vtp_jax; assert vtp_jax.__file__.startswith({str(site)!r})\n"
-        "from vtp_jax.setup import cli\n"
+        "from vtp_jax.setup import config\n"
         "for name in ('simvtp/pretrain_webvid:tiny', 'videomae_v2/finetune'):\n"
-        "    print(cli.load_config(name).method.name)\n"
+        "    print(config.read(name).method.name)\n"
     )
     environ = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

@@ -15,7 +15,7 @@ from tests import plans
 from tests.configs import ROOT, config_files
 from vtp_jax import plan, train
 from vtp_jax.run import sharding
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 from vtp_jax.types import UserError
 
 TINY = "configs/videomae/pretrain_k400.py:tiny"
@@ -39,13 +39,13 @@ def as_users_compile():
 
 
 def load(path=TINY, *overrides):
-    return cli.plain(cli.load_config(path, overrides))
+    return config.load(path, overrides)
 
 
 def smallest(*overrides):
     """A config that compiles in seconds."""
     cfg = load(TINY, *overrides)
-    cfg["method"] |= dict(size=[32, 2, 2, 64], decoder=[32, 1, 2, 64])
+    cfg.method.update(size=[32, 2, 2, 64], decoder=[32, 1, 2, 64])
     return cfg
 
 
@@ -80,7 +80,7 @@ def test_split_parameters_are_gathered_and_gradients_summed(split):
 
 def test_remat_computes_again_and_that_is_no_work(split):
     cfg = smallest("--config.mesh.fsdp=4")
-    cfg["method"]["remat"] = "nothing_saveable"
+    cfg.method["remat"] = "nothing_saveable"
     once, again = plan.work(cfg)
     assert once == split[1].flops and 0.1 < again / once < 0.4
 
@@ -134,10 +134,10 @@ def test_a_misspelt_axis_a_mesh_and_batches_that_do_not_divide(tmp_path, monkeyp
         (dict(data=dict(also=dict(images=images))), "data.also.images.batch=12 does not divide"),
     ]:
         cfg = load()
-        for name, value in change.items():
-            cfg[name] = {**cfg[name], **value} if name == "data" else value
+        change = {k: {**cfg.data, **v} if k == "data" else v for k, v in change.items()}
+        cfg = cfg._replace(**change)
         with pytest.raises(UserError, match=told) as error:
-            cli.call(train.train, "config", workdir=str(tmp_path / "run"), **cfg)
+            train.train(cfg, tmp_path / "run")
         assert "\n" not in str(error.value) and not (tmp_path / "run/config.json").exists()
 
 
@@ -149,7 +149,7 @@ def test_a_sweep_tries_less_where_more_fits():
     for t, configs in tried:
         assert math.prod(t["mesh"].values()) == 16
         assert t["batch"] % (t["mesh"]["data"] * t["mesh"]["fsdp"]) == 0
-        assert [c["method"]["remat"] for c in configs] == list(plan.REMAT)
+        assert [c.method["remat"] for c in configs] == list(plan.REMAT)
 
 
 def test_loose_is_loose_in_numbers_and_strict_in_words():
@@ -162,7 +162,7 @@ def test_loose_is_loose_in_numbers_and_strict_in_words():
 
 @needs_compiler
 def test_a_tpu_that_is_not_here(capsys, tmp_path):
-    (tmp_path / "c.json").write_text(json.dumps(smallest()), encoding="utf-8")
+    (tmp_path / "c.json").write_text(json.dumps(smallest()._asdict()), encoding="utf-8")
     plan.main(["--config", str(tmp_path / "c.json"), "--topology", "v5e:2x2", "--quick"])
     told = capsys.readouterr().out
     assert "4 chips, data=4 fsdp=1 sequence=1 tensor=1, batch 16" in told

@@ -18,7 +18,7 @@ from tests.configs import ROOT
 from vtp_jax import train, tree
 from vtp_jax.run import checkpoint, metrics
 from vtp_jax.run.step import check_step, make_step
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, config
 from vtp_jax.types import Mean, Method, Out, State, UserError
 
 CONFIG = "configs/demo.py:tiny"
@@ -30,8 +30,8 @@ def at_root(monkeypatch):
 
 
 def go(workdir, *overrides):
-    config = cli.plain(cli.load_config(CONFIG, [*overrides, "--config.log.every=1"]))
-    return cli.call(train.train, "config", workdir=str(workdir), **config)
+    cfg = config.load(CONFIG, [*overrides, "--config.log.every=1"])
+    return train.train(cfg, workdir)
 
 
 def losses(workdir):
@@ -128,11 +128,11 @@ def test_a_worn_corpus_trains_to_the_end(tmp_path):
     """One file in twenty is damaged; what is told of them is exact, and the same for two runs."""
     root = worn.write(tmp_path / "videos", side=64, frames=16)
     source = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
-    config = cli.plain(cli.load_config(CONFIG))
-    config["data"] |= dict(kind="files", train=source, evals={})
-    config |= dict(evals={}, steps=10, log=dict(every=1))  # an epoch
+    cfg = config.load(CONFIG)
+    cfg.data.update(kind="files", train=source, evals={})
+    cfg = cfg._replace(evals={}, steps=10, log=dict(every=1))  # an epoch
     for run in ("one", "two"):
-        last = cli.call(train.train, "config", workdir=str(tmp_path / run), **config)
+        last = train.train(cfg, tmp_path / run)
         check_told(last, worn.DAMAGE, 1)
         assert len(losses(tmp_path / run)) == 10 and last["train/skipped"] == 0
     assert same(tmp_path / "one", tmp_path / "two")
@@ -142,11 +142,11 @@ def test_rotted_shards_do_not_end_a_run(tmp_path, monkeypatch):
     """Neither headers that cannot be read nor shards that are gone."""
     root = worn.write_shards(tmp_path, side=64, frames=16)
     monkeypatch.setattr(build, "method", lambda *_: broken_at([], np.nan))
-    config = cli.plain(cli.load_config(CONFIG))
-    config["data"] |= dict(kind="shards", train=dict(root=str(root)), evals={}, max_failed=0.2)
-    config |= dict(sharding=[(".*", ())], evals={}, steps=20, log=dict(every=1))
-    config["optim"]["rules"] = [(".*", {})]
-    last = cli.call(train.train, "config", workdir=str(tmp_path / "run"), **config)
+    cfg = config.load(CONFIG)
+    cfg.data.update(kind="shards", train=dict(root=str(root)), evals={}, max_failed=0.2)
+    cfg = cfg._replace(sharding=[(".*", ())], evals={}, steps=20, log=dict(every=1))
+    cfg.optim["rules"] = [(".*", {})]
+    last = train.train(cfg, tmp_path / "run")
     check_told(last, worn.SHARDS, 2)
 
 
@@ -189,10 +189,12 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path, monkeypatch):
     method = broken_at(range(2, 100), np.nan)
     monkeypatch.setattr(build, "method", lambda *_: method)
     with pytest.raises(UserError, match="4 steps in a row .* not finite"):
-        config = cli.plain(cli.load_config(CONFIG))
-        config.update(sharding=[(".*", ())], evals={}, log=dict(every=1, max_skipped=3), steps=30)
-        config["optim"]["rules"] = [(".*", {})]
-        train.train(workdir=str(tmp_path), **config)
+        cfg = config.load(CONFIG)
+        cfg = cfg._replace(
+            sharding=[(".*", ())], evals={}, log=dict(every=1, max_skipped=3), steps=30
+        )
+        cfg.optim["rules"] = [(".*", {})]
+        train.train(cfg, tmp_path)
 
 
 def test_merge_leaves_skipped_steps_out_of_means():
@@ -202,7 +204,7 @@ def test_merge_leaves_skipped_steps_out_of_means():
             "skipped": Mean(np.float32(skipped), np.float32(1)),
         }
 
-    found = train.merge([one(1.0, 0), one(np.nan, 1), one(3.0, 0)])
+    found = metrics.merge([one(1.0, 0), one(np.nan, 1), one(3.0, 0)])
     assert found["loss"] == 2.0 and abs(found["skipped"] - 1 / 3) < 1e-6
 
 
@@ -219,11 +221,11 @@ def test_a_state_whose_types_change_is_refused():
 
 
 def test_another_net_in_the_same_workdir_is_refused(whole):
-    config = cli.plain(cli.load_config(CONFIG))
-    config["method"]["size"] = (128, 1, 2, 128)
+    cfg = config.load(CONFIG)
+    cfg.method["size"] = (128, 1, 2, 128)
     before = (whole[0] / "config.json").read_text()
     with pytest.raises(UserError, match="does not fit"):
-        train.train(workdir=str(whole[0]), **config)
+        train.train(cfg, whole[0])
     assert (whole[0] / "config.json").read_text() == before
 
 
@@ -236,10 +238,10 @@ def evaluations(workdir):
 def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypatch):
     """At a step that is saved, and at the last: the state is there, and what was not measured is
     measured when the run goes on."""
-    config = cli.plain(cli.load_config(CONFIG))
-    config |= dict(steps=4, log=dict(every=1))
-    config["checkpoint"] = dict(every=2, keep=1, best=("retrieval/t2v_mnr", "max"))
-    config["evals"]["retrieval"]["every"] = 2
+    cfg = config.load(CONFIG)
+    cfg = cfg._replace(steps=4, log=dict(every=1))
+    cfg.checkpoint.update(every=2, keep=1, best=("retrieval/t2v_mnr", "max"))
+    cfg.evals["retrieval"]["every"] = 2
     made, failed = build.evaluators, set()
 
     def fails_once(*args):
@@ -254,13 +256,13 @@ def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypat
         return {"retrieval": (every, check._replace(run=run))}
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train.train(workdir=str(whole), **config)
+    train.train(cfg, whole)
     monkeypatch.setattr(build, "evaluators", fails_once)
     for step in (2, 4):
         with pytest.raises(RuntimeError, match="out of memory"):
-            train.train(workdir=str(parts), **config)
+            train.train(cfg, parts)
         assert checkpoint.find_step(parts) == step
-    last = train.train(workdir=str(parts), **config)
+    last = train.train(cfg, parts)
     assert same(whole, parts) and evaluations(whole) == evaluations(parts)
     assert [step for step, _ in evaluations(parts)] == [2, 4]
     assert tree.under(last, "eval/") == evaluations(parts)[-1][1]
@@ -268,7 +270,7 @@ def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypat
     assert best == checkpoint.find_step(parts, "best")
     one, two = (checkpoint.read_meta(run, best).metrics for run in (whole, parts))
     assert one == two and one
-    assert train.train(workdir=str(parts), **config) == {}  # it is done, and measured
+    assert train.train(cfg, parts) == {}  # it is done, and measured
     assert evaluations(whole) == evaluations(parts)
 
 
@@ -283,12 +285,12 @@ def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypat
 )
 def test_an_evaluator_s_mistake_is_told_before_anything_is_written(kind, lacks, told, tmp_path):
     """And so before the state is made, which is the first thing that compiles."""
-    config = cli.plain(cli.load_config("configs/videomae/finetune_k400.py:tiny"))
-    config["evals"] = dict(a=dict(type=kind, stream="test"))
+    cfg = config.load("configs/videomae/finetune_k400.py:tiny")
+    cfg = cfg._replace(evals=dict(a=dict(type=kind, stream="test")))
     for key in lacks:
-        del config["data"]["evals"]["test"][key]
+        del cfg.data["evals"]["test"][key]
     with pytest.raises(UserError, match=told) as error:
-        train.train(workdir=str(tmp_path), **config)
+        train.train(cfg, tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.configs import blank
 from vtp_jax import visualize
 from vtp_jax.run import sharding
 from vtp_jax.setup import build
@@ -183,7 +184,7 @@ def test_given_files_become_streams(tmp_path):
         write_video(tmp_path / f"{i}.mp4", 60 * i + 40)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     paths = [str(tmp_path / name) for name in ("0.mp4", "broken.mp4", "2.mp4")]
-    config = dict(
+    cfg = blank(
         data=dict(
             kind="shapes",
             train=dict(clips=24),
@@ -191,7 +192,7 @@ def test_given_files_become_streams(tmp_path):
             text=dict(kind="sentencepiece", length=12),
         )
     )
-    run = run_of()._replace(config=config)
+    run = run_of()._replace(config=cfg)
     for captions in (["a red disc", "a disc", "a square"], None):
         streams = visualize.given(run, paths, captions)
         (batch,) = streams["given"].batches()

@@ -27,8 +27,8 @@ from vtp_jax.data import outline
 from vtp_jax.measure import data as measure_data
 from vtp_jax.measure import flops, synthetic
 from vtp_jax.run import metrics, sharding
-from vtp_jax.run.step import make_step
-from vtp_jax.setup import build, cli
+from vtp_jax.run.step import jit_step
+from vtp_jax.setup import build, cli, config
 from vtp_jax.types import Method, Params, Spec, UserError
 
 TRACED = 3  # steps in a profile
@@ -97,30 +97,21 @@ def machine() -> dict[str, Any]:
 
 
 def measure_step(
-    cfg: Mapping[str, Any], steps: int, batch: int | None = None, profile: str | None = None
+    cfg: config.Config, steps: int, batch: int | None = None, profile: str | None = None
 ) -> dict[str, Any]:
     """The numbers of a whole training step of a config, as `train` takes it."""
-    rows = batch or cfg["batch"]
-    spec, facts = outline.describe(cfg["data"], rows)
-    method = build.method(cfg, facts)
-    start, optimizer = build.start(method, cfg["optim"], spec, cfg["seed"])
-    mesh = cli.call(sharding.make_mesh, "config.mesh", **cfg["mesh"])
-    shapes = jax.eval_shape(start)
-    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])
-    dtype = cfg["method"].get("dtype", "bfloat16")
-    model = 3 * forward_flops(method, shapes.params, shapes.extra, spec)
+    rows, mesh = batch or cfg.batch, build.mesh(cfg)
+    found = outline.describe(cfg.data, rows)
+    parts = build.prepare(cfg, found, mesh)
+    dtype = cfg.method.get("dtype", "bfloat16")
+    shapes = parts.shapes
+    model = 3 * forward_flops(parts.method, shapes.params, shapes.extra, found.spec)
     multiply, product_flops = products(dtype)
     with sharding.activate(mesh):
-        given = sharding.put(synthetic.fill(spec, facts), mesh)
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        update = jax.jit(
-            make_step(method, optimizer, cfg["seed"]),
-            donate_argnums=0,
-            out_shardings=(placed, whole),
-        )
-        state = jax.jit(start, out_shardings=placed)()
+        given = sharding.put(synthetic.fill(*found), mesh)
+        state = jax.jit(parts.start, out_shardings=parts.placed)()
         began = time.perf_counter()
-        compiled = update.lower(state, given).compile()
+        compiled = jit_step(parts.step, parts.placed, mesh).lower(state, given).compile()
         compiling = time.perf_counter() - began
         held = [state]
 
@@ -153,7 +144,7 @@ def step(args: argparse.Namespace) -> None:
     """`bench step`"""
     if args.steps < 1:
         raise UserError(f"--steps={args.steps}: at least 1")
-    cfg = cli.plain(cli.load_config(args.config, args.overrides))
+    cfg = config.load(args.config, args.overrides)
     found = dict(config=args.config, overrides=args.overrides)
     found |= measure_step(cfg, args.steps, args.batch, args.profile)
     write(Path(args.out), found)
@@ -172,9 +163,7 @@ def data(args: argparse.Namespace) -> None:
     """`bench data`, which needs TensorFlow as `step` does not."""
     if args.clips < 1:
         raise UserError(f"--clips={args.clips}: at least 1")
-    found = measure_data.measure(
-        cli.plain(cli.load_config(args.config, args.overrides)), args.clips
-    )
+    found = measure_data.measure(config.load(args.config, args.overrides), args.clips)
     measure_data.tell(found)
     if args.out:
         write(Path(args.out), found)

@@ -20,7 +20,7 @@ from typing import Any
 from vtp_jax import evaluate, report
 from vtp_jax.data import shapes, sources, text
 from vtp_jax.run import metrics
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, cli, config
 from vtp_jax.show import pictures
 from vtp_jax.train import train
 
@@ -99,11 +99,10 @@ def main(argv: Sequence[str]) -> None:
     if args.started is not None:
         stages.add("environment", start - args.started)
 
-    config = cli.load_config(f"{args.config}:{args.ablation or ''}", overrides)
-    cfg = cli.plain(config)
-    prepare(Path(cfg["data"]["train"]["root"]), stages)
+    cfg = config.load(f"{args.config}:{args.ablation or ''}", overrides)
+    prepare(Path(cfg.data["train"]["root"]), stages)
     with stages("training"):
-        cli.call(train, "config", workdir=str(workdir), **cfg)
+        train(cfg, workdir)
     numbers = look(workdir, stages)
 
     def write_summary() -> dict[str, Any]:

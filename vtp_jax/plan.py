@@ -26,8 +26,9 @@ import jax
 from vtp_jax.data import outline
 from vtp_jax.measure import flops, hlo
 from vtp_jax.run import metrics, sharding
-from vtp_jax.run.step import jit_step, make_step
-from vtp_jax.setup import build, cli
+from vtp_jax.run.step import jit_step
+from vtp_jax.setup import build, cli, config
+from vtp_jax.setup.config import Config
 from vtp_jax.types import Spec, State, UserError
 
 GIB = 2**30
@@ -172,47 +173,49 @@ class Lowered(NamedTuple):
     batch: Spec
 
 
-def lower(cfg: Mapping[str, Any], pod: Pod) -> Lowered:
+def lower(cfg: Config, pod: Pod) -> Lowered:
     """The step that train would jit. Raises UserError on what does not fit together."""
-    mesh = cli.call(sharding.make_mesh, "config.mesh", devices=pod.devices, **cfg["mesh"])
-    sharding.check_rows(build.batch_sizes(cfg["data"], cfg["batch"]), mesh)
-    step, shapes, spec = step_of(cfg)
-    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"], note=lambda text: None)
+    mesh = build.training_mesh(cfg, pod.devices)
+    spec, parts = prepare(cfg, mesh)
     rows = sharding.batch_sharding(mesh)
     batch = sharding.with_shardings(spec, dict.fromkeys(spec, rows))
-    state = sharding.with_shardings(shapes, placed)
+    state = sharding.with_shardings(parts.shapes, parts.placed)
     with sharding.activate(mesh):
-        program = jit_step(step, placed, mesh).lower(state, batch)
+        program = jit_step(parts.step, parts.placed, mesh).lower(state, batch)
     return Lowered(program, mesh, state, batch)
 
 
-def step_of(cfg: Mapping[str, Any]) -> tuple[Any, State, Spec]:
-    """A config's step, and shapes of its state and batch."""
-    spec, facts = outline.describe(cfg["data"], cfg["batch"])
-    made = build.method(cfg, facts)
-    start, optimizer = build.start(made, cfg["optim"], spec, cfg["seed"])
-    return make_step(made, optimizer, cfg["seed"]), jax.eval_shape(start), spec
+def prepare(cfg: Config, mesh: jax.sharding.Mesh) -> tuple[Spec, build.Parts]:
+    """The shapes of a config's batch, and its parts."""
+    found = outline.describe(cfg.data, cfg.batch)
+    return found.spec, build.prepare(cfg, found, mesh, note=lambda text: None)
 
 
-def work(cfg: Mapping[str, Any]) -> tuple[int, int]:
+def work(cfg: Config) -> tuple[int, int]:
     """FLOPs of a step's products: those of the method, and what remat computes once more."""
-    done = once = flops.macs(*step_of(cfg))
-    if cfg["method"].get("remat"):
-        once = flops.macs(*step_of({**cfg, "method": {**cfg["method"], "remat": None}}))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+
+    def count(cfg: Config) -> int:
+        spec, parts = prepare(cfg, mesh)
+        return flops.macs(parts.step, parts.shapes, spec)
+
+    done = once = count(cfg)
+    if cfg.method.get("remat"):
+        once = count(cfg._replace(method={**cfg.method, "remat": None}))
     return 2 * once, 2 * (done - once)
 
 
-def make_plan(cfg: Mapping[str, Any], pod: Pod, quick: bool = False) -> Plan:
+def make_plan(cfg: Config, pod: Pod, quick: bool = False) -> Plan:
     """Compiles the step of a config for a pod and says what it needs."""
     return compile_plan(lower(cfg, pod), cfg, pod, quick)
 
 
-def compile_plan(step: Lowered, cfg: Mapping[str, Any], pod: Pod, quick: bool = False) -> Plan:
+def compile_plan(step: Lowered, cfg: Config, pod: Pod, quick: bool = False) -> Plan:
     chip, (once, again) = pod.chip, work(cfg)
     own = {name: getattr(step.state, name) for name in ("params", "opt", "extra")}
     memory = {name: _bytes_each(leaves) for name, leaves in {**own, "batch": step.batch}.items()}
     base: dict[str, Any] = dict(
-        shape=dict(step.mesh.shape), batch=cfg["batch"], steps=cfg["steps"], memory=memory,
+        shape=dict(step.mesh.shape), batch=cfg.batch, steps=cfg.steps, memory=memory,
         flops=once, again=again, traffic=None, seconds=None, best=None,
         have=_memory(pod),
     )  # fmt: skip
@@ -311,27 +314,27 @@ def title(name: str, plan: Plan, pod: Pod, slices: int = 1) -> str:
 # Trying what there is.
 
 
-def candidates(cfg: Mapping[str, Any], chips: int) -> Iterator[tuple[dict, list[dict]]]:
+def candidates(cfg: Config, chips: int) -> Iterator[tuple[dict, list[Config]]]:
     """(what is tried, configs from fast to small): meshes and batches, each with every policy of
     remat. Where one fits, those that follow it only compute more."""
     tensor = [n for n in (1, 2, 4) if chips % n == 0]
     for t, scale in itertools.product(tensor, (1, 2, 0.5)):
         for f in sorted({1, min(8, chips // t), chips // t}):
-            batch = int(cfg["batch"] * scale)
+            batch = int(cfg.batch * scale)
             if (chips // t) % f or batch % (chips // t):
                 continue
             mesh = dict(data=chips // t // f, fsdp=f, sequence=1, tensor=t)
             tried = dict(mesh=mesh, batch=batch)
-            methods = [{**cfg["method"], "remat": policy} for policy in REMAT]
-            yield tried, [{**cfg, **tried, "method": method} for method in methods]
+            methods = [{**cfg.method, "remat": policy} for policy in REMAT]
+            yield tried, [cfg._replace(**tried, method=method) for method in methods]
 
 
-def sweep(cfg: Mapping[str, Any], pod: Pod, quick: bool) -> list[tuple[str, Plan]]:
+def sweep(cfg: Config, pod: Pod, quick: bool) -> list[tuple[str, Plan]]:
     """Plans of all candidates, the most clips a second first; says what it does, line by line."""
     found = []
     for tried, configs in candidates(cfg, len(pod.devices)):
         for one in configs:
-            policy = one["method"]["remat"] or "none"
+            policy = one.method["remat"] or "none"
             try:
                 plan = make_plan(one, pod, quick)
             except UserError as error:
@@ -360,14 +363,14 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--clips-per-core", type=float, help="decoded, of what you train on")
     args, overrides = cli.parse(parser, argv)
-    cfg = cli.plain(cli.load_config(args.config, overrides))
+    cfg = config.load(args.config, overrides)
     if args.topology != "local":
         jax.config.update("jax_platforms", "cpu")  # nobody's accelerator is claimed for planning
     pod = find_pod(args.topology, args.slices)
     if args.sweep:
         tried = sweep(cfg, pod, args.quick)
         if not tried:
-            raise UserError(f"no mesh of {len(pod.devices)} chips divides batch {cfg['batch']}")
+            raise UserError(f"no mesh of {len(pod.devices)} chips divides batch {cfg.batch}")
         shown = [
             (
                 *(str(n) for n in plan.shape.values()),

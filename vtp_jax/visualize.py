@@ -30,7 +30,7 @@ def given(
 ) -> dict[str, Stream]:
     """Streams `given` and `given/captions` of video files, read as the run's evaluation reads."""
     ways = math.prod(run.mesh.shape.values())
-    return pipeline.given(run.config["data"], paths, captions, at_once=AT_ONCE, ways=ways)
+    return pipeline.given(run.config.data, paths, captions, at_once=AT_ONCE, ways=ways)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.configs import ROOT, tiny_configs
 from vtp_jax.data import outline, pipeline, shapes, shards, sources, text
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 from vtp_jax.types import UserError
 
 VIDEO = dict(frames=4, stride=2, size=24)
@@ -46,8 +46,8 @@ def root(tmp_path_factory):
 
 @pytest.mark.parametrize("path", tiny_configs())
 def test_of_every_tiny_config(path):
-    cfg = cli.plain(cli.load_config(str(ROOT / path)))
-    check(cfg["data"], cfg["batch"])
+    cfg = config.load(str(ROOT / path))
+    check(cfg.data, cfg.batch)
 
 
 def files(root, **more):

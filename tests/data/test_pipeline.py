@@ -15,7 +15,7 @@ import pytest
 from tests import worn
 from tests.configs import ROOT, config_files
 from vtp_jax.data import collect, pipeline, records, shapes, shards, sources, text
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 from vtp_jax.types import UserError, check_batch
 
 ROWS = 12
@@ -267,18 +267,17 @@ def test_every_config_takes_shards_by_the_documented_command(path, corpus, shard
     """Its sets name what only files have, and a command line takes no name away."""
     monkeypatch.chdir(ROOT)
     given = dict(kind="shards", **{"train.root": sharded})
-    config = cli.load_config(path, [f"--config.data.{k}={value}" for k, value in given.items()])
-    config = cli.plain(config)["data"]
+    cfg = config.load(path, [f"--config.data.{k}={value}" for k, value in given.items()]).data
     small = sources.load(corpus, corpus / "train.json")
     monkeypatch.setattr(sources, "load", lambda *_, **__: small)  # what the other sets name
-    if "text" in config:
-        config["text"] = TEXT
-    if pieces := config["train"].get("pieces"):
+    if "text" in cfg:
+        cfg["text"] = TEXT
+    if pieces := cfg["train"].get("pieces"):
         with pytest.raises(UserError, match=f"some clips have 1 captions; pieces={pieces}"):
-            pipeline.make(**config, batch=4, seed=0)
+            pipeline.make(**cfg, batch=4, seed=0)
         return
-    data = pipeline.make(**config, batch=4, seed=0)
-    assert data.rows >= ROWS and data.streams.keys() >= config["evals"].keys()
+    data = pipeline.make(**cfg, batch=4, seed=0)
+    assert data.rows >= ROWS and data.streams.keys() >= cfg["evals"].keys()
 
 
 def test_pieces_of_shards_are_those_of_files(corpus, tmp_path):

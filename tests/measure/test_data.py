@@ -8,16 +8,16 @@ import pytest
 from vtp_jax import bench
 from vtp_jax.data import shapes, shards, sources
 from vtp_jax.measure import data as bench_data
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 from vtp_jax.types import UserError
 
 
 @pytest.fixture(scope="module")
-def config():
-    return cli.plain(cli.load_config("configs/demo.py:tiny"))
+def cfg():
+    return config.load("configs/demo.py:tiny")
 
 
-def test_parts_of_what_is_drawn(config, tmp_path, capsys):
+def test_parts_of_what_is_drawn(cfg, tmp_path, capsys):
     argv = ["--config", "configs/demo.py:tiny", "--clips", "3", "--out", str(tmp_path / "o.jsonl")]
     bench.main(["data", *argv])
     shown = capsys.readouterr().out
@@ -29,7 +29,7 @@ def test_parts_of_what_is_drawn(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["files", "shards"])
-def test_parts_of_what_is_read(config, tmp_path, kind):
+def test_parts_of_what_is_read(cfg, tmp_path, kind):
     shapes.write(tmp_path, shapes.Plan(train=4, val=1, side=32, frames=8), workers=1)
     train = dict(root=str(tmp_path), captions=str(tmp_path / "train.csv"))
     if kind == "shards":
@@ -40,8 +40,8 @@ def test_parts_of_what_is_read(config, tmp_path, kind):
         shards.finish(tmp_path / "s")
         train = dict(root=str(tmp_path / "s"))
     look = dict(frames=2, stride=2, size=16)
-    data = dict(config["data"], kind=kind, train=train, evals={}, video=look, workers=1)
-    found = bench_data.measure(dict(config, data=data, batch=8), 4)
+    data = dict(cfg.data, kind=kind, train=train, evals={}, video=look, workers=1)
+    found = bench_data.measure(cfg._replace(data=data, batch=8), 4)
     assert [*found["seconds"]] == ["read", "decode", "transform", "batch", "transfer"]
     assert np.isfinite([*found["seconds"].values(), found["together"]]).all()
 

@@ -7,7 +7,7 @@ import pytest
 
 from vtp_jax.measure import flops
 from vtp_jax.methods import simvtp, tvtsv2, videomae
-from vtp_jax.setup import cli
+from vtp_jax.setup import config
 
 KEY = jax.random.key(0)
 
@@ -107,7 +107,7 @@ def test_simvtp_costs_what_a_lean_step_must(match, lean):
 
 
 def test_tvtsv2_costs_what_was_measured_of_its_code():
-    cfg = cli.plain(cli.load_config("tvtsv2/pretrain_yt_webvid"))["method"]
+    cfg = config.load("tvtsv2/pretrain_yt_webvid").method
     method = tvtsv2.make(**{k: v for k, v in cfg.items() if k != "name"})
     batch = dict(
         video=jax.ShapeDtypeStruct((1, 4, 3, 224, 224, 3), np.uint8),

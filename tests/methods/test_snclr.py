@@ -18,7 +18,7 @@ from vtp_jax.objectives import contrastive
 from vtp_jax.run import sharding
 from vtp_jax.run.checkpoint import Checkpoints
 from vtp_jax.run.step import make_step
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, config
 from vtp_jax.types import UserError
 
 KEY, STEP = jax.random.key(0), jnp.zeros((), jnp.int32)
@@ -265,13 +265,13 @@ def test_three_views_are_an_error():
 @pytest.fixture(scope="module")
 def trained():
     """A small run: its shapes where they are to be, its first batches, and its compiled step."""
-    cfg = cli.plain(cli.load_config(str(ROOT / TINY)))
-    cfg["method"].update(queue=8192, dtype="float32", size=(32, 1, 2, 32), hidden=32)
-    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    cfg = config.load(str(ROOT / TINY))
+    cfg.method.update(queue=8192, dtype="float32", size=(32, 1, 2, 32), hidden=32)
+    data = build.data(cfg.data, batch=cfg.batch, seed=0)
     method = build.method(cfg, data.facts)
-    start, optimizer = build.start(method, cfg["optim"], data.spec, 0)
+    start, optimizer = build.start(method, cfg.optim, data.spec, 0)
     mesh, shapes = sharding.make_mesh(data=8), jax.eval_shape(start)
-    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])
+    placed = sharding.state_shardings(shapes, mesh, cfg.sharding)
     batches = [sharding.put(x, mesh) for x, _ in zip(data.batches(0), range(4), strict=False)]
     with sharding.activate(mesh):
         state = jax.jit(start, out_shardings=placed)()

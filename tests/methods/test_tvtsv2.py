@@ -18,7 +18,7 @@ from vtp_jax.nn import sizes, spacetime
 from vtp_jax.nn.transformer import CLIP
 from vtp_jax.run import optim
 from vtp_jax.run.step import make_step
-from vtp_jax.setup import build, cli, shipped, warm_start
+from vtp_jax.setup import build, config, shipped, warm_start
 from vtp_jax.types import State, UserError
 
 KEY = jax.random.key(0)
@@ -87,7 +87,8 @@ def with_leaves(params, **leaves):
 
 @pytest.mark.parametrize("name, tokens", [("B16", 1177), ("B32", 589), ("H14", 913)])
 def test_tokens_and_parameters_of_the_published_models(name, tokens):
-    cfg = cli.plain(config.get_config("" if name == "B16" else name))["method"]
+    switch = "" if name == "B16" else f":{name}"
+    cfg = config.load(f"tvtsv2/pretrain_yt_webvid{switch}").method
     del cfg["name"]
     method = tvtsv2.make(**cfg)
     shape = dict(
@@ -334,11 +335,11 @@ def test_it_starts_as_clip(tmp_path):
     tensors = write_clip(tmp_path / "clip.safetensors")
     where = ["--from", str(tmp_path / "clip.safetensors"), "--out", str(tmp_path / "clip")]
     convert.main(["import", "--format", "clip", *where, "--heads", "2", "--text-heads", "2"])
-    c = cli.plain(config.get_config(""))
-    ((_, pattern, template),) = c["warm_start"]
+    cfg = config.load("tvtsv2/pretrain_yt_webvid")
+    ((_, pattern, template),) = cfg.warm_start
     method, fresh = build_small()
     shapes = State(STEP, fresh, {}, {})
-    found, rows = warm_start.load([(str(tmp_path / "clip"), pattern, template)], c["fresh"], shapes)
+    found, rows = warm_start.load([(str(tmp_path / "clip"), pattern, template)], cfg.fresh, shapes)
     assert len(rows) == len(tree.flatten(fresh))
     params = tree.replace(fresh, tree.under(found, "params/"))
     params = with_leaves(params, visual__time_position=jnp.zeros((6, 32)))
@@ -362,13 +363,13 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not():
     """Sources that take turns and texts in order included: state and place tell all."""
     source = dict(clips=8, side=16, frames=8)
     also = dict(captions=dict(train=source, video=dict(frames=8, stride=1)))
-    c = cli.plain(config.get_config("tiny"))
-    data = dict(c["data"], train=dict(source, pieces=4), also=also, evals={})
+    cfg = config.load("tvtsv2/pretrain_yt_webvid:tiny")
+    data = dict(cfg.data, train=dict(source, pieces=4), also=also, evals={})
     loaded = build.data({**data, "video": dict(frames=2, stride=4, size=16)}, batch=8, seed=0)
     small = (16, 1, 1, 16)
-    c["method"].update(size=small, text_size=small, features=16, side=16)
-    method = build.method(c, loaded.facts)
-    begin, optimizer = build.start(method, c["optim"], loaded.spec, 0)
+    cfg.method.update(size=small, text_size=small, features=16, side=16)
+    method = build.method(cfg, loaded.facts)
+    begin, optimizer = build.start(method, cfg.optim, loaded.spec, 0)
     step = jax.jit(make_step(method, optimizer, 0))
 
     def go(state, first):

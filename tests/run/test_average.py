@@ -11,7 +11,7 @@ from vtp_jax.data import outline
 from vtp_jax.run import sharding
 from vtp_jax.run.average import average
 from vtp_jax.run.step import make_step
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, cli, config
 from vtp_jax.types import Evaluator, Mean, Method, Out, UserError
 
 SPEC = dict(valid=jax.ShapeDtypeStruct((8,), bool))
@@ -93,13 +93,13 @@ def test_wrong_averages_are_told():
 def test_a_config_asks_for_it_and_evaluators_choose(monkeypatch):
     """`config.average` wraps the method or its task; `weights="ema"` shows an evaluator the
     averages alone, under the names that it knows."""
-    cfg = cli.plain(cli.load_config(str(ROOT / "configs/videomae/finetune_k400.py:tiny")))
+    cfg = config.load(str(ROOT / "configs/videomae/finetune_k400.py:tiny"))
     facts = dict(mean=(0.5,) * 3, std=(0.2,) * 3, labels=12)
     plain = build.method(cfg, facts)
-    made = build.method({**cfg, "average": 0.9}, facts)
+    made = build.method(cfg._replace(average=0.9), facts)
     assert set(made.encode) == {*plain.encode, *(f"ema/{name}" for name in plain.encode)}
-    spec, _ = outline.describe(cfg["data"], 8)
-    shapes = jax.eval_shape(build.start(made, cfg["optim"], spec, 0)[0])
+    spec, _ = outline.describe(cfg.data, 8)
+    shapes = jax.eval_shape(build.start(made, cfg.optim, spec, 0)[0])
     assert tree.flatten(shapes.extra["ema"]).keys() == tree.flatten(shapes.params).keys()
 
     seen, mesh, nothing = {}, sharding.make_mesh(), Evaluator(lambda state: [], "")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.configs import blank
 from vtp_jax.methods import omnivl
 from vtp_jax.setup import build
 from vtp_jax.types import Method, Out
@@ -20,7 +21,7 @@ def test_an_evaluation_s_clips_are_none_of_training_s(monkeypatch):
 
     base = Method(init=lambda rng, spec: {}, loss=loss, encode={})
     monkeypatch.setattr(build, "part", lambda *args, **more: base)
-    made = build.method(dict(method={}), {})
+    made = build.method(blank(), {})
     batch = dict(id=jnp.arange(4, dtype=jnp.int32), valid=jnp.ones(4, bool))
     made.encode["loss"]({}, {}, batch, jax.random.key(0))
     made.loss({}, {}, batch, jax.random.key(0), jnp.int32(0))

@@ -9,7 +9,7 @@ from tests.arrays import fill
 from tests.configs import ROOT
 from vtp_jax import tree
 from vtp_jax.run import checkpoint
-from vtp_jax.setup import build, cli, warm_start
+from vtp_jax.setup import build, config, warm_start
 from vtp_jax.types import Mean, Method, Out, State, UserError
 
 
@@ -137,16 +137,16 @@ def test_a_momentum_twin_copies_what_was_loaded():
 def test_simvtp_starts_from_videomae_and_bert(tmp_path, monkeypatch):
     """As `configs/simvtp/pretrain_webvid.py` says, with nets as small as its `tiny`."""
     monkeypatch.chdir(ROOT)
-    full = cli.plain(cli.load_config("configs/simvtp/pretrain_webvid.py"))
-    cfg = cli.plain(cli.load_config("configs/simvtp/pretrain_webvid.py:tiny"))
-    data = build.data(cfg["data"], batch=cfg["batch"], seed=0)
+    full = config.load("configs/simvtp/pretrain_webvid.py")
+    cfg = config.load("configs/simvtp/pretrain_webvid.py:tiny")
+    data = build.data(cfg.data, batch=cfg.batch, seed=0)
     made = build.method(cfg, data.facts)
     given = fill(lambda: made.init(jax.random.key(5), data.spec))
     words = {"text_embed": given["text_embed"]}
     rest = {k: v for k, v in given.items() if k not in ("text_embed", "text_cls", "vtm_head")}
     folders = [save(tmp_path / "videomae", rest), save(tmp_path / "bert", words)]
     sources = [(f, *rule[1:]) for f, rule in zip(folders, full["warm_start"], strict=True)]
-    start, _ = build.start(made, cfg["optim"], data.spec, cfg["seed"])
+    start, _ = build.start(made, cfg.optim, data.spec, cfg.seed)
     leaves = build.warm(sources, full["fresh"], jax.eval_shape(start), tmp_path)
     params = tree.flatten(jax.jit(start)(leaves).params)
     for name, x in tree.flatten(given).items():

@@ -14,7 +14,7 @@ from tests.configs import ROOT, one_for_each
 from tests.tasks.bases import BASES
 from vtp_jax import tree
 from vtp_jax.data import outline
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, config
 from vtp_jax.tasks import answer, classify, retrieve
 from vtp_jax.types import Method, Spec, UserError
 
@@ -46,10 +46,10 @@ def bases() -> dict[str, tuple[Method, tuple[int, ...], dict[str, Any]]]:
     """Method, clip and facts of the first tiny config of each."""
     found = {}
     for path in one_for_each(tasks=False):
-        cfg = cli.plain(cli.load_config(str(ROOT / path)))
-        spec, facts = outline.describe(cfg["data"], ROWS)
-        made = build.part("methods", cfg["method"], "config.method", facts)
-        found[cfg["method"]["name"]] = once(made), spec["video"].shape[-4:], facts
+        cfg = config.load(str(ROOT / path))
+        spec, facts = outline.describe(cfg.data, ROWS)
+        made = build.part("methods", cfg.method, "config.method", facts)
+        found[cfg.method["name"]] = once(made), spec["video"].shape[-4:], facts
     return found
 
 

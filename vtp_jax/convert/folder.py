@@ -16,7 +16,7 @@ from vtp_jax.convert.formats import FORMATS
 from vtp_jax.methods.simvtp import SimVTP
 from vtp_jax.nn import sizes
 from vtp_jax.run import checkpoint
-from vtp_jax.setup import cli
+from vtp_jax.setup.config import plain
 from vtp_jax.types import Params, UserError
 
 FACTS = "convert.json"  # in the folder of an import
@@ -196,4 +196,4 @@ The weights have the licence of what they were trained from.
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(cli.plain(value), indent=1), encoding="utf-8")
+    path.write_text(json.dumps(plain(value), indent=1), encoding="utf-8")

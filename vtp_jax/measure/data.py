@@ -25,16 +25,15 @@ from vtp_jax.data import collect, records, rolls, video, workers
 from vtp_jax.data import open as opening
 from vtp_jax.data.look import Drawn, Look, show
 from vtp_jax.run import metrics, sharding
-from vtp_jax.setup import build, cli
+from vtp_jax.setup import build, config
 
 Stage = Callable[[int], Any]  # place of a row -> what a part of the pipeline makes of it
 SERIAL = ("batch", "transfer")  # parts that one thread does, however many workers there are
 
 
-def measure(config: Mapping[str, Any], clips: int) -> dict[str, Any]:
+def measure(cfg: config.Config, clips: int) -> dict[str, Any]:
     """Seconds of one core for each part of a clip, and clips a second of all cores together."""
-    data, rows, seed = config["data"], config["batch"], config["seed"]
-    mesh = cli.call(sharding.make_mesh, "config.mesh", **config["mesh"])
+    data, rows, seed, mesh = cfg.data, cfg.batch, cfg.seed, build.mesh(cfg)
     opened = opening.open_set("data.train", data["kind"], data["train"], "train")
     look = opening.open_look("data.video", data["video"])
     where = opening.make_order(opened, rows, (0, 1), seed)

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
+import numpy as np
 from absl import logging
+
+from vtp_jax.types import Mean
 
 
 class Writer:
@@ -93,6 +96,18 @@ def _tensorboard(folder: Path) -> Any:
     except ImportError:
         logging.info("no TensorBoard files: TensorFlow is not installed (metrics.jsonl has it all)")
         return None
+
+
+def merge(window: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
+    """Means over the steps of a window. Skipped steps count in none of them but `skipped`, which is
+    their share; where all were skipped, the last one's numbers are given."""
+    good = [one for one in window if not one["skipped"].total] or window[-1:]
+    found = {}
+    for name in good[0]:
+        total, count = (np.sum([getattr(one[name], f) for one in good]) for f in Mean._fields)
+        found[name] = float(total / max(count, 1))
+    found["skipped"] = sum(float(one["skipped"].total) for one in window) / len(window)
+    return found
 
 
 class Rates(NamedTuple):

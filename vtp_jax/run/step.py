@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vtp_jax import tree
-from vtp_jax.run import optim as optimizers
-from vtp_jax.types import Batch, Mean, Method, State, UserError
+from vtp_jax.run import optim
+from vtp_jax.types import Batch, Mean, Method, Spec, State, UserError
 
 Numbers = dict[str, Mean]
+Step = Callable[[State, Batch], tuple[State, Numbers]]
 
 
-def make_step(
-    method: Method, optimizer: optimizers.Optim, seed: int
-) -> Callable[[State, Batch], tuple[State, Numbers]]:
+def make_step(method: Method, optimizer: optim.Optim, seed: int) -> Step:
     """(state, batch) -> (state, numbers): a whole step of training, to be jitted.
 
-    A step whose loss or gradient is not finite changes nothing but the step count, which goes on;
-    it is reported as `skipped`.
+    Loss, rate and `after_update` see the step count before the update. A step whose loss or
+    gradient is not finite keeps the old parameters, optimizer state and extra; only the step count
+    advances, and the step is reported as `skipped`.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Numbers]:
@@ -35,8 +35,8 @@ def make_step(
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
         new, opt, info = optimizer.update(grads, state.opt, trainable, state.step)
         params, extra = method.after_update(tree.merge(new, frozen), out.extra, state.step)
-        good = optimizers.finite(value, info["grad_norm"])
-        params, opt, extra = optimizers.keep(
+        good = optim.finite(value, info["grad_norm"])
+        params, opt, extra = optim.keep(
             good, (params, opt, extra), (state.params, state.opt, state.extra)
         )
         scalars = {"loss": value, **info, "skipped": 1.0 - good}
@@ -46,15 +46,15 @@ def make_step(
     return step
 
 
-def jit_step(step: Callable[..., Any], placed: State, mesh: jax.sharding.Mesh) -> Any:
-    """The step as it is compiled: the state stays where it is placed, and its memory is reused."""
+def jit_step(step: Step, placed: State, mesh: jax.sharding.Mesh) -> Any:
+    """The jitted step: the new state has the shardings `placed` and reuses the old one's memory."""
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
 
 
-def check_step(step: Callable[..., Any], shapes: State, spec: Mapping[str, Any]) -> None:
-    """A step must give back the state's own shapes and dtypes: others would compile again at every
-    step, silently."""
+def check_step(step: Step, shapes: State, spec: Spec) -> None:
+    """Raises UserError unless a step returns the shapes and dtypes of the state that it takes:
+    with others, every step would silently be compiled again."""
     new = tree.flatten(jax.eval_shape(step, shapes, dict(spec))[0])
     for name, old in tree.flatten(shapes).items():
         got = new.get(name)

@@ -1,4 +1,4 @@
-"""From a config to its parts: what train, evaluate and visualize have in common."""
+"""From a config to its parts: what train, evaluate, visualize, plan and bench have in common."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
 from vtp_jax import evals, schedules, tree
 from vtp_jax.data import pipeline
+from vtp_jax.data.outline import Outline
 from vtp_jax.run import average, checkpoint, optim, sharding
-from vtp_jax.setup import cli, warm_start
+from vtp_jax.run.step import Step, make_step
+from vtp_jax.setup import cli, config, warm_start
+from vtp_jax.setup.config import Config, Section
 from vtp_jax.types import (
     KEYS,
     Batch,
@@ -32,21 +36,76 @@ from vtp_jax.types import (
 )
 
 NOTHING: Mapping[str, Any] = {}
-HELD_OUT = 2**30  # an evaluation's ids begin at 0, as training's do: they are moved beyond those
+HELD_OUT = 2**30  # added to an evaluation's ids, which begin at 0 as training's do
 FACTS = ("vocab_size", "pad_id", "mask_id", "mean", "std")  # of the data, that methods are made of
 
 
-class Run(NamedTuple):
-    """A run, finished or not, ready to be looked at."""
+class Parts(NamedTuple):
+    """What a config makes of the outline of its data, on a mesh; nothing is compiled or allocated.
 
-    config: Mapping[str, Any]
+    start:  leaves of a warm start, by name, or none -> the state of step 0
+    shapes: of the state; placed: the NamedSharding of each of its leaves
+    step:   (state, batch) -> (state, numbers), not yet jitted
+    """
+
+    method: Method
+    start: Callable[..., State]
+    optimizer: optim.Optim
+    shapes: State
+    placed: State
+    step: Step
+
+
+class Run(NamedTuple):
+    """A run, finished or not, at one of its checkpoints. The state has no optimizer state."""
+
+    config: Config
     data: Data
     method: Method
     mesh: Mesh
     state: State
 
 
-def data(cfg: Mapping[str, Any], *, batch: int, seed: int) -> Data:
+def prepare(
+    cfg: Config, outline: Outline | Data, mesh: Mesh, note: Callable[[str], None] = logging.warning
+) -> Parts:
+    """The parts of a config: data facts -> method -> start -> shapes -> shardings -> step.
+
+    note: takes a line for each parameter that the mesh cannot split as its rule asks. Raises
+    UserError on whatever of the config does not fit together.
+    """
+    made = method(cfg, outline.facts)
+    begin, optimizer = start(made, cfg.optim, outline.spec, cfg.seed)
+    shapes = jax.eval_shape(begin)
+    placed = sharding.state_shardings(shapes, mesh, cfg.sharding, note)
+    return Parts(made, begin, optimizer, shapes, placed, make_step(made, optimizer, cfg.seed))
+
+
+def mesh(cfg: Config, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `config.mesh`, over all devices or over `devices`."""
+    given = {} if devices is None else dict(devices=devices)
+    return cli.call(sharding.make_mesh, "config.mesh", **given, **cfg.mesh)
+
+
+def training_mesh(cfg: Config, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `config.mesh`; raises UserError unless it divides the rows of every batch."""
+    made = mesh(cfg, devices)
+    sharding.check_rows(batch_sizes(cfg), made)
+    return made
+
+
+def batch_sizes(cfg: Config) -> dict[str, int]:
+    """Rows of every global batch of a config, by the name of the value that sets it."""
+    sizes, given = {"config.batch": cfg.batch}, cfg.data
+    if given.get("evals") and given.get("eval_batch"):
+        sizes["config.data.eval_batch"] = given["eval_batch"]
+    for name, more in (given.get("also") or {}).items():
+        if more.get("batch"):
+            sizes[f"config.data.also.{name}.batch"] = more["batch"]
+    return sizes
+
+
+def data(cfg: Section, *, batch: int, seed: int) -> Data:
     """The pipeline of `config.data`."""
     process = (jax.process_index(), jax.process_count())
     made = cli.call(pipeline.make, "config.data", batch=batch, seed=seed, process=process, **cfg)
@@ -54,40 +113,27 @@ def data(cfg: Mapping[str, Any], *, batch: int, seed: int) -> Data:
     return made
 
 
-def batch_sizes(cfg: Mapping[str, Any], batch: int) -> dict[str, int]:
-    """Rows of every global batch that `config.data` and `config.batch` ask for, by where."""
-    sizes = {"config.batch": batch}
-    if cfg.get("evals") and cfg.get("eval_batch"):
-        sizes["config.data.eval_batch"] = cfg["eval_batch"]
-    for name, more in (cfg.get("also") or {}).items():
-        if more.get("batch"):
-            sizes[f"config.data.also.{name}.batch"] = more["batch"]
-    return sizes
-
-
-def method(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> Method:
-    """The method of `config.method`, made into the task of `config.task` where there is one, with
-    `encode["loss"]` for validation added; with averaged weights where `config.average` says so."""
-    made = part("methods", cfg["method"], "config.method", facts)
-    if cfg.get("task"):
-        made = part("tasks", cfg["task"], "config.task", facts, base=made)
+def method(cfg: Config, facts: Mapping[str, Any]) -> Method:
+    """The method of `config.method`, wrapped in the task of `config.task` if there is one, with
+    `encode["loss"]` added for validation, and with averaged weights if `config.average` is set."""
+    made = part("methods", cfg.method, "config.method", facts)
+    if cfg.task:
+        made = part("tasks", cfg.task, "config.task", facts, base=made)
 
     def losses(params: Params, extra: Extra, batch: Batch, rng: Any) -> Mapping[str, Mean]:
-        if "id" in batch:  # its clips are none that a queue still knows from training
+        if "id" in batch:  # not an id that a queue has kept from training
             batch = {**batch, "id": batch["id"] + HELD_OUT}
         total, out = made.loss(params, extra, batch, rng, jnp.zeros((), jnp.int32))
         rows = batch["valid"].sum(dtype=total.dtype)  # a batch that is partly padding weighs less
         return {"loss": Mean(total * rows, rows), **out.metrics}
 
     made = made._replace(encode={**made.encode, "loss": losses})
-    return made if cfg.get("average") is None else average.average(made, cfg["average"])
+    return made if cfg.average is None else average.average(made, cfg.average)
 
 
-def part(
-    kind: str, cfg: Mapping[str, Any], where: str, facts: Mapping[str, Any], **more: Any
-) -> Any:
-    """What the file of vtp_jax/<kind> that `cfg["name"]` names makes of the rest of `cfg`, of
-    `more`, and of the facts of the data that its `make` names; of all FACTS if it takes any."""
+def part(kind: str, cfg: Section, where: str, facts: Mapping[str, Any], **more: Any) -> Any:
+    """Calls `make` of vtp_jax/<kind>/<cfg["name"]>.py with the rest of `cfg`, with `more`, and with
+    the facts of the data that its signature names (with all FACTS if it takes any keyword)."""
     if "name" not in cfg:
         raise UserError(f"{where}: the key 'name' is missing")
     make = cli.find(kind, cfg["name"])
@@ -99,15 +145,18 @@ def part(
 
 
 def evaluators(
-    cfg: Mapping[str, Any],
+    cfg: Mapping[str, Section],
     made: Method,
     streams: Mapping[str, Stream],
     mesh: Mesh,
     shapes: State | None = None,
 ) -> dict[str, tuple[int, Evaluator]]:
-    """name -> (every how many steps, evaluator), of `config.evals`. `weights="ema"`: it looks at
-    `encode["ema/..."]`, as if these were all there is. With the shapes of the state, what a stream
-    or a verb lacks is told here; without, when an evaluator runs."""
+    """The evaluators of `config.evals`: name -> (steps between two evaluations, evaluator).
+
+    An evaluator with `weights="ema"` gets the functions `encode["ema/..."]` alone, under their
+    plain names. With the shapes of the state, a key or an output that an evaluator lacks is
+    reported here; without them, when it runs.
+    """
     check = evals.checker(shapes, streams, mesh) if shapes else evals.unchecked
     found = {}
     for name, one in cfg.items():
@@ -126,7 +175,7 @@ def evaluators(
 
 
 def start(
-    made: Method, cfg: Mapping[str, Any], spec: Spec, seed: int
+    made: Method, cfg: Section, spec: Spec, seed: int
 ) -> tuple[Callable[..., State], optim.Optim]:
     """A function that makes the state of step 0, and the optimizer of `config.optim`.
 
@@ -159,8 +208,8 @@ def start(
 def warm(
     sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State, workdir: Path
 ) -> Mapping[str, Any]:
-    """The leaves that `config.warm_start` loads; says what became of each in the log, and in
-    WORKDIR/warm_start.txt."""
+    """The leaves that `config.warm_start` loads. Prints a summary, and writes what was done to each
+    leaf to WORKDIR/warm_start.txt."""
     leaves, rows = warm_start.load(sources, fresh, shapes)
     if rows and jax.process_index() == 0:
         (workdir / "warm_start.txt").write_text(warm_start.report(rows) + "\n", encoding="utf-8")
@@ -171,23 +220,20 @@ def warm(
 def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequence[str] = ()) -> Run:
     """The run in `workdir` at a checkpoint: its step, "latest" or "best".
 
-    The optimizer's state is left on the disk. overrides: `--config.x=y`, on the run's own config.
+    The optimizer's state is not read. overrides: `--config.x=y`, on the run's own config.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"no run in {workdir}: it has no config.json, which train writes")
-    cfg = cli.plain(cli.load_config(str(path), overrides))
+    cfg = config.load(str(path), overrides)
     step = checkpoint.find_step(workdir, which)
-    loaded = data(cfg["data"], batch=cfg["batch"], seed=cfg["seed"])
-    made = method(cfg, loaded.facts)
-    mesh = cli.call(sharding.make_mesh, "config.mesh", **cfg["mesh"])
-    fresh, _ = start(made, cfg["optim"], loaded.spec, cfg["seed"])
-    shapes = jax.eval_shape(fresh)
-    placed = sharding.state_shardings(shapes, mesh, cfg["sharding"])
+    loaded = data(cfg.data, batch=cfg.batch, seed=cfg.seed)
+    devices = mesh(cfg)
+    parts = prepare(cfg, loaded, devices)
     wanted = {
-        name: sharding.with_shardings(getattr(shapes, name), getattr(placed, name))
+        name: sharding.with_shardings(getattr(parts.shapes, name), getattr(parts.placed, name))
         for name in ("params", "extra")
     }
     found = checkpoint.restore_part(workdir, step, wanted)
     state = State(jnp.asarray(step, jnp.int32), found["params"], {}, found["extra"])
-    return Run(cfg, loaded, made, mesh, state)
+    return Run(cfg, loaded, parts.method, devices, state)

@@ -1,29 +1,18 @@
-"""What all entries share: arguments, configs, and errors told in one line.
-
-A config is `FILE.py`, `FILE.py:ARG` (a Python file with `get_config(arg)`; running it executes it)
-or `FILE.json` (the resolved form that every run writes; data only). `--config.a.b=value` changes
-one value of it, typed as in the file, or adds one: who takes the section checks its names.
-"""
+"""What all entries share: arguments, calls whose names are checked, and errors in one line."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import importlib
 import inspect
-import json
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ml_collections import ConfigDict
-
-from vtp_jax.setup import shipped
 from vtp_jax.types import UserError
 
 T = TypeVar("T")
@@ -131,115 +120,6 @@ def choose(where: str, kind: str, name: str, known: Mapping[str, T]) -> T:
     return known[name]
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The locked config that `spec` names, with overrides applied, the last ones last."""
-    name, _, argument = spec.partition(":")
-    path = locate(name)
-    if path.suffix == ".json":
-        try:
-            config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error}") from None
-    else:
-        config = execute(path, argument, f"config {spec}")
-    for override in overrides:
-        name, _, text = override.removeprefix("--config.").partition("=")
-        keys = name.split(".")
-        if keys[0] not in config:
-            # Makers check the names of what is deeper, but not all entries look at every section.
-            train = importlib.import_module("vtp_jax.train").train
-            sections = {*config, *inspect.signature(train).parameters} - {"workdir"}
-            if keys[0] not in sections:
-                hint = suggest(keys[0], sections)
-                raise UserError(f"config {spec}: unknown key '{keys[0]}'{hint}")
-        change(config, keys, text, "config")
-    return config.lock()
-
-
-def locate(name: str) -> Path:
-    """The file of a config: a path, or the name of a config that comes with the package. Raises
-    UserError, with a suggestion, if there is neither."""
-    known = shipped.names()
-    if name in known:
-        return known[name]
-    if os.path.exists(name):
-        return Path(name)
-    raise UserError(f"no config '{name}', neither a file nor a name{suggest(name, known)}")
-
-
-def execute(path: Path, argument: str, where: str) -> ConfigDict:
-    """get_config(argument) of a Python file. An exception becomes a one-line UserError: a
-    ValueError's own message, or the type, message and line of another error. where: the config in
-    errors."""
-    try:
-        config = shipped.execute(path).get_config(argument)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{where}: {told} ({at.filename}, line {at.lineno})") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{where}: get_config gives a {type(config).__name__}, not a ConfigDict")
-    return config
-
-
-def change(value: Any, keys: Sequence[str], text: str, where: str) -> Any:
-    """`value`, in which that to which `keys` lead is what `text` says. A number is a place in a
-    tuple or list, from 0; what a dict lacks is added."""
-    if not keys:
-        return read(text, value, where)
-    key, inner = keys[0], f"{where}.{keys[0]}"
-    if isinstance(value, (list, tuple)):
-        if not (key.isdigit() and int(key) < len(value)):
-            raise UserError(f"{inner}: {where} has {len(value)} places, counted from 0")
-        items = list(value)
-        items[int(key)] = change(items[int(key)], keys[1:], text, inner)
-        return type(value)(items)
-    if value is None:
-        value = ConfigDict()
-    if isinstance(value, dict):  # in a tuple: it may be another config's too
-        return {**value, key: change(value.get(key), keys[1:], text, inner)}
-    if not isinstance(value, ConfigDict):
-        raise UserError(f"{inner}: {where} is {value!r}, in which there are no keys")
-    with value.ignore_type():
-        value[key] = change(value.get(key), keys[1:], text, inner)
-    return value
-
-
-KINDS = (  # what stands there, what may come instead, what it is called; the first that fits
-    (bool, bool, "true or false"),
-    (int, int, "a whole number"),
-    (float, (int, float), "a number"),
-    ((list, tuple), (list, tuple), "a tuple, such as (1, 2) or ()"),
-    ((dict, ConfigDict), dict, "a dict, such as {'a': 1} or {}"),
-)
-
-
-def read(text: str, old: Any, where: str) -> Any:
-    """What `text` says, in the type of what it replaces. None is None everywhere; a string gives
-    way to a tuple, too; and where nothing stands, Python's literals count, and all else is a
-    string."""
-    try:
-        value = {"true": True, "false": False}.get(text)
-        value = ast.literal_eval(text) if value is None else value
-    except (SyntaxError, TypeError, ValueError):
-        value = text
-    if old is None or value is None:
-        return value
-    if isinstance(old, str):
-        return value if isinstance(value, (list, tuple)) else text
-    for kind, wanted, name in KINDS:
-        if isinstance(old, kind):
-            if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-                raise UserError(f"{where}={text}: this is to be {name}")
-            same: Any = type(old)
-            return same(value)
-    return value
-
-
 def call(function: Callable[..., Any], where: str, /, *args: Any, **kwargs: Any) -> Any:
     """function(*args, **kwargs) after checking the names against its signature, so that a typo in a
     config is an error that names the key, before anything is built."""
@@ -281,14 +161,3 @@ def close(word: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' where one is like it."""
     found = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean '{found[0]}'?" if found else ""
-
-
-def plain(config: Any) -> Any:
-    """A config as plain dicts, lists and scalars: what goes into makers and JSON files."""
-    if isinstance(config, ConfigDict):
-        return plain(config.to_dict())
-    if isinstance(config, Mapping):
-        return {str(k): plain(v) for k, v in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [plain(v) for v in config]
-    return config

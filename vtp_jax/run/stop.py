@@ -1,0 +1,31 @@
+"""Ending a run well when it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+@contextlib.contextmanager
+def on_sigterm() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the number of steps done: whether SIGTERM asks the run to end there.
+
+    With several processes, the signal may reach each at another moment; all of them end at the
+    same step (JAX listens for SIGTERM there).
+    """
+    event = threading.Event()
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+    elif threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # only the main thread may handle signals
+    else:
+        before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+        try:
+            yield lambda step: event.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,232 @@
+"""Configs: the sections of a run as data, and how they are read.
+
+A config is a name such as `simvtp/pretrain_webvid` or a `FILE.py`, either with `:ARG` (a Python
+file with `get_config(arg)`; reading it executes it), or a `FILE.json` (the resolved form that every
+run writes; data only). `--config.a.b=value` changes
+one value, typed as in the file, or adds one: the part that takes a section checks its names.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from vtp_jax.setup import cli, shipped
+from vtp_jax.types import UserError
+
+Section = Mapping[str, Any]
+
+
+class Config(NamedTuple):
+    """The sections of a config. Each section is the keyword arguments of the part it configures,
+    whose signature holds the defaults of what the section leaves out.
+
+    seed:       of the data order and of every random draw
+    steps:      training steps in all
+    batch:      rows of a global batch, over all devices
+    data:       `data.pipeline.make`
+    method:     `name`, a file of `methods`, and the arguments of its `make`
+    optim:      `run.optim.make`; `lr` is a number or the arguments of `schedules.make`
+    mesh:       `run.sharding.make_mesh`
+    sharding:   rules (regex, spec) on parameter names, see `run.sharding`
+    evals:      by name: `type`, a file of `evals`; `every`, in steps (0: at the end alone);
+                `weights="ema"` for averaged weights; and the arguments of its `make`
+    checkpoint: `run.checkpoint.Checkpoints`
+    log:        `train.Log`
+    task:       `name`, a file of `tasks`, and the arguments of its `make`; None trains the method
+                on its own loss
+    average:    decay of averaged weights, or its schedule, see `run.average`; None keeps none
+    warm_start: (path, from, to): sources of the weights of step 0, see `setup.warm_start`
+    fresh:      regular expressions: parameters that no source of a warm start fills
+    """
+
+    seed: int
+    steps: int
+    batch: int
+    data: Section
+    method: Section
+    optim: Section
+    mesh: Mapping[str, int]
+    sharding: Sequence[Any]
+    evals: Mapping[str, Section]
+    checkpoint: Section
+    log: Section
+    task: Section | None = None
+    average: float | Section | None = None
+    warm_start: Sequence[Sequence[str]] = ()
+    fresh: Sequence[str] = ()
+
+
+# Former names of keys, which runs have written into their config.json: a regular expression on the
+# whole dotted name, and the name that takes its place.
+RENAMED: Mapping[str, str] = {}
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """The config that `spec` names, with the overrides `--config.x=y` applied in their order.
+
+    Raises UserError on a section that is unknown or missing, and as `read` does.
+    """
+    return make(read(spec, overrides))
+
+
+def make(sections: Mapping[str, Any] | ConfigDict) -> Config:
+    """A Config of these sections, as plain data. Raises UserError on one that is unknown or
+    missing."""
+    return cli.call(Config, "config", **plain(sections))
+
+
+def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """What the file of `spec` gives, with overrides applied, locked: whatever its sections.
+
+    Raises UserError on a file that is missing or fails, on an override whose value has another
+    type than the value it replaces, and on an unknown first name in one.
+    """
+    name, _, argument = spec.partition(":")
+    path = locate(name)
+    if path.suffix == ".json":
+        try:
+            found = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is not JSON: {error}") from None
+    else:
+        found = execute(path, argument, f"config {spec}")
+    for old, new in renamed(found):
+        logging.warning("config %s: '%s' is now called '%s'", spec, old, new)
+    for override in overrides:
+        name, _, text = override.removeprefix("--config.").partition("=")
+        keys = new_name(name).split(".")
+        # What is deeper is checked by the parts, but not every entry makes all of them.
+        if keys[0] not in (sections := {*found, *Config._fields}):
+            hint = cli.suggest(keys[0], sections)
+            raise UserError(f"config {spec}: unknown key '{keys[0]}'{hint}")
+        change(found, keys, text, "config")
+    return found.lock()
+
+
+def locate(name: str) -> Path:
+    """The file of a config: a path, or the name of a config that comes with the package. Raises
+    UserError, with a suggestion, if there is neither."""
+    known = shipped.names()
+    if name in known:
+        return known[name]
+    if os.path.exists(name):
+        return Path(name)
+    raise UserError(f"no config '{name}', neither a file nor a name{cli.suggest(name, known)}")
+
+
+def execute(path: Path, argument: str, where: str) -> ConfigDict:
+    """get_config(argument) of a Python file. An exception becomes a one-line UserError: a
+    ValueError's own message, or the type, message and line of another error. where: the config in
+    errors."""
+    try:
+        config = shipped.execute(path).get_config(argument)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}: {text} ({at.filename}, line {at.lineno})") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{where}: get_config returns a {type(config).__name__}, not a ConfigDict")
+    return config
+
+
+def new_name(name: str) -> str:
+    """A dotted name, by its present name."""
+    for pattern, new in RENAMED.items():
+        if found := re.fullmatch(pattern, name):
+            return found.expand(new)
+    return name
+
+
+def renamed(config: ConfigDict, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Gives the keys of a config their present names, in place; yields (former, present) dotted
+    names. A key keeps its section: only the last part of a name changes."""
+    for key in list(config):
+        name = f"{prefix}{key}"
+        if (new := new_name(name)) != name:
+            with config.unlocked():
+                config[new.rpartition(".")[2]] = config[key]
+                del config[key]
+            yield name, new
+        elif isinstance(config[key], ConfigDict):
+            yield from renamed(config[key], f"{name}.")
+
+
+def change(value: Any, keys: Sequence[str], text: str, where: str) -> Any:
+    """`value` with the entry at `keys` replaced by what `text` denotes. A number is a place in a
+    tuple or list, from 0; a key that a dict lacks is added."""
+    if not keys:
+        return parse(text, value, where)
+    key, inner = keys[0], f"{where}.{keys[0]}"
+    if isinstance(value, (list, tuple)):
+        if not (key.isdigit() and int(key) < len(value)):
+            raise UserError(f"{inner}: {where} has {len(value)} places, counted from 0")
+        items = list(value)
+        items[int(key)] = change(items[int(key)], keys[1:], text, inner)
+        return type(value)(items)
+    if value is None:
+        value = ConfigDict()
+    if isinstance(value, dict):  # in a tuple, which other configs may share: not in place
+        return {**value, key: change(value.get(key), keys[1:], text, inner)}
+    if not isinstance(value, ConfigDict):
+        raise UserError(f"{inner}: {where} is {value!r}, which has no keys")
+    with value.ignore_type():
+        value[key] = change(value.get(key), keys[1:], text, inner)
+    return value
+
+
+KINDS = (  # type of the value that is replaced, types that may replace it, in words; first match
+    (bool, bool, "true or false"),
+    (int, int, "a whole number"),
+    (float, (int, float), "a number"),
+    ((list, tuple), (list, tuple), "a tuple, such as (1, 2) or ()"),
+    ((dict, ConfigDict), dict, "a dict, such as {'a': 1} or {}"),
+)
+
+
+def parse(text: str, old: Any, where: str) -> Any:
+    """The value that `text` denotes, in the type of `old`, which it replaces.
+
+    None replaces anything; a tuple may replace a string. Where `old` is None, a Python literal is
+    read as such and any other text as a string.
+    """
+    try:
+        value = {"true": True, "false": False}.get(text)
+        value = ast.literal_eval(text) if value is None else value
+    except (SyntaxError, TypeError, ValueError):
+        value = text
+    if old is None or value is None:
+        return value
+    if isinstance(old, str):
+        return value if isinstance(value, (list, tuple)) else text
+    for kind, wanted, name in KINDS:
+        if isinstance(old, kind):
+            if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+                raise UserError(f"{where}={text}: it must be {name}")
+            same: Any = type(old)
+            return same(value)
+    return value
+
+
+def plain(config: Any) -> Any:
+    """A config as dicts, lists and scalars: what makers take and JSON files hold."""
+    if isinstance(config, ConfigDict):
+        return plain(config.to_dict())
+    if isinstance(config, Mapping):
+        return {str(k): plain(v) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [plain(v) for v in config]
+    return config
