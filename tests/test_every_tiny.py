@@ -27,4 +27,4 @@ def test_tiny_trains_evaluates_and_writes(path, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "checkpoints" / str(cfg.steps)).is_dir()
     assert (tmp_path / "parameters.txt").read_text()
     out = capsys.readouterr().out
-    assert f"step {cfg['steps']}/{cfg['steps']}" in out and "\x1b" not in out and "\r" not in out
+    assert f"step {cfg.steps}/{cfg.steps}" in out and "\x1b" not in out and "\r" not in out

@@ -89,7 +89,7 @@ def run_of(rows=20, unreadable=(0, 7)):
     encode = dict(video=encode_video, text=encode_text, reconstruct=reconstruct)
     params = {"video": jax.random.normal(jax.random.key(0), (24, 8))}
     return build.Run(
-        {},
+        blank(),
         Data(
             {},
             lambda step: iter(()),
