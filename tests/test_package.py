@@ -11,7 +11,7 @@ import pytest
 
 from tests.configs import ROOT, config_files
 from vtp_jax import __main__ as vtp
-from vtp_jax.setup import shipped
+from vtp_jax.setup import config, shipped
 from vtp_jax.types import UserError
 
 
