@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 SLOWEST = 20
+LARGE = 60  # CPU seconds of a run that is worth a summary
 BUDGET = 15  # CPU seconds of fast tests for each method, see docs/testing.md
 CACHE = "vtp_jax/seconds"  # by unit, of the last run: .pytest_cache/v/vtp_jax/seconds
 LAWS = "tests/methods/test_laws.py"
@@ -74,7 +75,7 @@ class Seconds:
             session.config.cache.set(CACHE, {**known, **total(self.tests, unit)})
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if len(self.tests) < SLOWEST:
+        if self.tests.total() < LARGE:
             return
         whole = self.whole or clock()
         write = terminalreporter.write_line

@@ -14,8 +14,10 @@ from vtp_jax.nn.attention import attend, by_xla, choose, split_by_hand
 from vtp_jax.run import sharding
 from vtp_jax.types import UserError
 
-Q, K, V = np.random.default_rng(0).standard_normal((3, 2, 6, 3, 8)).astype(np.float32)
-MASK = np.array([[True] * 6, [True, False, True, True, False, False]])
+DRAWN = np.random.default_rng(0).standard_normal((3, 2, 6, 3, 8))
+Q, K, V = (jnp.asarray(x, jnp.float32) for x in DRAWN)
+SEEN = np.array([[True] * 6, [True, False, True, True, False, False]])
+MASK, CAUSAL = (jnp.asarray(x) for x in (SEEN, SEEN[:, None] & np.tri(6, dtype=bool)))
 
 
 @pytest.mark.parametrize("mask", [None, MASK])
@@ -101,7 +103,7 @@ def test_the_kernel_for_tpus_interpreted(mask):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), told, expected)
 
 
-@pytest.mark.parametrize("mask", [None, MASK, MASK[:, None] & np.tri(6, dtype=bool)])
+@pytest.mark.parametrize("mask", [None, MASK, CAUSAL])
 def test_a_mesh_splits_what_its_compiler_cannot(mask):
     """Rows, queries and heads (of which there are three, which two devices do not divide)."""
 

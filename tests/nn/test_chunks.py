@@ -10,8 +10,8 @@ from vtp_jax.objectives import contrastive
 from vtp_jax.types import UserError
 
 RNG = np.random.default_rng(0)
-W, X = (RNG.standard_normal((n, 4)).astype(np.float32) for n in (4, 12))
-ALL = np.ones(12, bool)
+W, X = (jnp.asarray(RNG.standard_normal((n, 4)), jnp.float32) for n in (4, 12))
+ALL = jnp.asarray(np.ones(12, bool))
 
 
 def test_contrast_of_rows_that_were_made_in_chunks_has_exact_gradients():

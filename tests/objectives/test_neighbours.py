@@ -12,10 +12,10 @@ from vtp_jax.types import UserError
 
 B, N, D, K = 6, 20, 8, 3
 DRAW = np.random.default_rng(0)
-QUERY, SUPPORT, KEY = DRAW.standard_normal((3, B, D)).astype(np.float32)
+QUERY, SUPPORT, KEY = (jnp.asarray(x, jnp.float32) for x in DRAW.standard_normal((3, B, D)))
 ROWS = DRAW.standard_normal((N, D)).astype(np.float32)
-ROWS /= np.linalg.norm(ROWS, axis=1, keepdims=True)
-REAL, ALL = np.ones(N, bool), np.ones(B, bool)
+ROWS = jnp.asarray(ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True))
+REAL, ALL = (jnp.asarray(np.ones(n, bool)) for n in (N, B))
 normalise = jax.jit(contrastive.normalise)
 nearest = jax.jit(neighbours.nearest, static_argnums=3, static_argnames="groups")
 positiveness = jax.jit(neighbours.positiveness, static_argnames="threshold")
