@@ -2,7 +2,8 @@
 
     python -m benchmarks.contrast [--rows 8192] [--width 512] [--devices 8]
 
-What XLA plans for one device (`memory_analysis`), on fake CPU devices that split the rows.
+The memory is what XLA plans for one device (`memory_analysis`), on fake CPU devices that split the
+rows.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Loaders side by side on the same videos: `python -m benchmarks.data`. See docs/data.md.
+"""Video loaders compared on the same videos: `python -m benchmarks.data`. See docs/data.md.
 
-Rendered corpora of 10 s at 30 frames a second with a key frame every 250: 340x256, and 1920x1080;
-with --films DIR also the videos in a folder, of constant frame rates. A clip is 16 frames, 4 apart,
-shown at 224 pixels; all loaders show the same frames and the same parts of them. Each runs in a
-process of its own on one core, in turns of about two seconds, so that what else the machine does
-disturbs all alike. What counts is the CPU time of the process and its children, once they have made
-ahead what they make ahead: the least of all turns, and the median of the ratios within a turn.
+The corpora are rendered videos of 10 s at 30 frames a second with a key frame every 250 frames, at
+340x256 and at 1920x1080; --films DIR adds the videos of a folder, which must have constant frame
+rates. A clip is 16 frames, 4 apart, at 224 pixels; all loaders return the same frames and the same
+crops. Each loader runs in its own process on one core. They alternate in turns of about two
+seconds, so that other load on the machine affects all of them equally. Measured is the CPU time of
+the process and its children, prefetching included: the least over all turns, and the median of the
+ratios within a turn.
 """
 
 from __future__ import annotations
@@ -45,17 +46,17 @@ RESULTS = Path(__file__).parent / "results" / "data.jsonl"
 FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
 PACKAGES = ("av", "numpy", "pillow", "tensorflow", "tensorflow-cpu", "torch", "torchcodec")
 LENGTH = 300  # frames of a video
-TURN, IDLE = 2.0, 0.3  # seconds: of CPU in a turn; without a tick, until a loader has nothing to do
+TURN, IDLE = 2.0, 0.3  # seconds: CPU time of a turn; idle time after which a loader has finished
 
 
 # The corpus.
 
 
 def film(seed: int, h: int, w: int) -> Iterator[UInt8[np.ndarray, "h w c"]]:
-    """A camera that pans over a textured ground, discs that move across it, the sensor's noise.
+    """A camera that pans over a textured background, moving discs, and sensor noise.
 
-    Texture and noise are such that a frame of 340x256 is as dear as one of real films: 13 kB as
-    JPEG of quality 75, with a PSNR of 37 dB (three films of people: 12 to 13 kB, 37 to 38 dB).
+    Texture and noise are chosen so that a frame of 340x256 compresses like one of a real film: 13
+    kB as JPEG of quality 75, at a PSNR of 37 dB (three films of people: 12 to 13 kB, 37 to 38 dB).
     """
     rng = np.random.default_rng(seed)
     big = (2 * h, 2 * w)
@@ -63,7 +64,7 @@ def film(seed: int, h: int, w: int) -> Iterator[UInt8[np.ndarray, "h w c"]]:
     scale[0, 0] = 1
 
     def field(power: float, count: int) -> np.ndarray:
-        """Noise whose spectrum falls with that power of the frequency."""
+        """Noise whose spectrum falls with `power` of the frequency."""
         waves = np.fft.fft2(rng.normal(size=(count, *big))) / scale**power
         found = np.fft.ifft2(waves).real
         return (found - found.mean((1, 2), keepdims=True)) / found.std((1, 2), keepdims=True)
@@ -86,7 +87,7 @@ def film(seed: int, h: int, w: int) -> Iterator[UInt8[np.ndarray, "h w c"]]:
 
 
 def render(folder: Path, name: str, count: int, h: int, w: int) -> None:
-    """`count` videos of a size, and the file of their captions."""
+    """Writes `count` videos of one size, and their captions."""
     lines = ["path,caption"]
     (folder / name).mkdir(parents=True)
     for number in range(count):
@@ -103,7 +104,7 @@ def render(folder: Path, name: str, count: int, h: int, w: int) -> None:
 
 
 def collect(folder: Path, name: str, films: Path) -> int:
-    """The films of a folder as a corpus; returns how many there are."""
+    """Makes a corpus of the videos in a folder; returns their number."""
     (folder / name).mkdir()
     files = [p for p in sorted(films.iterdir()) if p.suffix in sources.VIDEOS]
     for path in files:
@@ -114,7 +115,7 @@ def collect(folder: Path, name: str, films: Path) -> int:
 
 
 def prepare(folder: Path, name: str) -> dict[str, Any]:
-    """The same as shards, as `vtp_jax.prepare shards` makes them by default."""
+    """Writes the corpus as shards, with the defaults of the command; returns the manifest."""
     source = sources.load(folder, folder / f"{name}.csv")
     out, form = folder / f"{name}.shards", shards.Form()
     tasks = shards.begin(out, shards.plan_files(source, 128), form)
@@ -123,7 +124,7 @@ def prepare(folder: Path, name: str) -> dict[str, Any]:
     return shards.finish(out)
 
 
-# The loaders. Each gives batches without end, and shows them in the same way.
+# The loaders: endless iterators of batches with the same frames and crops.
 
 
 def ours(kind: str, crop: str, folder: str, name: str) -> Iterator[Any]:
@@ -139,7 +140,7 @@ def ours(kind: str, crop: str, folder: str, name: str) -> Iterator[Any]:
 
 def theirs(decode: Callable[..., Any], crop: str, folder: str, name: str) -> Iterator[Any]:
     """torch.utils.data.DataLoader with one worker; frames are cropped and resized as uint8 tensors
-    in the layout for which PyTorch has its fast kernel."""
+    in the layout of PyTorch's fast kernel."""
     import torch
 
     torch.set_num_threads(1)
@@ -153,7 +154,7 @@ def theirs(decode: Callable[..., Any], crop: str, folder: str, name: str) -> Ite
 
         def __getitem__(self, index: int) -> tuple[Any, str, int]:
             epoch, which = (int(found[0]) for found in order.at(np.asarray([index])))
-            rng = np.random.default_rng([LOOK, 0, epoch, which])  # as ours
+            rng = np.random.default_rng([LOOK, 0, epoch, which])  # as the pipeline draws
             numbers = ops.sample_frames(lengths[which], FRAMES, STRIDE, rng)
             frames = decode(source.file(which), numbers)  # t c h w, channels last
             box = BOXES[crop](*frames.shape[2:], SIZE, rng)
@@ -169,7 +170,7 @@ def theirs(decode: Callable[..., Any], crop: str, folder: str, name: str) -> Ite
 
 
 def decode_pyav(path: str, numbers: Sequence[int]) -> Any:
-    """To the key frame before, on to the last frame, RGB of those that are shown."""
+    """Seeks to the preceding key frame and decodes to the last frame; converts only those shown."""
     import torch
 
     wanted, found = set(int(n) for n in numbers), {}
@@ -204,7 +205,7 @@ LOADERS: dict[str, Callable[..., Iterator[Any]]] = {
 }
 
 
-# What a record may hold, and what it may stand in.
+# Ways to store frames, and files to store records in.
 
 
 def encode_h264(frames: Sequence[UInt8[np.ndarray, "h w c"]], rate: int, gop: int) -> bytes:
@@ -220,7 +221,7 @@ def encode_h264(frames: Sequence[UInt8[np.ndarray, "h w c"]], rate: int, gop: in
 
 
 def encode_jpeg(frame: UInt8[np.ndarray, "h w c"]) -> bytes:
-    """A frame by itself, of the quality that shards have."""
+    """One frame as JPEG, of the quality used in shards."""
     file = io.BytesIO()
     options = dict(quality=shards.Form().quality, subsampling="4:2:0", optimize=True)
     Image.fromarray(frame).save(file, "JPEG", **options)
@@ -241,8 +242,8 @@ def decode_by_ffmpeg(jpegs: Sequence[bytes]) -> None:
 
 
 def compare_storage(folder: Path, count: int = 6) -> dict[str, Any]:
-    """{way: (ms of a clip, bytes over those of the mp4)} of ways to store the 340x256 videos, and
-    milliseconds of reading a clip out of a shard and out of an ArrayRecord."""
+    """Two dicts. ways: {way to store the 340x256 videos: (ms a clip, bytes relative to the mp4)};
+    reading_ms: milliseconds to read a clip from a shard and from an ArrayRecord."""
     ways: dict[str, tuple[int, Callable[[int], Any]]] = {}
     whole: dict[str, list[bytes]] = collections.defaultdict(list)
     stored: list[list[bytes]] = []
@@ -315,7 +316,7 @@ def record_of(clips: records.Shards, index: int) -> records.Record:
 
 
 def cpu_ms(run: Callable[[int], Any], times: int) -> float:
-    """CPU milliseconds of the whole process for a run: the least of three rounds."""
+    """CPU milliseconds of the process for one run: the least of three rounds."""
     least = np.inf
     for _ in range(3):
         start = time.process_time()
@@ -329,22 +330,22 @@ def cpu_ms(run: Callable[[int], Any], times: int) -> float:
 
 
 class Loader:
-    """A loader in a process of its own, on one core, which goes on when it is told to."""
+    """A loader in its own process on one core, which produces batches on request."""
 
     def __init__(self, name: str, crop: str, folder: Path, corpus: str):
         argv = [sys.executable, "-m", "benchmarks.data", "--only", name, crop, str(folder), corpus]
         pipes: Any = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process = subprocess.Popen(argv, preexec_fn=pin, **pipes)
 
-    def go_on(self, batches: int) -> float:
-        """CPU seconds of so many batches."""
+    def produce(self, batches: int) -> float:
+        """Produces `batches` batches; returns the CPU seconds they took."""
         before = self.cpu()
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{batches}\n")
         self.process.stdin.flush()
         if not self.process.stdout.readline():
             raise RuntimeError(f"{self.process.args} ended")
-        # What is made ahead is always as much, but must be done.
+        # The prefetched amount is constant, but must be complete.
         now, last = self.cpu(), 0.0
         while now > last:
             time.sleep(IDLE)
@@ -352,7 +353,7 @@ class Loader:
         return now - before
 
     def cpu(self) -> float:
-        """CPU seconds of the process and its children so far."""
+        """CPU seconds that the process and its children have used."""
         ticks, parents = {}, {}
         for file in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -375,14 +376,14 @@ def pin() -> None:
 
 
 def measure(folder: Path, corpus: str, crop: str, rounds: int) -> dict[str, Any]:
-    """{loader: (CPU milliseconds of a clip, how many times as fast as the faster DataLoader)}."""
+    """{loader: (CPU milliseconds a clip, speed relative to the faster DataLoader)}."""
     names = [n for n in LOADERS if "torchcodec" not in n or works("torchcodec.decoders")]
     loaders = {name: Loader(name, crop, folder, corpus) for name in names}
     try:
-        each = {n: one.go_on(2) and one.go_on(1) / BATCH for n, one in loaders.items()}
+        each = {n: one.produce(2) and one.produce(1) / BATCH for n, one in loaders.items()}
         turn = {n: max(round(TURN / BATCH / took), 1) for n, took in each.items()}
         took = [
-            {n: one.go_on(turn[n]) / turn[n] / BATCH for n, one in loaders.items()}
+            {n: one.produce(turn[n]) / turn[n] / BATCH for n, one in loaders.items()}
             for _ in range(rounds)
         ]
     finally:
@@ -405,7 +406,7 @@ def versions() -> Iterator[tuple[str, str]]:
 
 
 def works(module: str) -> bool:
-    """Whether a module is there and can be imported."""
+    """Whether a module is installed and can be imported."""
     if importlib.util.find_spec(module.split(".")[0]) is None:
         return False
     code = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True)

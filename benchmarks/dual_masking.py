@@ -1,10 +1,10 @@
-"""What VideoMAE V2's decoder mask saves: a step of ViT-B with it and without, in turns.
+"""The savings of VideoMAE V2's decoder mask: a step of ViT-B with and without it, alternating.
 
     python -m benchmarks.dual_masking [--rounds 3] [--batch 2] [--size B]
 
 16 frames of 224 px, fp32 on a CPU, bf16 elsewhere; forward and backward. The paper (arXiv
 2303.16727, table 2, ViT-B): FLOPs 35.48 -> 25.87 G a clip (1.37), feature maps 631 -> 328 MB
-(1.92), hours of 800 epochs on 64 GPUs 28.4 -> 15.9 (1.79, data and all).
+(1.92), hours of 800 epochs on 64 GPUs 28.4 -> 15.9 (1.79, data included).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--size", default="B")
-    parser.add_argument("--attention", default="auto", help="a kernel, or what suits each length")
+    parser.add_argument("--attention", default="auto", help="a kernel; auto: by length")
     args, _ = cli.parse(parser, argv)
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     spec, facts = outline.describe(DATA, args.batch)

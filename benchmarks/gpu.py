@@ -2,13 +2,14 @@
 
     python -m benchmarks.gpu [--sizes B L] [--batches 16 32 64 128] [--rounds 10] [--check]
 
-The same maths on both sides, bf16 with fp32 parameters, moments and statistics: 16 frames of 224
-px, 32 words, four losses, AdamW. PyTorch's is written to be fast: SDPA, torch.compile,
-fused AdamW, cubes cut and gathered before they are embedded, passes of one length in one batch.
-Each measurement is a process of its own, so that neither side's memory is in the other's way; sides
-take turns. MFU: 3 x the products that the method must compute (benchmarks.step_cpu), over the rate
-of square bf16 products on the same side. --check compares the two losses on one batch, in fp32.
-Needs JAX and PyTorch; neither TensorFlow nor a network. On a CPU: --small.
+Both sides compute the same maths, in bf16 with fp32 parameters, moments and statistics: 16 frames
+of 224 px, 32 words, four losses, AdamW. The PyTorch side is written to be fast: SDPA,
+torch.compile, fused AdamW, cubes cut and gathered before they are embedded, passes of one length in
+one batch. Each measurement runs in its own process, so that neither side's memory is in the other's
+way; the sides alternate. MFU is 3 x the products that the method must compute
+(benchmarks.step_cpu), over the rate of square bf16 products on the same side. --check compares the
+two losses on one batch, in fp32. Needs JAX and PyTorch, but neither TensorFlow nor a network.
+--small runs on a CPU.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RATE, DECAY, TEMPERATURE = 1e-4, 0.05, 0.05
 
 
 def setting(size: str, batch: int, small: bool) -> tuple[Mapping[str, Any], Any, dict[str, Any]]:
-    """(batch, spec, facts) of noise, equal on both sides."""
+    """(batch, spec, facts) of noise, the same on both sides."""
     spec, facts = outline.describe(SMALL["data"] if small else DATA, batch)
     return (
         synthetic.fill(spec, facts),
@@ -52,7 +53,7 @@ def setting(size: str, batch: int, small: bool) -> tuple[Mapping[str, Any], Any,
     )
 
 
-# This project.
+# JAX.
 
 
 def jax_step(
@@ -92,7 +93,7 @@ def jax_step(
 
 
 def torch_net(size: str, facts: Mapping[str, Any], video: tuple[int, ...]) -> Any:
-    """The net of the shipped module with the losses that it is trained with."""
+    """The net of the exported module, with the losses that SimVTP is trained with."""
     import torch
     from torch.nn import functional as F
 
@@ -109,7 +110,7 @@ def torch_net(size: str, facts: Mapping[str, Any], video: tuple[int, ...]) -> An
 
     class Trained(simvtp.SimVTP):
         def cut(self, frames: torch.Tensor) -> torch.Tensor:
-            """(B, T, H, W, 3) uint8 -> (B, N, c t h w) uint8: as the convolution's kernel lies."""
+            """(B, T, H, W, 3) uint8 -> (B, N, c t h w) uint8, as the convolution's kernel."""
             b, t, h, w, c = frames.shape
             p, q, r = CUBE
             x = frames.view(b, t // p, p, h // q, q, w // r, r, c)
@@ -118,7 +119,7 @@ def torch_net(size: str, facts: Mapping[str, Any], video: tuple[int, ...]) -> An
         def target(self, cubes: torch.Tensor) -> torch.Tensor:
             x = cubes.float().unflatten(-1, (3, -1)) / 255
             x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True).sqrt() + 1e-6)
-            # In the order in which the head was trained: colours fastest.
+            # The order in which the head was trained: colours vary fastest.
             return x.transpose(-1, -2).flatten(-2)
 
         def forward(self, frames, ids, masked, hidden, text_mask, keep, drop, negative):
@@ -161,7 +162,7 @@ def torch_net(size: str, facts: Mapping[str, Any], video: tuple[int, ...]) -> An
 
 
 def draw(given: Mapping[str, Any], video: tuple[int, ...], seed: int) -> dict[str, Any]:
-    """What is random in the loss, drawn on the host: (keep, drop, hidden, negative)."""
+    """The random draws of the loss, made on the host: keep, drop, hidden, negative."""
     rng = np.random.default_rng(seed)
     t, h, w = (side // cube for side, cube in zip(video, CUBE, strict=True))
     b, hide = len(given["valid"]), int(0.9 * h * w)
@@ -254,7 +255,7 @@ def measure(side: str, size: str, batch: int, rounds: int, small: bool) -> dict[
 
 
 def peak(side: str) -> float | None:
-    """GiB that the device has held at most, where it says."""
+    """Peak memory of the device in GiB; None if the device does not report it."""
     if side == "torch":
         import torch
 
@@ -275,7 +276,7 @@ def machine(side: str) -> dict[str, Any]:
 
 
 def check() -> float:
-    """How far the two sides' losses of one small batch lie apart, relatively, fp32, no dropout."""
+    """Relative difference of the two sides' losses on one small batch, fp32, no dropout."""
     import jax
     import jax.numpy as jnp
     import torch
@@ -317,7 +318,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sizes", nargs="+", default=["B", "L"])
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 32, 64, 128])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--small", action="store_true", help="one tiny size, to try the script")
+    parser.add_argument("--small", action="store_true", help="one tiny size, to test the script")
     parser.add_argument("--check", action="store_true", help="only compare the two losses")
     parser.add_argument(
         "--only", nargs=3, metavar=("SIDE", "SIZE", "BATCH"), help="in this process"
@@ -346,13 +347,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def apart(side: str, size: str, batch: int, rounds: int, small: bool) -> dict[str, Any]:
-    """`measure` in a process of its own; what went wrong where it did, out of memory for one."""
+    """`measure` in its own process. Returns the last line of the error if it fails, for instance
+    when it runs out of memory."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--only", side, size, str(batch)]
     command += ["--rounds", str(rounds), *(["--small"] if small else [])]
     environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return dict(side=side, size=size, batch=batch, failed=last[:200])
     return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -1,16 +1,16 @@
-"""SimVTP ViT-B on this CPU: the loss and its gradients against the machine's own matrix products.
+"""SimVTP ViT-B on this CPU: the loss and its gradients, relative to the machine's matrix products.
 
     python -m benchmarks.step_cpu [--rounds 5] [--batch 4] [--unroll 12] [--profile DIR]
 
-fp32, 16 frames of 224 px, 32 words, four losses. The parts are run in turns, so that what else runs
-on the machine disturbs them alike, and the median of each is taken. The products come twice in a
-turn and count once: what runs first after a step finds its gigabytes still being given back. FLOPs:
-3 x those of the forward products that the method must compute (`must_compute`), whatever the
-program computes beside them.
+fp32, 16 frames of 224 px, 32 words, four losses. The parts alternate, so that other load on the
+machine affects all of them equally, and the median of each is taken. The products run twice in a
+turn and count once: whatever runs first after a step is slowed by the kernel still reclaiming its
+gigabytes. FLOPs are 3 x those of the forward products that the method must compute
+(`must_compute`), whatever else the program computes.
 
-The process starts itself again with an allocator that keeps its memory, as launch.local starts
-training (launch.common.keep_memory; apt install libjemalloc2), unless --malloc plain: a step's
-temporaries are gigabytes, which glibc takes from the kernel and gives back every time.
+Unless --malloc plain is given, the process restarts itself with an allocator that keeps its memory,
+as launch.local does (launch.common.keep_memory; apt install libjemalloc2): the temporaries of a
+step are gigabytes, which glibc takes from the kernel and returns every time.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ CUBE, PLACES, FRAMES, WORDS, VOCABULARY = (2, 16, 16), 196, 8, 32, 30522
 
 
 def block(size: Size, n: int, asked: int | None = None) -> int:
-    """Multiply-accumulates of a block over n tokens, of which the last `asked` have an output."""
+    """Multiply-accumulates of a block over n tokens; only the last `asked` have an output."""
     d, r = size.width, n if asked is None else asked
     return 2 * n * d * d + 2 * r * d * d + 2 * r * d * size.mlp + 2 * r * n * d
 
 
 def must_compute(encoder: Size, decoder: Size) -> dict[str, float]:
-    """GFLOP forward a clip, by part, of SimVTP's recipe: three passes over video and words
-    (masked, right and wrong), each alone, the decoder over all places, four heads."""
+    """Forward GFLOP a clip, by part, of SimVTP's recipe: three passes over video and words (masked,
+    right and wrong pairs), each alone, the decoder over all positions, four heads."""
     seen, n = (PLACES - int(0.9 * PLACES)) * FRAMES, PLACES * FRAMES
     hidden, pixels = n - seen, math.prod(CUBE) * 3
     d, e = encoder.width, decoder.width

@@ -1,5 +1,5 @@
-"""Parameters for tests that care for no particular start: drawn by numpy, for compiling an `init`
-costs more than most tests."""
+"""Parameters for tests that need no particular initialisation. They are drawn by numpy: compiling
+an `init` takes longer than most tests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from vtp_jax import tree
 
 
 def fill(init: Callable[..., Any], *args: Any, seed: int = 0) -> Any:
-    """Arrays of the shapes and dtypes of init(*args), which is only traced: scales about 1, all
-    else about 0, matrices as wide as their inputs ask for."""
+    """Arrays of the shapes and dtypes of init(*args), which is only traced. Scales are drawn around
+    1, everything else around 0; the deviation of a matrix is 1 / sqrt(its number of inputs)."""
     rng = np.random.default_rng(seed)
 
     def draw(name: str, x: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""What tests against the released SimVTP models share: the goldens' rule, and the parity entry."""
+"""Shared by tests against the released SimVTP models: the rule that generates the goldens' tensors,
+and runs of the parity entry."""
 
 import os
 import subprocess
@@ -16,7 +17,7 @@ FILES = dict(weights="W.npz", inputs="I.npz", out="O.npz")
 
 
 def make_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """fp32 values by the rule of the goldens: drawn from the tensor's official name."""
+    """fp32 values by the rule of the goldens: the tensor's official name seeds them."""
     draw = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).standard_normal(shape)
     module = name.rpartition(".")[0]
     if name.endswith(".weight") and "norm" in module.lower():
@@ -29,7 +30,7 @@ def make_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def run_entry(method: str, folder: Path, *options: str) -> dict[str, np.ndarray]:
-    """What `python -m vtp_jax.parity METHOD` writes for the W.npz and I.npz of a folder."""
+    """The output of `python -m vtp_jax.parity METHOD` for the W.npz and I.npz of a folder."""
     files = [f"--{name}={folder / file}" for name, file in FILES.items()]
     done = subprocess.run(
         [sys.executable, "-m", "vtp_jax.parity", method, *files, *options],
@@ -44,12 +45,12 @@ def run_entry(method: str, folder: Path, *options: str) -> dict[str, np.ndarray]
 
 
 def close(value: Any, scale: float = 0.0) -> Any:
-    """Equal to 1e-9 of the value, or of the scale of the tensor it is taken from."""
+    """Equal to 1e-9 of the value, or of the scale of the tensor that the value is from."""
     return pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE * scale)
 
 
 def check_output(x: np.ndarray, golden: dict[str, Any]) -> None:
-    """An array against its statistics and its first and last entries."""
+    """Compares an array with its recorded statistics and first and last entries."""
     assert list(x.shape) == golden["shape"]
     assert float(x.std()) == close(golden["std"])
     assert float(x.mean()) == close(golden["mean"], golden["std"])
@@ -58,6 +59,6 @@ def check_output(x: np.ndarray, golden: dict[str, Any]) -> None:
 
 
 def check_probe(gradient: np.ndarray, golden: float) -> None:
-    """A norm does not see a transposed or reordered tensor; its product with a fixed draw does."""
+    """Compares the product with a fixed draw: unlike a norm, it detects a transposed tensor."""
     draw = np.random.RandomState(4).standard_normal(gradient.size)
     assert float(gradient.ravel() @ draw) == close(golden, float(np.linalg.norm(gradient)))

@@ -1,4 +1,4 @@
-"""Corpora of which some files are damaged, each in a way of its own."""
+"""Corpora with damaged files, each damaged in a different way."""
 
 import av
 import numpy as np
@@ -16,14 +16,14 @@ DAMAGE = {  # one in twenty
     120: "too_large",
     141: "damaged",
 }
-# Of shards of eight clips, two of twenty, and two records.
+# In shards of eight clips: two shards of twenty, and two records.
 PER_SHARD = 8
 SHARDS = {8 + k: "missing" for k in range(8)} | {24 + k: "damaged" for k in range(8)}
 SHARDS |= {3: "damaged", 44: "damaged"}
 
 
 def write(root, side, frames):
-    """160 videos under `root`; those that DAMAGE names cannot be read, for these causes."""
+    """Writes 160 videos under `root`; those in DAMAGE are unreadable for those causes."""
     shapes.write(root, shapes.Plan(train=CLIPS, val=1, side=side, frames=frames), workers=1)
 
     def path(number):
@@ -44,7 +44,7 @@ def write(root, side, frames):
 
 
 def write_sound(path):
-    """An mp4 without pictures."""
+    """Writes an mp4 without a video stream."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4000), np.float32), "fltp", "mono")
@@ -65,7 +65,7 @@ def write_avi(path, codec, frames, side=64):
 
 
 def write_short(path, side, frames):
-    """An avi that just ends, after three of the frames that its header promises."""
+    """Writes an avi that is cut after three of the frames that its header promises."""
     data = write_avi(path, "mpeg4", frames, side)
     at = data.index(b"movi")
     for _ in range(4):
@@ -74,15 +74,15 @@ def write_short(path, side, frames):
 
 
 def write_huge(path):
-    """An avi whose header says that its pictures have 30,000 x 30,000 pixels."""
+    """Writes an avi whose header declares frames of 30,000 x 30,000 pixels."""
     data = write_avi(path, "rawvideo", 1)
-    at = data.index(b"strf") + 12  # behind the sizes of this part and of its header
+    at = data.index(b"strf") + 12  # after the sizes of this chunk and of its header
     data[at : at + 8] = (30_000).to_bytes(4, "little") * 2
     path.write_bytes(data)
 
 
 def promise(mp4, count):
-    """An mp4 whose tables promise so many frames, of a byte each, in as few bytes."""
+    """The mp4 with tables that declare `count` frames of one byte each; its size stays the same."""
     sizes, times = mp4.index(b"stsz") + 4, mp4.index(b"stts") + 12
     data = bytearray(mp4)
     data[sizes + 4 : sizes + 12] = (1).to_bytes(4, "big") + count.to_bytes(4, "big")
@@ -91,8 +91,8 @@ def promise(mp4, count):
 
 
 def write_shards(root, side, frames):
-    """160 clips in 20 shards under `root`, of which those that SHARDS names cannot be read: a shard
-    is missing, one is cut; in one record a bit of the header is flipped, in one bits of frames."""
+    """Writes 160 clips in 20 shards under `root`; those in SHARDS are unreadable: one shard is
+    missing, one is cut; one record has a flipped bit in its header, one in its frames."""
     films = root / "films"
     shapes.write(films, shapes.Plan(train=CLIPS, val=1, side=side, frames=frames), workers=1)
     tasks = shards.plan_files(sources.load(films, films / "train.csv"), PER_SHARD)
