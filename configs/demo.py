@@ -1,14 +1,14 @@
-"""SimVTP learns moving shapes, from real mp4 files, in minutes on two CPU cores: `make demo`.
+"""SimVTP on moving shapes, from real mp4 files, in minutes on two CPU cores: `make demo`.
 
-    python -m vtp_jax.demo                          corpus, tokenizer, training, retrieval, report
-    python -m vtp_jax.demo --ablation no_contrast
-    python -m vtp_jax.train --config configs/demo.py --workdir runs/mine    training alone
+    vtp demo                          corpus, tokenizer, training, retrieval, report
+    vtp demo --ablation no_contrast
+    vtp train --config demo --workdir runs/mine    training only
 
-The corpus (`python -m vtp_jax.prepare shapes --out runs/shapes`) has 25,344 combinations of colour,
-shape, size, motion and background; 200 of them never occur in training and are what is searched.
+The corpus (`vtp prepare shapes --out runs/shapes`) has 25,344 combinations of colour, shape, size,
+motion and background; 200 of them are held out from training and used for retrieval.
 
     switch       what it does
-    no_contrast  without VTC and VTM: masked autoencoding alone; retrieval stays near chance
+    no_contrast  without VTC and VTM: masked autoencoding only; retrieval stays near chance
     no_masking   without masks: VTC and VTM on whole videos and captions
     tiny         a few steps of a smaller net on clips drawn in memory
 """
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.kind = "files"
     c.data.train = dict(root="runs/shapes", captions="runs/shapes/train.csv")
     c.data.evals = dict(val=dict(root="runs/shapes", captions="runs/shapes/val.csv"))
-    # Every second of 16 frames. No random crop: it would change sizes, which captions tell.
+    # Every second of 16 frames. No random crop: it would change sizes, which captions mention.
     c.data.video = dict(frames=8, stride=2, size=64, crop="centre")
     model = "runs/shapes/tokenizer.model"
     c.data.text = dict(kind="sentencepiece", path=model, length=16, vocab_size=300)
@@ -44,9 +44,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.video_ratio = 0.75
     c.method.text_ratio = 0.75
     c.method.weights = dict(video=1.0, text=1.0, vtc=1.0, vtm=1.0)
-    c.method.match_text = "masked"  # the joint pass serves VTM too: a third of the encoder's work
+    c.method.match_text = "masked"  # VTM shares the joint pass: saves a third of the encoder's work
     c.method.dropout = 0.0
-    c.method.sum_directions = True  # VTC's weight as the reference has it
+    c.method.sum_directions = True  # VTC's weight as in the reference
     c.method.dtype = "float32"  # CPUs have no fast bf16
     c.method.unroll = 3
 

@@ -1,6 +1,6 @@
 """Trains on a GKE cluster with TPUs, as an xpk workload (a JobSet): `xpk workload create`.
 
-    python -m launch.gke --config configs/simvtp/pretrain_webvid.py --workdir /mnt/runs/simvtp \
+    python -m launch.gke --config simvtp/pretrain_webvid --workdir /mnt/runs/simvtp \
         --name simvtp --cluster C --project P --zone us-west4-a --topology v5e:16x16
 
 The folder it is started in is laid over the base image. A pod that is lost is started again and

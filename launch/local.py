@@ -1,6 +1,6 @@
 """Trains on this machine, in one process, or in several that find each other as hosts do.
 
-    python -m launch.local --config configs/demo.py:tiny --workdir runs/two --processes 2
+    python -m launch.local --config demo:tiny --workdir runs/two --processes 2
 
 Several processes on one machine are for trying out what many hosts will do; each has `--devices`
 devices of the CPU.

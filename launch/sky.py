@@ -1,6 +1,6 @@
 """Trains on machines that SkyPilot finds, on any cloud: `sky jobs launch`, which survives losses.
 
-    python -m launch.sky --config configs/simvtp/pretrain_webvid.py --workdir /mnt/runs/simvtp \
+    python -m launch.sky --config simvtp/pretrain_webvid --workdir /mnt/runs/simvtp \
         --accelerators H100:8 --nodes 4 --spot
 
 `--accelerators tpu-v6e-8` takes TPUs. The folder it is started in is sent along.

@@ -1,6 +1,6 @@
 """Trains on a SLURM cluster of GPU nodes: a batch script, one process on each node.
 
-    python -m launch.slurm --config configs/simvtp/pretrain_webvid.py --workdir /shared/run \
+    python -m launch.slurm --config simvtp/pretrain_webvid --workdir /shared/run \
         --nodes 4 --gpus 8 --time 24:00:00 --partition P
 
 Started where the project is, with its `.venv`, on a file system that all nodes see. Two minutes

@@ -1,6 +1,6 @@
 """Trains on a slice of TPU VMs: asks for it in the queue, waits, sends the project, starts.
 
-    python -m launch.tpu_vm --config configs/simvtp/pretrain_webvid.py --workdir /mnt/runs/simvtp \
+    python -m launch.tpu_vm --config simvtp/pretrain_webvid --workdir /mnt/runs/simvtp \
         --name simvtp --project P --zone us-west4-a --topology v5e:16x16 --spot
 
 Run again, it finds the slice it has and starts training there again, which goes on from the newest

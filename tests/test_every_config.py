@@ -5,14 +5,12 @@ import inspect
 import json
 import math
 import re
-import shlex
-from pathlib import Path
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
-from tests import recipes
+from tests import commands, recipes
 from tests.configs import ROOT, all_switches, built, config_files, switches
 from vtp_jax import train, tree
 from vtp_jax.run import optim, sharding
@@ -20,10 +18,15 @@ from vtp_jax.run.step import check_step, make_step
 from vtp_jax.setup import build, cli, config
 from vtp_jax.types import UserError
 
-HEADERS = [
-    *config_files(),
-    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "vtp_jax").glob("*.py")),
-]
+
+def header(path):
+    """The docstring of a file, "" if it has none."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return text.split('"""')[1] if text.startswith('"""') else ""
+
+
+MODULES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "vtp_jax").rglob("*.py"))
+HEADERS = [*config_files(), *(p for p in MODULES if any(commands.commands(header(p))))]
 
 SPECS = [spec for path in config_files() for spec in all_switches(path)]
 TRACED = set()
@@ -89,14 +92,13 @@ def held(shapes, rules, fsdp):
 
 
 @pytest.mark.parametrize("path", HEADERS)
-def test_commands_in_headers_are_understood(path):
-    text = (ROOT / path).read_text(encoding="utf-8").split('"""')[1]
-    text = text.replace("\\\n", " ")
-    for command in re.findall(r"python -m vtp_jax\.train (.*)", text):
-        words = shlex.split(re.split(r"  +|\[", command)[0])
-        spec = words[words.index("--config") + 1]
-        assert Path(spec.split(":")[0]).exists()
-        config.read(spec, [w for w in words if w.startswith("--config.")])
+def test_commands_in_headers_are_understood(path, monkeypatch):
+    found = list(commands.commands(header(path)))
+    assert found
+    for words in found:
+        args, overrides = commands.check(words, monkeypatch)
+        if "config" in args:
+            config.read(args.config, overrides)
 
 
 def warm_starts():
@@ -120,10 +122,10 @@ def test_a_warm_start_can_be_named_and_left_out(spec):
 
 
 def test_every_source_of_a_warm_start_is_what_a_command_writes():
-    texts = [(ROOT / path).read_text(encoding="utf-8").split('"""')[1] for path in config_files()]
+    texts = [header(path) for path in config_files()]
     texts += [p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md")]
-    commands = re.findall(r"python -m vtp_jax\..*", " ".join(texts).replace("\\\n", " "))
-    written = {m for c in commands for m in re.findall(r"--(?:workdir|out) (\S+)", c)}
+    found = [" ".join(words) for text in texts for words in commands.commands(text)]
+    written = {m for c in found for m in re.findall(r"--(?:workdir|out) (\S+)", c)}
     sources = {source[0] for sources in WARM.values() for source in sources}
     assert sources and sources <= written, sources - written
 

@@ -1,5 +1,6 @@
 """What the launchers would do, read back by what would read it: a shell's words, YAML, sbatch."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from launch import common, gke, local, sky, slurm, tpu_vm
-from vtp_jax.setup import cli
+from vtp_jax.setup import cli, config
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ["--config", "configs/demo.py:tiny", "--workdir", "/mnt/my runs/a"]
@@ -124,6 +125,17 @@ def test_a_slice_that_is_none_is_told_in_a_line(topology):
     with pytest.raises(SystemExit, match="error: no topology") as error:
         common.slice_of(topology)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("module", [gke, local, sky, slurm, tpu_vm], ids=lambda m: m.__name__)
+def test_the_command_in_a_launchers_header_is_understood(module, capsys):
+    text = module.__doc__.replace("\\\n", " ")
+    (command,) = re.findall(rf"^ +python -m {module.__name__} (.*)$", text, re.M)
+    module.main([*shlex.split(command), "--dry-run"])
+    words = shlex.split(capsys.readouterr().out.replace("\\\n", ""))
+    spec = shlex.split(command)[1]
+    assert spec in " ".join(words)
+    config.read(spec)
 
 
 def test_it_runs_and_gives_back_the_exit_status():

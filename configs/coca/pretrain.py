@@ -1,25 +1,26 @@
-"""CoCa pretraining on images and their texts (Yu et al., arXiv 2205.01917): the paper's settings.
+"""CoCa pretraining on images with texts (Yu et al., arXiv 2205.01917): the paper's settings.
 
-    python -m vtp_jax.train --config configs/coca/pretrain.py --workdir runs/coca \
+    vtp train --config coca/pretrain --workdir runs/coca \
         --config.data.train.root=DIR --config.data.train.captions=images.csv
 
     switch   what it does
              CoCa of 2.1 B parameters: ViT-g, 18 + 18 decoder layers
     L, B     787 M (ViT-L, 12 + 12) and 383 M (ViT-B, 12 + 12)
-    videos   batches of clips, 8 frames each, take turns with those of images (ours)
+    videos   batches of 8-frame clips alternate with those of images (not in the paper)
     tiny     a small net on clips drawn in memory: any machine, under a minute
 
 Published, zero-shot (g; B, L): ImageNet top-1 86.3 (82.6, 84.8); COCO image-to-text R@1 66.3 (B
 63.8), text-to-image 51.2 (B 47.5); MSR-VTT, full test set, text-to-video R@1 30.0, video-to-text
-49.9. Neither data set is public: JFT-3B, whose class names become texts by CLIP's prompts, and
-ALIGN's 1.8 B alt-texts, half of the batch each. data.train takes any list of images and texts; an
+49.9. Neither data set is public: half of each batch is JFT-3B, whose class names become texts by
+CLIP's prompts, and half ALIGN's 1.8 B alt-texts. data.train takes any list of images and texts; an
 image is read as a video of one frame.
 
-The paper goes on for one epoch at 576 pixels: --config.method.side=576 --config.data.video.size=576
-with a warm start from this run, which resizes the position table. It uses Adafactor where AdamW
-stands here, of the same moments, decay and rates. Choices of ours, where it says nothing: how long
-texts are, squares of 8 to 100 % of an image, no decay of biases and norms, ImageNet's mean and
-deviation of pixels. method.sum_words=True sums captioning's loss over words, as its formula does.
+The paper continues for one epoch at 576 pixels: --config.method.side=576
+--config.data.video.size=576 with a warm start from this run, which resizes the position table. The
+paper uses Adafactor; this config uses AdamW with the same moments, decay and rates. The paper does
+not specify, and this config chooses: the length of texts, squares of 8 to 100 % of an image, no
+decay of biases and norms, ImageNet's mean and deviation of pixels. method.sum_words=True sums the
+captioning loss over words, as in the paper's formula.
 """
 
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.dtype = "bfloat16"
     c.method.remat = recipe.remat
 
-    # Warm-up from 0 over 2 % of the run, then a straight line to 0.
+    # Warm-up from 0 over 2 % of the run, then linear decay to 0.
     c.optim = ConfigDict()
     c.optim.lr = dict(
         kind="warmup_linear", peak=8e-4, end=0.0, warmup=c.steps // 50, steps=c.steps

@@ -1,18 +1,18 @@
-"""OmniVL answers open-ended questions on videos (MSRVTT-QA; Xu et al., 2017).
+"""OmniVL fine-tuned for open-ended video question answering (MSRVTT-QA; Xu et al., 2017).
 
-    python -m vtp_jax.train --config configs/omnivl/answer_msrvtt_qa.py --workdir runs/omnivl_qa \
+    vtp train --config omnivl/answer_msrvtt_qa --workdir runs/omnivl_qa \
         --config.data.train.root=DIR --config.data.evals.test.root=DIR
 
-The lists have columns path, question and answer; answers.txt has the 1,500 commonest answers of
-training, one on each line. It starts from runs/omnivl (configs/omnivl/pretrain.py).
+The lists have columns path, question and answer; answers.txt has the 1,500 most frequent answers of
+the training set, one per line. The run starts from runs/omnivl (configs/omnivl/pretrain.py).
 
     switch     what it does
-    scratch    no weights to start from
+    scratch    random initial weights
     tiny       from scratch, a small net and questions on shapes drawn in memory: under a minute
 
-Published: 44.1. The paper has the answer written by the causal decoder (as we read second hand);
-here it is chosen from a list, which is how most others measure. Its settings are not known: rate,
-batch, epochs and augmentation are ours, near those of BLIP's VQA.
+Published: 44.1. In the paper the causal decoder generates the answer (according to second-hand
+sources); here it is chosen from a list, the more common protocol. The paper's settings are unknown:
+rate, batch, epochs and augmentation are choices of this config, close to those of BLIP's VQA.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ from vtp_jax.setup.recipes import DECAY, parse_arg
 
 pretrain = shipped.module("omnivl/pretrain")
 
-# What only pretraining asks for; answers are read from the token that fuses both.
+# Used in pretraining only; answers are read from the token that fuses both.
 UNUSED = (r"decoder/.*|word_head/.*|match_head/.*|\w+_proj/.*|temperature",)
 
 
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.picture = 224
     c.method.frames = 8
     c.method.cube = (2, 16, 16)
-    c.method.queue = 128  # nobody reads it here
+    c.method.queue = 128  # unused here
     c.method.dtype = "bfloat16"
     c.task.drop = UNUSED
 
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def ask(epochs: int, batch: int, rate: float) -> ConfigDict:
-    """Training on MSRVTT-QA, of whichever method."""
+    """Training on MSRVTT-QA, without the method."""
     epoch = 158_581 // batch
     c = ConfigDict()
     c.seed = 0

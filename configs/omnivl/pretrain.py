@@ -1,37 +1,36 @@
 """OmniVL pretraining (Wang et al., arXiv 2209.07526): first images with texts, then images and
-videos together, batch by batch.
+videos, in alternating batches.
 
-    python -m vtp_jax.train --config configs/omnivl/pretrain.py:images --workdir runs/omnivl_images
-    python -m vtp_jax.train --config configs/omnivl/pretrain.py --workdir runs/omnivl
+    vtp train --config omnivl/pretrain:images --workdir runs/omnivl_images
+    vtp train --config omnivl/pretrain --workdir runs/omnivl
 
-The data: 14 M images with texts (COCO, VG, SBU, CC3M, CC12M), ImageNet-1K's, 2.5 M videos with
-texts (WebVid) and Kinetics-400's. Labelled lists have a column `label` and, as caption, a prompt
-with the name of the class, in one row for each prompt. An image is a video file of one frame.
+The data: 14 M images with texts (COCO, VG, SBU, CC3M, CC12M), ImageNet-1K, 2.5 M videos with texts
+(WebVid) and Kinetics-400. Labelled lists have a column `label` and, as caption, a prompt with the
+name of the class, one row per prompt. An image is a video file of one frame.
 
-Images first (`:images`) start from a supervised ViT-B/16 and BERT's words:
+The first stage (`:images`) starts from a supervised ViT-B/16 and BERT's words:
 
-    python -m vtp_jax.convert import --from vit_b16.pth --format vit --out weights/vit_b16
-    python -m vtp_jax.convert import --from pytorch_model.bin --format bert_embeddings \
-        --out weights/bert_base
+    vtp convert import --from vit_b16.pth --format vit --out weights/vit_b16
+    vtp convert import --from pytorch_model.bin --format bert_embeddings --out weights/bert_base
 
     switch     what it does
-    images     the first stage: images alone; what is for videos rests
-    scratch    no weights of others, and no first stage, to start from
-    tiny       from scratch, a small net on clips and pictures drawn in memory, the pictures named
-               by their colour: under a minute
+    images     the first stage: images only; the parameters for video are frozen
+    scratch    random initial weights, without the first stage
+    tiny       from scratch, a small net on clips and images drawn in memory, the images named by
+               their colour: under a minute
 
 Published (fine-tuned; text to video R@1, R@5, R@10): MSR-VTT 47.8, 74.2, 83.8; DiDeMo 52.4, 79.5,
 85.4; zero-shot 34.6, 58.4, 66.6 and 33.3, 58.7, 68.5.
 
-What we could not read in the paper and took from BLIP: momentum, queues, temperature, soft targets
-that come in over two epochs, 3,000 steps of warm-up. From memory, to be held against the paper:
-rates 3e-4 and 8e-5, 20 and 10 epochs, batches of 2,880 images and 800 videos, 8 frames. Choices of
-ours: frames are half a second apart; the words' and the fusing attention's weights are random at
-first (BERT's blocks are not imported); of ten batches four are of videos and four of images with
-texts, and one of each with classes; an epoch is one of WebVid. And where BLIP has something else:
-a cosine (.9 an epoch), a warm-up from 0 (1e-6), no decay of biases and norms (of all), squares of 8
-to 100 % of an image (20), no flips or RandAugment (both), ImageNet's mean and deviation of pixels
-(CLIP's).
+Not found in the paper and taken from BLIP: momentum, queues, temperature, soft targets with a ramp
+of two epochs, 3,000 steps of warm-up. Not yet checked against the paper: rates 3e-4 and 8e-5, 20
+and 10 epochs, batches of 2,880 images and 800 videos, 8 frames. Choices of this config: frames are
+half a second apart; the weights of the word encoder and of the fusing attention are random (BERT's
+blocks are not imported); of every ten batches four are videos and four images with texts, and one
+of each has classes; an epoch is one epoch of WebVid. Differences from BLIP: a cosine (BLIP: a
+factor of .9 per epoch), a warm-up from 0 (1e-6), no decay of biases and norms (all decay), squares
+of 8 to 100 % of an image (from 20 %), neither flips nor RandAugment (both), ImageNet's mean and
+deviation of pixels (CLIP's).
 """
 
 from ml_collections import ConfigDict
@@ -55,7 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "images", "scratch", "tiny")
     images = "images" in switches
     batch, epochs, rows = (2880, 20, 14_000_000) if images else (800, 10, 2_500_000)
-    epoch = rows // batch * (5 if images else 10) // 4  # four of so many batches are of these
+    epoch = rows // batch * (5 if images else 10) // 4  # 4 of these 5 or 10 batches
 
     c = ConfigDict()
     c.seed = 0

@@ -1,13 +1,13 @@
-"""SimVTP answers open-ended questions on videos (MSRVTT-QA): a task of ours, the paper has none.
+"""SimVTP fine-tuned for open-ended video question answering on MSRVTT-QA; not in the paper.
 
-    python -m vtp_jax.train --config configs/simvtp/answer_msrvtt_qa.py --workdir runs/simvtp_qa \
+    vtp train --config simvtp/answer_msrvtt_qa --workdir runs/simvtp_qa \
         --config.data.train.root=DIR --config.data.evals.test.root=DIR
 
-The lists are as in configs/omnivl/answer_msrvtt_qa.py. It starts from runs/simvtp; the encoder
-reads video and question together, and the mean of its tokens is what the answer is told from.
+The lists are those of configs/omnivl/answer_msrvtt_qa.py. The run starts from runs/simvtp. The
+encoder takes video and question as one sequence, and the head reads the mean of its tokens.
 
     switch     what it does
-    scratch    no weights to start from
+    scratch    random initial weights
     tiny       from scratch, a small net and questions on shapes drawn in memory: under a minute
 """
 

@@ -1,26 +1,26 @@
 """SimVTP fine-tuned for retrieval on MSR-VTT 1k-A (Ma et al., arXiv 2212.03490): released settings.
 
-    python -m vtp_jax.train --config configs/simvtp/finetune_msrvtt.py --workdir runs/msrvtt \
+    vtp train --config simvtp/finetune_msrvtt --workdir runs/msrvtt \
         --config.data.train.root=DIR --config.data.evals.test.root=DIR
 
-It starts from the run or the imported weights in runs/simvtp (`warm_start` below): two towers,
-both from the one pretrained encoder, each with a fresh norm behind the mean over its tokens.
+The run starts from the run or the imported weights in runs/simvtp (`warm_start` below): two towers,
+both initialized from the one pretrained encoder, each with a new norm after the mean over tokens.
 Hardware of the paper: 8 V100, 8 clips each, fp16. Here: any mesh; bf16.
 
     switch     what it does
     tiny       a net of 1 M parameters on clips drawn in memory, from scratch: under a minute
-    official   the reference's quirks too (tasks/retrieve.py lists them): means over padding, summed
-               directions, negatives among 8, no layer-wise decay of rates (0.75 is meant, but its
-               names do not match), flips whatever the caption says, and the epoch that is best on
-               the test set kept as the result
-    last_norm  the pretrained last norm goes on, before the mean, instead of a fresh one after it
+    official   the reference's quirks too (listed in tasks/retrieve.py): means over padding, summed
+               directions, negatives among 8, no layer-wise decay of rates (0.75 is intended, but
+               its names do not match), flips regardless of the caption, and the best epoch on the
+               test set kept as the result
+    last_norm  the pretrained last norm, before the mean, instead of a new one after it
 
 Published (200 epochs of WebVid-2M; text to video; best epoch chosen on the test set; 15 x 3 views):
     R@1 53.6   R@5 82.8   R@10 90.8   MdR 1        (pretrained on 10 % of WebVid-2M: R@1 43.8)
 A third party reports R@1 50.2 (Feint6K, arXiv 2407.13094).
 
-Not here: RandAugment (rand-m7-n4-mstd0.5-inc1), which the release applies to the frames. Clips are
-windows of 64 frames as in pretraining; the release has its own rounding.
+Not implemented: RandAugment (rand-m7-n4-mstd0.5-inc1), which the release applies to the frames.
+Clips are windows of 64 frames as in pretraining; the release rounds differently.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ from vtp_jax.setup.recipes import (
     parse_arg,
 )
 
-# What the towers do not use of the pretrained net, beside each other's embeddings.
+# Pretrained parameters that neither tower uses.
 UNUSED = (r"decoder(_.*)?/.*|encoder_to_decoder/.*|mask_token|text_cls/.*|vtm_head/.*",)
 LAST_NORM = (r"encoder_norm/.*",)
 
@@ -71,14 +71,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.task.pool = "mean_norm"
     c.task.temperature = 0.05
     c.task.erase = 0.25
-    c.task.flip = 0.0  # captions tell left from right
+    c.task.flip = 0.0  # captions distinguish left and right
     unused = UNUSED if "last_norm" in switches else UNUSED + LAST_NORM
     c.task.drop = dict(
         video=(*unused, r"text_embed/.*"),
         text=(*unused, r"patch_embed/.*"),
     )
 
-    # AdamW; base rate 3e-4 a 256 clips, warm-up from 0 over 5 epochs, cosine to 1e-6 a 256.
+    # AdamW; base rate 3e-4 for 256 clips, warm-up from 0 over 5 epochs, cosine to 1e-6 for 256.
     c.optim = ConfigDict()
     c.optim.lr = dict(
         kind="warmup_cosine", peak=3e-4 * batch / 256, end=1e-6 * batch / 256,
@@ -116,7 +116,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def rates(depth: int, official: bool) -> list:
-    """Layer-wise rates. Word embeddings stand where the cubes' do: before the first block."""
+    """Layer-wise rates. Word embeddings count as layer 0, like those of cubes."""
     if official:
         return DECAY
     by_layer = layer_decay(0.75, depth, first=r"(video/patch_embed|text/text_embed)/.*")

@@ -1,29 +1,27 @@
 """SimVTP pretraining on WebVid-2M (Ma et al., arXiv 2212.03490): the released settings.
 
-    python -m vtp_jax.train --config configs/simvtp/pretrain_webvid.py --workdir runs/simvtp \
+    vtp train --config simvtp/pretrain_webvid --workdir runs/simvtp \
         --config.data.train.root=DIR --config.data.train.captions=webvid.json
 
-Hardware of the paper: 64 V100, 16 clips each, fp32. Here: any mesh; bf16 with fp32 softmax, norm
-statistics, targets and losses.
+Hardware of the paper: 64 V100, 16 clips each, fp32. Here: any mesh; bf16 with softmax, norm
+statistics, targets and losses in fp32.
 
 The paper starts from VideoMAE ViT-B (K400, 1600 epochs, pretraining) and BERT-base's word
-embeddings. Their files, once for all runs:
+embeddings. Import their files once:
 
-    python -m vtp_jax.convert import --from checkpoint.pth --format videomae \
-        --out weights/videomae_b_k400
-    python -m vtp_jax.convert import --from pytorch_model.bin --format bert_embeddings \
-        --out weights/bert_base
+    vtp convert import --from checkpoint.pth --format videomae --out weights/videomae_b_k400
+    vtp convert import --from pytorch_model.bin --format bert_embeddings --out weights/bert_base
 
     switch     what it does
-    scratch    no weights of others to start from
+    scratch    random initial weights
     tiny       from scratch, 0.8 M parameters, on clips drawn in memory: any machine, under a minute
-    official   the reference's quirks too (methods/simvtp.py lists them): masked captions in VTC and
+    official   the reference's quirks too (listed in methods/simvtp.py): masked captions in VTC and
                VTM, means over padding, summed directions, 64 groups of 16 for negatives and means
 
 Published (fine-tuned on MSR-VTT 1k-A, text to video; best epoch chosen on the test set):
     200 epochs of WebVid-2M, ViT-B     R@1 53.6   R@5 82.8   R@10 90.8   MdR 1
     10 % of WebVid-2M                  R@1 43.8
-Zero-shot numbers were not published. WebVid is no longer distributed: data.train takes any folder
+Zero-shot results were not published. WebVid is no longer distributed: data.train takes any folder
 of videos with captions as CSV, JSONL or SimVTP's JSON.
 """
 
@@ -59,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.text_ratio = 0.75
     c.method.dtype = "bfloat16"
 
-    # AdamW; base rate 1.5e-4 a 256 clips, warm-up from 0 over 40 epochs, cosine to 1e-5 a 256.
+    # AdamW; base rate 1.5e-4 for 256 clips, warm-up from 0 over 40 epochs, cosine to 1e-5.
     c.optim = ConfigDict()
     c.optim.lr = dict(
         kind="warmup_cosine", peak=1.5e-4 * batch / 256, end=1e-5 * batch / 256,

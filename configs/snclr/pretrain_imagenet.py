@@ -1,18 +1,18 @@
-"""SNCLR pretraining, as in the paper: arXiv 2303.17142, code ChongjianGE/SNCLR @b95c7e5.
+"""SNCLR pretraining as in the paper: arXiv 2303.17142, code ChongjianGE/SNCLR @b95c7e5.
 
-    python -m vtp_jax.train --config configs/snclr/pretrain_imagenet.py --workdir runs/snclr
+    vtp train --config snclr/pretrain_imagenet --workdir runs/snclr
 
     switch     what it does
                ViT-S/16 with 12 heads on ImageNet-1K, 300 epochs at batch 4096
-    per_gpu    a queue for each 128 rows, as the code has it: 32 of them, 4.2 GB together
-    clips      8 frames of each video of K400 in place of pictures (ours)
+    per_gpu    one queue per 128 rows, as in the code: 32 queues, 4.2 GB together
+    clips      8 frames of each video of K400 instead of images (not in the paper)
     tiny       a small net on clips drawn in memory: any machine, under a minute
 
-Published: "on par or better" than its time's in linear classification and detection; no figures are
-known to us.
+Published: "on par or better" than contemporary methods in linear classification and detection; no
+figures are known here.
 
-The base rate is 1.5e-4 for 256 rows, MoCo v3's and that of the code's launch scripts; its start.sh
-says 1.5e-5. The list of pictures names files; a picture is read as a video of one frame.
+The base rate is 1.5e-4 for 256 rows, as in MoCo v3 and in the code's launch scripts; its start.sh
+has 1.5e-5. The list of images names files; an image is read as a video of one frame.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     where = "data/k400" if "clips" in switches else "data/imagenet"
     c.data.train = dict(root=where, captions=f"{where}/train.txt", caption_column=None)
     c.data.evals = dict()
-    # Two crops of what is decoded once: 8 % to all of the area.
+    # Two crops of each decoded clip, of 8 to 100 % of the area.
     c.data.video = dict(frames=frames, stride=8, size=224, crop="resized", repeats=2)
     c.data.max_failed = 0.05
 
@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.dtype = "bfloat16"
 
     # AdamW that decays everything; warm-up from 0 over 40 epochs, cosine to 0. The embedding of
-    # cubes stays as it was drawn (MoCo v3).
+    # cubes stays at its random initialization (MoCo v3).
     c.optim = ConfigDict()
     c.optim.lr = dict(
         kind="warmup_cosine", peak=1.5e-4 * c.batch / 256, end=0.0, warmup=40 * epoch, steps=c.steps

@@ -1,35 +1,36 @@
 """TVTSv2 on YT-Temporal and WebVid-2M, from CLIP (Zeng et al., arXiv 2305.14173): the released
 settings.
 
-    python -m vtp_jax.train --config configs/tvtsv2/pretrain_yt_webvid.py --workdir runs/tvtsv2 \
+    vtp train --config tvtsv2/pretrain_yt_webvid --workdir runs/tvtsv2 \
         --config.data.train.root=DIR --config.data.train.captions=yt.csv \
         --config.data.also.webvid.train.root=DIR
 
-It starts from CLIP, whose file is brought in once for all runs:
+The run starts from CLIP. Import its file once:
 
-    python -m vtp_jax.convert import --from ViT-B-16.pt --format clip --out weights/clip_b16
-    python -m vtp_jax.convert import --from ViT-B-32.pt --format clip --out weights/clip_b32
-    python -m vtp_jax.convert import --from open_clip_pytorch_model.bin --format open_clip \
+    vtp convert import --from ViT-B-16.pt --format clip --out weights/clip_b16
+    vtp convert import --from ViT-B-32.pt --format clip --out weights/clip_b32
+    vtp convert import --from open_clip_pytorch_model.bin --format open_clip \
         --out weights/open_clip_h14
 
-YT-Temporal: the code takes four stretches of 3 to 5 seconds, 1 second apart, out of an hour. Here
-each file holds four such stretches, cut before, and the list has four rows for it, in order: what
-is said in each. Three frames of each are shown, twelve in all. Batches of WebVid, twelve frames
-with one caption, take turns with these. Frames are a second apart, crops the pipeline's; the code
-draws twelve frames from as many equal parts of the whole, and squares of 224 pixels out of 268.
+YT-Temporal: the code takes four segments of 3 to 5 seconds, 1 second apart, out of an hour. Here
+each file holds four such segments, cut in advance, and the list has four rows per file, in order:
+the transcript of each. Three frames of each segment are shown, twelve in total. Batches of WebVid,
+twelve frames with one caption, alternate with these. Frames are a second apart, crops are the
+pipeline's; the code draws twelve frames from equal parts of the whole, and squares of 224 pixels
+out of 268.
 
     switch    what it does
               ViT-B/16, half of the tubes dropped, 12 clips on each of 80 GPUs
     B32       patches of 32, none dropped, 24 clips a GPU
     H14       OpenCLIP's H/14, 180 of 256 tubes dropped, 2 clips a GPU
-    official  the reference's quirks too (methods/tvtsv2.py lists them)
-    scratch   no weights of others to start from, and so nothing frozen and one rate
+    official  the reference's quirks too (listed in methods/tvtsv2.py)
+    scratch   random initial weights, and therefore nothing frozen and one rate
     tiny      from scratch, a small net on clips drawn in memory, four in a row: any machine, under
               a minute
 
-Published, zero-shot: MSR-VTT R@1 B/32 34.5, B/16 35.9, H/14 38.2. Not said: how many rows an epoch
-has; a million is ours, so steps are too. The code adds Adam's eps before it corrects the moments
-for their start, and decays after the step.
+Published, zero-shot: MSR-VTT R@1 B/32 34.5, B/16 35.9, H/14 38.2. The number of rows in an epoch is
+not published; this config assumes a million, which also determines the steps. The code adds Adam's
+eps before the bias correction of the moments, and decays after the step.
 """
 
 from typing import NamedTuple
@@ -44,8 +45,8 @@ SPLIT_TIME = [(r.replace("/attn/", "/time_attn/"), s) for r, s in SPLIT_BLOCKS i
 
 
 class Recipe(NamedTuple):
-    """clips: of one of 80 GPUs; ratio: of places dropped; depth: of the text tower; clip: the
-    folder of CLIP's weights."""
+    """clips: per GPU, of 80; ratio: of places dropped; depth: of the text tower; clip: the folder
+    of CLIP's weights."""
 
     size: str = "B"
     patch: int = 16
@@ -71,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "B32", "H14", "official", "scratch", "tiny")
     recipe, gpus = pick(switches, RECIPES, "B16"), 80
     batch = recipe.clips * gpus
-    epoch = 2 * (1_000_000 // batch)  # steps: one of each source in turn
+    epoch = 2 * (1_000_000 // batch)  # steps: the two sources alternate
 
     c = ConfigDict()
     c.seed = 0
@@ -110,7 +111,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.sorted_by = "patches" if "H14" in switches else "tokens"
     c.method.dtype = "bfloat16"
 
-    # AdamW, 1e-4 for what is new and a thousandth of it for CLIP's; a tenth after 6 and 8 of 10
+    # AdamW, 1e-4 for new parameters and a thousandth of it for CLIP's; a tenth after 6 and 8 of 10
     # epochs. No warm-up, no clipping.
     c.optim = ConfigDict()
     c.optim.lr = dict(kind="stairs", value=1e-4, factor=0.1, at=(6 * epoch, 8 * epoch))
@@ -136,8 +137,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def rates(depth: int) -> list[tuple[str, dict]]:
-    """The rate is for new blocks; all else, the time table too, has a thousandth of it, and of the
-    text tower's blocks only the last quarter changes at all."""
+    """The full rate for new blocks and a thousandth of it for the rest, the time table included; of
+    the text tower's blocks only the last quarter is trained."""
     frozen = [i < depth * 3 // 4 for i in range(depth)]
     kept = dict(lr=1e-3, frozen=frozen)
     return [

@@ -1,29 +1,29 @@
 """VideoMAE fine-tuned for recognition (Tong et al., arXiv 2203.12602): the released settings.
 
-    python -m vtp_jax.train --config configs/videomae/finetune_k400.py --workdir runs/videomae_ft \
+    vtp train --config videomae/finetune_k400 --workdir runs/videomae_ft \
         --config.data.train.root=DIR --config.data.train.captions=train.txt
 
-It starts from the run or the imported weights in runs/videomae; ssv2 and ssv2_S from runs/ssv2,
-ucf101 from runs/ucf101, which are the pretraining on their own videos (pretrain_k400.py). Another
-folder: --config.warm_start.0.0=DIR. The evaluation at the end shows 5 segments x 3 crops of each
+The run starts from the run or the imported weights in runs/videomae; ssv2 and ssv2_S start from
+runs/ssv2, ucf101 from runs/ucf101, pretrained on the same videos (pretrain_k400.py). For another
+folder: --config.warm_start.0.0=DIR. The evaluation at the end uses 5 segments x 3 crops of each
 video (SSv2 2 x 3) and averages after the softmax, as published.
 
     switch    what it does                            batch  rate for 256   epochs  layer decay
               ViT-B on K400                             384          5e-4       75         0.75
     S, L, H   the other sizes              384, 128, 512  5e-4, 2e-3, 1e-3  150, 35, 50     0.75
     ssv2      ViT-B on Something-Something V2           384          5e-4       30         0.75
-    ssv2_S    ViT-S there                               384          1e-3       40         0.7
+    ssv2_S    ViT-S on SSv2                             384          1e-3       40         0.7
     ucf101    ViT-B on UCF101                           128          5e-4      100         0.7
     tiny      a small net that names the colours of shapes drawn in memory, in under a minute
 
-H and ucf101 compute blocks again for the backward pass (method.remat), as their scripts.
+H and ucf101 recompute blocks in the backward pass (method.remat), as their scripts do.
 
 Published, top-1 / top-5: K400 S 79.0/93.8, B 81.5/95.1, L 85.2/96.8, H 86.6/97.1; SSv2 S 66.8/90.3,
 B 70.8/92.4; UCF101 B 91.3/98.5.
 
-What is not as in the code: no RandAugment (rand-m7-n4-mstd0.5-inc1), which acts on 8-bit frames
-before the crop. Mixup and CutMix draw once for the whole batch; once a GPU with task.groups=N. Of
-SSv2 clips are a frame from each of 16 parts of the whole video, as in the code.
+Different from the code: no RandAugment (rand-m7-n4-mstd0.5-inc1), which acts on 8-bit frames before
+the crop. Mixup and CutMix draw once for the whole batch; with task.groups=N, once per GPU. Clips of
+SSv2 are one frame from each of 16 parts of the whole video, as in the code.
 """
 
 from typing import NamedTuple
@@ -33,11 +33,11 @@ from ml_collections import ConfigDict
 from vtp_jax.setup.recipes import DECAY, SPLIT_BLOCKS, SPLIT_REST, layer_decay, parse_arg, pick
 
 UNUSED = ("decoder.*", "encoder_to_decoder.*", "mask_token", "encoder_norm.*")
-FIRST = r"base/patch_embed/.*"  # whose rate is the lowest
+FIRST = r"base/patch_embed/.*"  # has the lowest rate
 
 
 class Recipe(NamedTuple):
-    """What fine-tuning runs of VideoMAE and V2 differ in."""
+    """The settings in which fine-tuning runs of VideoMAE and V2 differ."""
 
     size: str
     depth: int
@@ -98,7 +98,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def recognise(recipe: Recipe, source: str) -> ConfigDict:
-    """A run of fine-tuning from the encoder in `source`."""
+    """Fine-tuning from the encoder in `source`."""
     dataset = DATA[recipe.data]
     epoch = dataset.rows // recipe.batch
 
@@ -171,7 +171,7 @@ def shrink(c: ConfigDict) -> None:
     c.data.evals = dict(test=dict(clips=32, label="colour"))
     c.data.video.update(frames=8, stride=2, size=32, crop="multiscale", views=(2, 2))
     c.method.update(size="tiny", cube=(2, 8, 8), remat=None)
-    with c.task.ignore_type():  # it may be a path
+    with c.task.ignore_type():  # pick may be a path
         c.task.update(classes=12, pick=(), mixup=0.1, cutmix=0.1)
     c.optim.lr.update(peak=2e-3, end=1e-5, warmup=4, steps=c.steps)
     c.optim.rules = [*layer_decay(0.75, 2, first=FIRST), *DECAY]

@@ -1,15 +1,15 @@
 """VideoMAE pretraining on Kinetics-400 (Tong et al., arXiv 2203.12602): the released settings.
 
-    python -m vtp_jax.train --config configs/videomae/pretrain_k400.py --workdir runs/videomae \
+    vtp train --config videomae/pretrain_k400 --workdir runs/videomae \
         --config.data.train.root=DIR --config.data.train.captions=train.txt
-    python -m vtp_jax.train --config configs/videomae/pretrain_k400.py:ssv2 --workdir runs/ssv2
-    python -m vtp_jax.train --config configs/videomae/pretrain_k400.py:ucf101 --workdir runs/ucf101
+    vtp train --config videomae/pretrain_k400:ssv2 --workdir runs/ssv2
+    vtp train --config videomae/pretrain_k400:ucf101 --workdir runs/ucf101
 
     switch     what it does                                            batch   epochs
                ViT-B on K400                                            2048     1600
     S, L, H    the other sizes on K400                     1024, 512, 1024       1600
     ssv2       ViT-B on Something-Something V2: every 2nd frame         2048     2400
-    ssv2_S     ViT-S there                                              2048     2400
+    ssv2_S     ViT-S on SSv2                                            2048     2400
     ucf101     ViT-B on UCF101: mask ratio 0.75, base rate 3e-4          192     3200
     tiny       a net of 0.5 M parameters on clips drawn in memory: any machine, under a minute
 
@@ -18,9 +18,9 @@ Published, after fine-tuning (configs/videomae/finetune_k400.py), top-1 / top-5,
     SSv2, 2 x 3 views                S 66.8/90.3  B 70.8/92.4
     UCF101, 5 x 3 views              B 91.3/98.5
 
-Batches are the scripts'; the paper says 1024 for K400 and SSv2. Rates grow with them either way.
-The scripts run one epoch more (1601, ...), to save the last. H computes blocks again for the
-backward pass (method.remat), as its script. data.train takes any list of videos.
+Batches are those of the scripts; the paper reports 1024 for K400 and SSv2. Rates scale with them
+either way. The scripts run one more epoch (1601, ...), to save the last one. H recomputes blocks in
+the backward pass (method.remat), as its script does. data.train takes any list of videos.
 """
 
 from typing import NamedTuple

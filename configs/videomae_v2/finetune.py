@@ -1,12 +1,11 @@
 """VideoMAE V2: post-pretraining on K710, and fine-tuning (Wang et al., arXiv 2303.16727).
 
-    python -m vtp_jax.train --config configs/videomae_v2/finetune.py --workdir runs/v2_k710 \
+    vtp train --config videomae_v2/finetune --workdir runs/v2_k710 \
         --config.data.train.root=DIR --config.data.train.captions=train.txt
-    python -m vtp_jax.train --config configs/videomae_v2/finetune.py:g_k710_k400 \
-        --workdir runs/v2_k710_k400
+    vtp train --config videomae_v2/finetune:g_k710_k400 --workdir runs/v2_k710_k400
 
-Every stage is a run. It starts from the run or the imported weights in runs/v2 (of
-pretrain_hybrid.py, and of the same size); g_k710_... from those in runs/v2_k710. Another folder:
+Each stage is a run. It starts from the run or the imported weights in runs/v2 (of
+pretrain_hybrid.py, with the same size); g_k710_... from those in runs/v2_k710. For another folder:
 --config.warm_start.0.0=DIR.
 
     switch         what it does                             rate   layer decay  drop path   epochs
@@ -31,12 +30,12 @@ pretrain_hybrid.py, and of the same size); g_k710_... from those in runs/v2_k710
 Published, top-1 / top-5, 16 x 224^2, 5 x 3 views (SSv2 2 x 3): g K710 83.8/96.4, K400 87.2/97.4,
 K710 to K400 88.4/98.0, to K600 88.8/98.2, to UCF101 99.6/100, to HMDB51 88.1/98.5, SSv2 77.0/95.9.
 
-To K400 and K600 K710's head is trained on, of which it reads the outputs that are the data's
-classes: task.pick, a path of a JSON list of them in the data's order, here
-data/label_710to400.json and data/label_710to600.json, which the code has in misc/. To UCF101 and
-HMDB51 (here their first splits) the head is new. These are all scripts of the code (@29eab1e, where
-H_k600 is of 4 clips: here 128, as H on K400). configs/videomae/finetune_k400.py says what is not as
-in the code.
+For K400 and K600 the head of K710 is trained further, restricted to the outputs of the data's
+classes: task.pick is the path of a JSON list of them in the data's order, here
+data/label_710to400.json and data/label_710to600.json, from misc/ of the code. For UCF101 and HMDB51
+(here their first splits) the head is new. The switches cover all scripts of the code (@29eab1e,
+where H_k600 has 4 clips: here 128, as H on K400). configs/videomae/finetune_k400.py lists what
+differs from the code.
 """
 
 from ml_collections import ConfigDict
@@ -50,13 +49,13 @@ Recipe = finetune.Recipe
 REMAT = "nothing_saveable"
 GIANT = Recipe("g", 40, 96, 1e-3, 35, layer_decay=0.9, weight_decay=0.1, patch=14, remat=REMAT)
 HUGE = Recipe("H", 32, 128, 1e-3, 40, layer_decay=0.8, drop_path=0.2, remat=REMAT)
-GO_ON = GIANT._replace(rate=1e-5, epochs=3, warmup=1, drop_path=0.25)
+CONTINUED = GIANT._replace(rate=1e-5, epochs=3, warmup=1, drop_path=0.25)
 SMALL_DATA = GIANT._replace(batch=24, drop_path=0.35, dropout=0.5, weight_decay=0.05)
 RECIPES = {
     "g_k710": GIANT._replace(data="k710", drop_path=0.3, clip=5.0),
     "g_k400": GIANT._replace(batch=192, epochs=30, drop_path=0.2),
-    "g_k710_k400": GO_ON._replace(pick="data/label_710to400.json"),
-    "g_k710_k600": GO_ON._replace(data="k600", pick="data/label_710to600.json"),
+    "g_k710_k400": CONTINUED._replace(pick="data/label_710to400.json"),
+    "g_k710_k600": CONTINUED._replace(data="k600", pick="data/label_710to600.json"),
     "g_k710_ucf101": SMALL_DATA._replace(data="ucf101", epochs=50),
     "g_k710_hmdb51": SMALL_DATA._replace(data="hmdb51", rate=5e-4, epochs=15),
     "g_ssv2": GIANT._replace(
@@ -81,7 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "tiny",
     )  # fmt: skip
     c = finetune.recognise(pick(switches, RECIPES, "g_k710"), "runs/v2")
-    if switches & {"g_k710_k400", "g_k710_k600"}:  # the whole classifier goes on
+    if switches & {"g_k710_k400", "g_k710_k600"}:  # the whole classifier is trained further
         c.warm_start, c.fresh = (("runs/v2_k710", "(params/.*)", r"\1"),), ()
         c.task.classes = finetune.DATA["k710"].classes
     if switches & {"g_k710_ucf101", "g_k710_hmdb51"}:

@@ -1,11 +1,11 @@
 """VideoMAE V2 pretraining on 1.35 M clips of mixed sources (Wang et al., arXiv 2303.16727).
 
-    python -m vtp_jax.train --config configs/videomae_v2/pretrain_hybrid.py --workdir runs/v2 \
+    vtp train --config videomae_v2/pretrain_hybrid --workdir runs/v2 \
         --config.data.train.root=DIR --config.data.train.captions=hybrid.txt
 
-Each clip is decoded once and shown as four crops with masks of their own; the decoder is asked at
-every second place, and the loss counts those of them that were hidden: 160 tokens encoded, 784
-asked for, 704 counted of 1568 (g: 208, 1024 and 920 of 2048).
+Each clip is decoded once and shown as four crops with masks of their own. The decoder predicts
+every second place, and the loss counts the hidden ones among them: 160 tokens encoded, 784
+predicted, 704 counted of 1568 (g: 208, 1024 and 920 of 2048).
 
     switch   what it does                        clips read a step   epochs (x 4 crops)   base rate
              ViT-g, gradients clipped at 0.02                 2048           300 (1200)        6e-4
@@ -14,11 +14,11 @@ asked for, 704 counted of 1568 (g: 208, 1024 and 920 of 2048).
     B        ViT-B                                            1024            200 (800)        1e-3
     tiny     a small net on clips drawn in memory: any machine, under a minute
 
-The three stages: this one; configs/videomae_v2/finetune.py, which is the post-pretraining on K710,
-in runs/v2_k710; and the same file's g_k710_k400.
+The three stages: this config; configs/videomae_v2/finetune.py, the post-pretraining on K710, in
+runs/v2_k710; and the same file's g_k710_k400.
 
 Published: 1.79 times faster than V1 for B on SSv2 (28.4 -> 15.9 h on 64 GPUs), 1.48 times for g;
-finetune.py says what the weights are good for.
+finetune.py has the accuracies after fine-tuning.
 
 The 1.35 M clips: K710 658k, SSv2 169k (every 2nd frame; every 4th of the others, here of all), AVA
 21k, 250k of WebVid-2M and 250k of Instagram, which were not released.

@@ -1,9 +1,17 @@
-"""What configs share: their arguments, and rules on parameter names (first match wins)."""
+"""Parts of recipes that configs share: switches, and rules on parameter names.
+
+A config anywhere can import these. In a list of rules (regex, value) the first match wins.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
 # Leading axes of stacked blocks are layers. An axis that does not divide a dimension leaves it
-# whole, and the run's parameter table shows it.
+# whole; the run's parameters.txt shows it.
 SPLIT_BLOCKS = [
     (r".*/attn/qkv", (None, "fsdp", "tensor", None, None)),  # layer, d, head, 3, k
     (r".*/attn/(q|v|qkv)_bias", (None, "tensor")),
@@ -26,9 +34,9 @@ DECAY = [(NO_DECAY, dict(wd=0.0)), (r".*", dict())]
 def layer_decay(
     decay: float, depth: int, *, first: str, blocks: str = r".*/blocks/.*"
 ) -> list[tuple[str, dict]]:
-    """BEiT's layer-wise rates, as VideoMAE fine-tunes with them: a rate of decay^(depth + 1 - i),
-    where i is 0 for embeddings (names that `first` matches), j + 1 for block j of `depth` and
-    depth + 1 for all that stands behind the blocks, which is left to the rules that follow these.
+    """BEiT's layer-wise rates, as in VideoMAE's fine-tuning: factors decay^(depth + 1 - i) on the
+    rate, where i is 0 for embeddings (names that `first` matches) and j + 1 for block j of `depth`.
+    What follows the blocks has factor 1 and is left to the rules after these.
     """
     rates = [(first, decay ** (depth + 1)), (blocks, [decay ** (depth - j) for j in range(depth)])]
     rules = []
@@ -37,8 +45,9 @@ def layer_decay(
     return rules
 
 
-def pick(switches: set[str], table: dict, default: str):
-    """The row of the table that one of the switches names, else the default's."""
+def pick(switches: set[str], table: Mapping[str, T], default: str) -> T:
+    """The entry of `table` that one of the switches names, or the default's. Raises ValueError if
+    several do."""
     named = sorted(switches & set(table))
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} exclude each other; choose one")
@@ -46,7 +55,7 @@ def pick(switches: set[str], table: dict, default: str):
 
 
 def parse_arg(argument: str | None, *known: str) -> set[str]:
-    """The switches in `FILE.py:a,b`. A switch that is not known is an error."""
+    """The switches in `NAME:a,b`. Raises ValueError if one is not among `known`."""
     switches = {s for s in (argument or "").split(",") if s}
     if wrong := sorted(switches - set(known)):
         raise ValueError(f"no switch '{wrong[0]}'; this config has {', '.join(known)}")
