@@ -8,6 +8,8 @@ import pytest
 
 from tests import tables
 from tests.configs import ROOT
+from vtp_jax import __main__ as vtp
+from vtp_jax.setup import config
 
 PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").glob("*.md")])
 PARTS = [(kind, name) for kind in tables.HEADER for name in tables.parts(kind)]
@@ -99,5 +101,17 @@ def test_commands_are_entries_and_targets(page):
         main = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
         assert main.exists() and '__name__ == "__main__"' in main.read_text(), module
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
-    called = re.findall(r"^make ([\w-]+)|`make ([\w-]+)", text, re.M)
-    assert {one or other for one, other in called} <= targets
+    assert called("make", text) <= targets
+    assert called("vtp", text) <= set(vtp.ENTRIES)
+
+
+def called(command: str, text: str) -> set[str]:
+    """The first arguments of a command, at the start of a line or of code."""
+    return set(re.findall(rf"^(?:.*`)?{command} ([a-z][\w-]*)", text, re.M))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_configs_of_commands_exist_and_have_what_flags_change(page):
+    for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        if found := re.search(r"--config ([a-z][\w/.]*(?::\w+)?)", line):
+            config.read(found[1], re.findall(r"--config\.[\w.]+=[^\s'`]+", line))
