@@ -9,6 +9,7 @@ order and the same randomness: both are functions of (seed, step).
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from vtp_jax import tree
 from vtp_jax.run import checkpoint, metrics, sharding, stop
 from vtp_jax.run.step import Numbers, check_step, jit_step
 from vtp_jax.setup import build, cli, config, hosts
-from vtp_jax.types import Batch, UserError
+from vtp_jax.types import UserError
 
 
 class Log(NamedTuple):
@@ -63,12 +64,8 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
 
         # -- The loop: save, evaluate, and only then take the next batch. In this order a state
         # outlives its evaluation; a run that ended in between evaluates first.
-        def put(item: tuple[Batch, Mapping[str, int]]) -> tuple[Batch, Mapping[str, int]]:
-            return sharding.put(item[0], mesh), item[1]
-
-        # What has been read so far goes with each batch: others are made ahead.
-        items = ((one, data.counts()) for one in data.batches(first))
-        batches = stack.enter_context(sharding.prefetch(items, put))
+        put = functools.partial(sharding.put, mesh=mesh)
+        batches = stack.enter_context(sharding.prefetch(data.batches(first), put))
         writer = stack.enter_context(metrics.Writer(folder, first))
         progress = stack.enter_context(metrics.Progress(cfg.steps, rows=cfg.batch))
         stopping = stack.enter_context(stop.on_sigterm())
@@ -93,12 +90,14 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
             if ending:
                 break
 
-            batch, counts = next(batches)
+            batch = next(batches)
             state, numbers = update(state, batch)
             del batch  # and its memory, when the step is done
             window.append(numbers)
             if len(window) == log.every or done + 1 == cfg.steps:
-                report.trained(done + 1, jax.device_get(window), batches.waited, counts)
+                report.trained(
+                    done + 1, jax.device_get(window), batches.waited, data.counts(done + 1)
+                )
                 window = []
     return report.last
 

@@ -210,6 +210,11 @@ class Stream(NamedTuple):
     table: Mapping[str, Any]
 
 
+def no_counts(step: int) -> Mapping[str, int]:
+    """`Data.counts` where nothing can fail."""
+    return {}
+
+
 class Data(NamedTuple):
     """What a data maker gives to the entries.
 
@@ -220,7 +225,8 @@ class Data(NamedTuple):
     facts:   what a method must know of the data: vocab_size, pad_id, mask_id (tokens, where there
              are captions), mean and std (pixels, RGB in [0, 1]), labels (how many classes occur)
     decode:  token ids -> words, for people
-    counts:  () -> rows seen and rows that failed, by cause, since `batches` was called
+    counts:  step -> rows read and rows that failed, by cause, in the batches of the steps before
+             it, from the first that `batches` was asked for; steps must not decrease between calls
     """
 
     spec: Spec
@@ -229,7 +235,7 @@ class Data(NamedTuple):
     streams: Mapping[str, Stream]
     facts: Mapping[str, Any]
     decode: Callable[[Any], list[str]]
-    counts: Callable[[], Mapping[str, int]] = dict
+    counts: Callable[[int], Mapping[str, int]] = no_counts
 
 
 class Evaluator(NamedTuple):

@@ -100,8 +100,9 @@ def test_any_step_can_be_the_first():
 
 def test_rows_are_counted_over_all_sources():
     data = make()
-    rows = sum(len(b["id"]) for b in take(data, 3))
-    assert data.counts() == dict(rows=rows, failed=0) and rows == 4 + 4 + 2
+    for first in (0, 4):  # a whole round, and from within one; a batch more was made than is used
+        rows = [len(b["id"]) for b in take(data, 4, first)][:3]
+        assert data.counts(first + 3) == dict(rows=sum(rows), failed=0) and set(rows) == {4, 2}
 
 
 def test_one_tokenizer_knows_the_words_of_all():

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from tests import worn
 from tests.configs import ROOT, config_files
 from vtp_jax.data import collect, pipeline, records, shapes, shards, sources, text
+from vtp_jax.run import sharding
 from vtp_jax.setup import config
 from vtp_jax.types import UserError, check_batch
 
@@ -391,7 +393,7 @@ def test_a_worn_corpus_is_gone_through_with_exact_counts(worn_corpus):
         wrong = [[int(i) for batch in batches for i in batch["id"][~batch["valid"]]]
                  for batches in (take(data, 20), data.streams["val"].batches())]  # fmt: skip
         told = [i for b in data.streams["val/captions"].batches() for i in b["id"][b["valid"]]]
-        return data.counts(), *map(sorted, wrong), told
+        return data.counts(20), *map(sorted, wrong), told
 
     counts, trained, shown, told = run()  # two epochs
     assert trained == sorted([*bad] * 2) and shown == sorted(bad)
@@ -486,22 +488,24 @@ def broken_train(root, **more):
 def test_counts_are_exact_for_what_was_handed_out(broken):
     """However far ahead batches are made; and each name stands in the log once."""
     data = make(broken, train=broken_train(broken), max_failed=1.0)
-    batches, seen, failed = data.batches(0), 0, {}
-    for _ in range(8):
+    batches, seen, failed = sharding.prefetch(data.batches(2), lambda batch: batch), 0, {}
+    for step in range(2, 10):
         batch = next(batches)
         seen += 4
         for index in batch["id"][~batch["valid"]]:
             cause = BAD[int(index)][0]
             failed[f"failed/{cause}"] = failed.get(f"failed/{cause}", 0) + 1
-        assert data.counts() == dict(rows=seen, failed=sum(failed.values()), **failed)
+        time.sleep(0.01)  # others are made meanwhile
+        assert data.counts(step + 1) == dict(rows=seen, failed=sum(failed.values()), **failed)
+    batches.close()
     assert failed.keys() == {"failed/missing", "failed/not_a_video"}
-    assert data.counts() == make_counts(broken, 8)
+    assert data.counts(10) == make_counts(broken, 8)
 
 
 def make_counts(root, count):
     data = make(root, train=broken_train(root), max_failed=1.0)
-    take(data, count)
-    return data.counts()
+    take(data, count, 2)
+    return data.counts(2 + count)
 
 
 def test_failures_are_named_once(broken, caplog):
@@ -535,7 +539,7 @@ def test_too_many_of_a_large_corpus_stop_a_run_soon():
         with told:
             for start in range(0, 100_000, 500):
                 some = slice(start, start + 500)
-                ledger.enter(np.arange(100_000)[some], causes[some], clips[some])
+                ledger.enter(start, np.arange(100_000)[some], causes[some], clips[some])
         assert ledger.rows == (100_000 if not stops else ledger.rows) and ledger.rows > 100
         assert not stops or ledger.rows < 5000
 

@@ -6,6 +6,7 @@ run that starts at step k sees what an unbroken one sees there.
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ class Training(NamedTuple):
     batches: Callable[[int], Iterator[Batch]]
     rows: int
     classes: int
-    counts: Callable[[], Mapping[str, int]]
+    counts: Callable[[int], Mapping[str, int]]
 
 
 def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Training:
@@ -41,11 +42,12 @@ def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Tra
             k, _ = turn(turns, seed, step)
             yield number_on(next(own[k]), parts[:k])
 
-    def counts() -> dict[str, int]:
-        total: dict[str, int] = {}
-        for name, count in (item for part in parts for item in part.counts().items()):
-            total[name] = total.get(name, 0) + count
-        return total
+    def counts(step: int) -> dict[str, int]:
+        _, done = turn(turns, seed, step)
+        total: collections.Counter[str] = collections.Counter()
+        for part, own in zip(parts, done, strict=True):
+            total.update(part.counts(own))
+        return dict(total)
 
     rows, classes = (sum(getattr(part, name) for part in parts) for name in ("rows", "classes"))
     return Training(parts[0].spec, batches, rows, classes, counts)

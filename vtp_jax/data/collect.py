@@ -127,7 +127,7 @@ def train_batches(
             for e, i, clip in zip(epochs, indices, found, strict=True)
             for caption in choose_captions(clip, clips.pieces, seed, int(e), int(i))
         ]
-        ledger.enter(indices, codes, found)
+        ledger.enter(step, indices, codes, found)
         yield dict(
             video=pixels,
             **encode(words, captions, clips.pieces),
@@ -164,23 +164,36 @@ class Ledger:
     def clear(self) -> None:
         self.rows = 0
         self.failed: collections.Counter[str] = collections.Counter()
+        # Batches are made ahead, by another thread; each waits here until its step is asked for.
+        self.waiting: collections.deque[tuple[int, int, Sequence[str]]] = collections.deque()
+        self.used_rows = 0
+        self.used_failed: collections.Counter[str] = collections.Counter()
 
-    def counts(self) -> dict[str, int]:
-        """rows, failed, and failed/<cause> for the causes that occurred."""
-        by_cause = {f"failed/{cause}": n for cause, n in sorted(self.failed.items())}
-        return dict(rows=self.rows, failed=self.failed.total(), **by_cause)
+    def counts(self, step: int) -> dict[str, int]:
+        """rows, failed, and failed/<cause> for the causes that occurred, in the batches of the
+        steps before `step`, which must not decrease from one call to the next."""
+        while self.waiting and self.waiting[0][0] < step:
+            _, rows, causes = self.waiting.popleft()
+            self.used_rows += rows
+            self.used_failed.update(causes)
+        by_cause = {f"failed/{cause}": n for cause, n in sorted(self.used_failed.items())}
+        return dict(rows=self.used_rows, failed=self.used_failed.total(), **by_cause)
 
     def enter(
         self,
+        step: int,
         indices: Int[np.ndarray, "b"],
         codes: Int[np.ndarray, "b"],
         clips: Sequence[sources.Clip | None],
     ) -> None:
-        """Counts a batch. Raises UserError when too large a share of all rows has failed."""
-        self.rows += int((codes != PADDING).sum())
+        """Counts the batch of a step. Raises UserError when too large a share of all rows made so
+        far has failed."""
+        rows, causes = int((codes != PADDING).sum()), [CAUSES[code] for code in codes if code >= 0]
+        self.rows += rows
+        self.failed.update(causes)
+        self.waiting.append((step, rows, causes))
         for index, code, clip in zip(indices.tolist(), codes.tolist(), clips, strict=True):
             if code >= 0:
-                self.failed[CAUSES[code]] += 1
                 self.name(index, CAUSES[code], clip)
         if self.rows >= min(JUDGED, len(self.source.clips)) and self.too_many():
             by_cause = ", ".join(f"{n} {cause}" for cause, n in self.failed.most_common())
@@ -239,10 +252,11 @@ def stream_videos(
     ledger = Ledger(clips.source, max_failed=1.0)
 
     def batches() -> Iterator[Batch]:
+        ledger.clear()
         stop = order.rows * -(-count // order.batch)
         for step, (pixels, codes, found) in enumerate(run(row, shape, order.rows, 0, stop)):
             _, indices = rows_of(order, step)
-            ledger.enter(indices, codes, found)
+            ledger.enter(step, indices, codes, found)
             told = ((clip.captions if clip else ()) or [""] * pieces for clip in found)
             yield dict(
                 video=pixels,
