@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,9 +16,8 @@ from tests import worn
 from tests.configs import ROOT
 from vtp_jax import train, tree
 from vtp_jax.run import checkpoint, metrics
-from vtp_jax.run.step import check_step, make_step
 from vtp_jax.setup import build, config
-from vtp_jax.types import Mean, Method, Out, State, UserError
+from vtp_jax.types import Mean, Method, Out, UserError
 
 CONFIG = "configs/demo.py:tiny"
 
@@ -166,25 +164,6 @@ def broken_at(steps, value):
     )
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_count(value):
-    method = broken_at([1], value)
-    cfg = dict(lr=0.1, weight_decay=0.0, rules=[(".*", {})])
-    start, optimizer = build.start(method, cfg, {}, 0)
-    step = jax.jit(make_step(method, optimizer, 0))
-    states, skipped = [start()], []
-    for _ in range(3):
-        state, numbers = step(states[-1], {})
-        states.append(state)
-        skipped.append(float(numbers["skipped"].value()))
-    assert skipped == [0, 1, 0]
-    assert [int(s.step) for s in states] == [0, 1, 2, 3]
-    assert [int(s.extra["seen"]) for s in states] == [0, 1, 1, 2]
-    for a, b in zip(jax.tree.leaves(states[1][1:]), jax.tree.leaves(states[2][1:]), strict=True):
-        assert (a == b).all()
-    assert states[3].params["w"] < states[2].params["w"] < states[0].params["w"]
-
-
 def test_too_many_skipped_steps_stop_the_run(tmp_path, monkeypatch):
     method = broken_at(range(2, 100), np.nan)
     monkeypatch.setattr(build, "method", lambda *_: method)
@@ -206,18 +185,6 @@ def test_merge_leaves_skipped_steps_out_of_means():
 
     found = metrics.merge([one(1.0, 0), one(np.nan, 1), one(3.0, 0)])
     assert found["loss"] == 2.0 and abs(found["skipped"] - 1 / 3) < 1e-6
-
-
-def test_a_state_whose_types_change_is_refused():
-    shapes = State(
-        *(jax.ShapeDtypeStruct((), d) for d in ("int32", "float32", "float32", "float32"))
-    )
-
-    def step(state, batch):
-        return state._replace(extra=state.extra.astype(jnp.bfloat16)), {}
-
-    with pytest.raises(UserError, match="a step turns the state's 'extra'"):
-        check_step(step, shapes, {})
 
 
 def test_another_net_in_the_same_workdir_is_refused(whole):
