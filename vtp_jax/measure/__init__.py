@@ -1,0 +1,1 @@
+"""Measuring programs: FLOPs, compiled programs, input pipelines, synthetic batches."""

@@ -1,0 +1,1 @@
+"""Nets and their parts in Flax Linen: no losses, no configs, no meshes."""

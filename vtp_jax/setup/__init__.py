@@ -1,0 +1,1 @@
+"""From a config to the parts of a run: what every entry needs before it starts."""
