@@ -1,4 +1,4 @@
-"""What the launchers share: arguments, the command that is run there, names of slices."""
+"""What the launchers share: arguments, the training command, names of slices."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-# Of a chip: the cloud's name for a slice, how many of its counting units are a chip (v5p counts
-# cores), and the machine image that has its driver.
+# By chip: the cloud's name of a slice, the number of its units per chip (v5p counts cores), and the
+# machine image with its driver.
 SLICES = dict(
     v5e=("v5litepod", 1, "v2-alpha-tpuv5-lite"),
     v6e=("v6e", 1, "v2-alpha-tpuv6e"),
     v5p=("v5p", 2, "v2-alpha-tpuv5"),
 )
-# A fresh machine: Python of its own, the project as it was sent, the build for its accelerator.
+# The setup of a new machine: a Python, the project as it was sent, the build for its accelerator.
 INSTALL = """\
 python3 -m pip install --quiet --user uv
 ~/.local/bin/uv venv --quiet --allow-existing --python 3.11 .venv
@@ -26,10 +26,10 @@ python3 -m pip install --quiet --user uv
 
 
 def keep_memory() -> dict[str, str]:
-    """The environment in which a CPU's process keeps its memory. XLA's temporaries are gigabytes
-    that glibc takes from the kernel and gives back at every step; cleaning their pages is a fifth
-    of SimVTP's step (docs/speed.md). jemalloc, where it is installed, keeps them; without it, glibc
-    is told to use large pages, which is part of the way."""
+    """The environment in which a process on a CPU keeps its memory. XLA's temporaries are gigabytes
+    that glibc takes from the kernel and returns at every step; clearing their pages is a fifth of
+    SimVTP's step (docs/speed.md). jemalloc, if installed, keeps them; otherwise glibc uses large
+    pages, which recovers part of the cost."""
     if jemalloc := ctypes.util.find_library("jemalloc"):
         keep = "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"
         return dict(LD_PRELOAD=jemalloc, MALLOC_CONF=keep)
@@ -40,9 +40,9 @@ def parser(name: str, about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m launch.{name}", description=(about or "").split("\n")[0]
     )
-    parser.add_argument("--config", required=True, help="as vtp_jax.train takes it")
-    parser.add_argument("--workdir", required=True, help="a folder that all hosts see")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, only")
+    parser.add_argument("--config", required=True, help="as in `vtp train`")
+    parser.add_argument("--workdir", required=True, help="a folder visible to all hosts")
+    parser.add_argument("--dry-run", action="store_true", help="print the script, do not run it")
     return parser
 
 
@@ -52,13 +52,14 @@ def main(
     run: Sequence[str],
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Renders what the arguments ask for; prints it, or gives it to `run` on its stdin.
+    """Renders the script of the arguments; prints it, or passes it to `run` on stdin and exits with
+    its status.
 
-    render: (arguments, the training command) -> text
+    render: (arguments, training command) -> text
     """
     args, rest = parser.parse_known_args(argv)
     if unknown := [a for a in rest if not a.startswith("--config.")]:
-        parser.error(f"unknown argument '{unknown[0]}'; what training takes is --config.x=value")
+        parser.error(f"unknown argument '{unknown[0]}'; overrides are --config.x=value")
     text = render(args, command(args, rest))
     if args.dry_run:
         print(text)
@@ -67,13 +68,13 @@ def main(
 
 
 def command(args: argparse.Namespace, rest: Sequence[str]) -> str:
-    """The shell's words for the training that all places run."""
+    """The training command that all places run, quoted for a shell."""
     words = ["-m", "vtp_jax.train", "--config", args.config, "--workdir", args.workdir, *rest]
     return f".venv/bin/python {shlex.join(words)}"
 
 
 def slice_of(topology: str) -> tuple[str, str]:
-    """('v5litepod-16', its machine image) of 'v5e:4x4', the name that vtp_jax.plan takes."""
+    """('v5litepod-16', its machine image) of 'v5e:4x4', a topology as in `vtp plan`."""
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
     if not found or found[1] not in SLICES:
         known = ", ".join(SLICES)

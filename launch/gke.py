@@ -3,8 +3,8 @@
     python -m launch.gke --config simvtp/pretrain_webvid --workdir /mnt/runs/simvtp \
         --name simvtp --cluster C --project P --zone us-west4-a --topology v5e:16x16
 
-The folder it is started in is laid over the base image. A pod that is lost is started again and
-goes on from the newest checkpoint. The cluster: `xpk cluster create --tpu-type=v5litepod-256 ...`.
+The current folder is laid over the base image. A lost pod is restarted and resumes from the newest
+checkpoint. The cluster: `xpk cluster create --tpu-type=v5litepod-256 ...`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cluster", required=True)
     parser.add_argument("--project", required=True)
     parser.add_argument("--zone", required=True)
-    parser.add_argument("--topology", required=True, help="as vtp_jax.plan takes it: v5e:16x16")
+    parser.add_argument("--topology", required=True, help="as in `vtp plan`: v5e:16x16")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--restarts", type=int, default=50)
     parser.add_argument("--image", default="python:3.11")

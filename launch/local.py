@@ -1,9 +1,9 @@
-"""Trains on this machine, in one process, or in several that find each other as hosts do.
+"""Trains on this machine, in one process, or in several that connect as hosts do.
 
     python -m launch.local --config demo:tiny --workdir runs/two --processes 2
 
-Several processes on one machine are for trying out what many hosts will do; each has `--devices`
-devices of the CPU.
+Several processes on one machine imitate several hosts, for trials. Each has `--devices` CPU
+devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def render(args: argparse.Namespace, train: str) -> str:
     memory = "export " + " ".join(f"{name}={value}" for name, value in common.keep_memory().items())
     if args.processes == 1:
         return f"{memory}\n{train}"
-    # When one fails, the others would wait for it: they are ended.
+    # The others would wait for one that fails, so they are terminated.
     return f"""\
 {memory}
 export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count={args.devices}
@@ -36,7 +36,7 @@ exit $status"""
 def main(argv: list[str] | None = None) -> None:
     parser = common.parser("local", __doc__)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--devices", type=int, default=1, help="of each of several processes")
+    parser.add_argument("--devices", type=int, default=1, help="of each process, if several")
     parser.add_argument("--port", type=int, default=12355, help="where the processes meet")
     common.main(parser, render, ["bash"], argv)
 

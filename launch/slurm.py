@@ -3,8 +3,9 @@
     python -m launch.slurm --config simvtp/pretrain_webvid --workdir /shared/run \
         --nodes 4 --gpus 8 --time 24:00:00 --partition P
 
-Started where the project is, with its `.venv`, on a file system that all nodes see. Two minutes
-before the time is up training saves and ends, and the job queues again, until the run is done.
+Start it in the project's folder, with its `.venv`, on a file system that all nodes share. Two
+minutes before the time limit training saves and ends, and the job queues again, until the run is
+done.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def render(args: argparse.Namespace, train: str) -> str:
 #!/bin/bash
 {head}
 #SBATCH --requeue
-# Only the shell is told that time is up: it tells the tasks, and asks for another turn.
+# Only the shell gets the signal: it signals the tasks and requeues the job.
 trap 'scontrol requeue "$SLURM_JOB_ID"; scancel --signal=TERM "$SLURM_JOB_ID".0' TERM
 srun --kill-on-bad-exit=1 {train} &
 wait $!

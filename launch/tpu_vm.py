@@ -3,9 +3,9 @@
     python -m launch.tpu_vm --config simvtp/pretrain_webvid --workdir /mnt/runs/simvtp \
         --name simvtp --project P --zone us-west4-a --topology v5e:16x16 --spot
 
-Run again, it finds the slice it has and starts training there again, which goes on from the newest
-checkpoint. The project is sent as it is committed (HEAD). `--slices N`: so many slices as one run.
-Give it back: `gcloud compute tpus queued-resources delete NAME --force --project P --zone Z`.
+Run again, it finds its slice and restarts training there, which resumes from the newest checkpoint.
+The project is sent as committed (HEAD). `--slices N`: N slices as one run. To release the slice:
+`gcloud compute tpus queued-resources delete NAME --force --project P --zone Z`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def render(args: argparse.Namespace, train: str) -> str:
             "set -e",
             "mkdir -p vtp_jax && tar xzf vtp_jax.tgz -C vtp_jax && cd vtp_jax",
             common.INSTALL.format(extra="tpu"),
-            # Detached: a lost connection does not end a run.
+            # Detached: a lost connection does not end the run.
             f"nohup {train} > train.log 2>&1 &",
         ]
     )
@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="of the request and of the slice")
     parser.add_argument("--project", required=True)
     parser.add_argument("--zone", required=True)
-    parser.add_argument("--topology", required=True, help="as vtp_jax.plan takes it: v5e:16x16")
+    parser.add_argument("--topology", required=True, help="as in `vtp plan`: v5e:16x16")
     parser.add_argument("--slices", type=int, default=1)
-    parser.add_argument("--spot", action="store_true", help="cheaper, and taken back at any time")
+    parser.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
     common.main(parser, render, ["bash"], argv)
 
 

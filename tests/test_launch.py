@@ -1,4 +1,4 @@
-"""What the launchers would do, read back by what would read it: a shell's words, YAML, sbatch."""
+"""The launchers' scripts, parsed by their readers: a shell's words, YAML, sbatch."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 TRAIN = ["--config", "configs/demo.py:tiny", "--workdir", "/mnt/my runs/a"]
 MORE = ["--config.steps=7", "--config.data.train.root=it's here"]
 CLOUD = ["--name", "mine", "--project", "p", "--zone", "z"]
-# What the launched command is, word by word, wherever it is started.
+# The words of the launched command, the same in every place.
 WORDS = [".venv/bin/python", "-m", "vtp_jax.train", *TRAIN, *MORE]
 
 
@@ -121,7 +121,7 @@ def test_sky_is_a_task(rendered, accelerators, nodes, extra):
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:16", "v9:4x4", "v5e:4x"])
-def test_a_slice_that_is_none_is_told_in_a_line(topology):
+def test_an_unknown_topology_is_a_one_line_error(topology):
     with pytest.raises(SystemExit, match="error: no topology") as error:
         common.slice_of(topology)
     assert "\n" not in str(error.value)
@@ -138,7 +138,7 @@ def test_the_command_in_a_launchers_header_is_understood(module, capsys):
     config.read(spec)
 
 
-def test_it_runs_and_gives_back_the_exit_status():
+def test_it_runs_and_returns_the_exit_status():
     """As a user starts it; a launcher needs no JAX."""
     command = [sys.executable, "-c", "import sys; sys.modules['jax'] = None; import launch.local\n"]
     command[-1] += "launch.local.main(sys.argv[1:])"

@@ -1,10 +1,11 @@
-"""From nothing to a trained SimVTP and a report of it: what `make demo` runs.
+"""Trains SimVTP on moving shapes from nothing to a report: `make demo`.
 
-    python -m vtp_jax.demo [--workdir runs/demo] [--ablation no_contrast | no_masking]
+    vtp demo [--workdir runs/demo] [--ablation no_contrast | no_masking]
 
-Renders a corpus of moving shapes to mp4 files, trains SentencePiece on its captions and SimVTP on
-both, searches 200 clips of combinations it never saw by their captions, draws what it restores and
-finds, and writes WORKDIR/report.html and WORKDIR/summary.json. Stopped, it goes on where it was.
+Renders a corpus of moving shapes as mp4 files, trains SentencePiece on its captions and SimVTP on
+both, retrieves 200 clips of unseen combinations by their captions, draws what the net restores and
+retrieves, and writes WORKDIR/report.html and WORKDIR/summary.json. A stopped demo resumes where it
+was.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from vtp_jax.setup import build, cli, config
 from vtp_jax.show import pictures
 from vtp_jax.train import train
 
-WORDS = 300  # pieces at most: every word of the corpus is one
+WORDS = 300  # upper bound on pieces: each word of the corpus is one
 LOSSES = ("loss_video", "loss_text", "loss_vtc", "loss_vtm")
 ABLATIONS = ("no_contrast", "no_masking")
 
 
 class Stages:
-    """Seconds by stage, added up over restarts in WORKDIR/stages.json."""
+    """Seconds by stage, summed over restarts in WORKDIR/stages.json."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -49,11 +50,11 @@ class Stages:
 
 
 def prepare(corpus: Path, stages: Stages) -> None:
-    """The corpus and its tokenizer, unless they stand there already."""
+    """Makes the corpus and its tokenizer unless they exist."""
     with stages("corpus"):
         plan = shapes.Plan()
         made = shapes.write(corpus, plan)
-        print(f"{plan.train} + {plan.val} clips {'rendered to' if made else 'stand in'} {corpus}")
+        print(f"{plan.train} + {plan.val} clips {'rendered to' if made else 'exist in'} {corpus}")
     with stages("tokenizer"):
         clips = sources.load(root=str(corpus), captions=str(corpus / "train.csv")).clips
         captions = [caption for clip in clips for caption in clip.captions]
@@ -62,7 +63,7 @@ def prepare(corpus: Path, stages: Stages) -> None:
 
 
 def look(workdir: Path, stages: Stages) -> dict[str, float]:
-    """Retrieval with its protocol, and pictures, from the newest checkpoint."""
+    """Evaluates the newest checkpoint and draws its pictures; returns the numbers."""
     run = build.restore(workdir)
     with stages("evaluation"):
         numbers = evaluate.evaluate(run, workdir)
@@ -72,7 +73,7 @@ def look(workdir: Path, stages: Stages) -> dict[str, float]:
 
 
 def summarise(workdir: Path, numbers: dict[str, float], stages: Stages) -> dict[str, Any]:
-    """What is printed and written at the end; a loss that the ablation leaves out is None."""
+    """The summary of a run; a loss that the ablation leaves out is None."""
     lines = [x for x in metrics.read(workdir / "metrics.jsonl") if "train/loss" in x]
     speeds = [x["train/clips_per_s"] for x in lines if x.get("train/clips_per_s")]
     return dict(
@@ -89,8 +90,8 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.parser("demo", __doc__)
     parser.add_argument("--workdir", help="default: runs/demo, or runs/demo_ABLATION")
     parser.add_argument("--ablation", choices=ABLATIONS, help="leave a part of SimVTP out")
-    parser.add_argument("--config", default="configs/demo.py")
-    parser.add_argument("--started", type=float, help="when setting up began (seconds since 1970)")
+    parser.add_argument("--config", default="demo", help="without switches")
+    parser.add_argument("--started", type=float, help="start of the setup, in seconds since 1970")
     args, overrides = cli.parse(parser, argv)
     start = time.time()
     workdir = Path(args.workdir or f"runs/demo{'_' + args.ablation if args.ablation else ''}")
@@ -113,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     with stages("report"):
         write_summary()
         path = report.write(workdir, label=args.ablation or "")
-    summary = write_summary()  # again, with the report's own seconds
+    summary = write_summary()  # again, with the seconds of the report
     flat = {**summary, **{f"seconds, {k}": v for k, v in stages.seconds.items()}}
     rows = [(k, v) for k, v in flat.items() if k != "seconds"]
     metrics.print_table("summary", ("what", "value"), rows)

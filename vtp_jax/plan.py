@@ -1,7 +1,7 @@
-"""Says what a run will need of a pod that is not here: memory, traffic, time. Nothing is rented.
+"""Estimates memory, traffic and time of a run on a TPU pod, without the pod.
 
-    python -m vtp_jax.plan --config configs/simvtp/pretrain_webvid.py --topology v6e:16x16
-    python -m vtp_jax.plan --config configs/simvtp/pretrain_webvid.py --topology v5e:4x4 --sweep
+    vtp plan --config simvtp/pretrain_webvid --topology v6e:16x16
+    vtp plan --config simvtp/pretrain_webvid --topology v5e:4x4 --sweep
         [--slices 2] [--quick] [--config.batch=512] [--config.mesh.fsdp=16]
 
 The step that train compiles is compiled for that pod, by the compiler that a pod has (the libtpu

@@ -1,6 +1,6 @@
 """Trains a method: the one loop with the one jitted step.
 
-    python -m vtp_jax.train --config configs/demo.py --workdir runs/mine [--config.steps=500]
+    vtp train --config demo --workdir runs/mine [--config.steps=500]
 
 Run again with the same workdir, it resumes from the newest good checkpoint, with the same data
 order and the same randomness: both are functions of (seed, step).

@@ -1,4 +1,4 @@
-"""What all entries share: arguments, calls whose names are checked, and errors in one line."""
+"""What all entries share: arguments, sub-commands, checked calls, and one-line errors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from vtp_jax.types import UserError
 
 T = TypeVar("T")
 
-# TensorFlow only reads data here; its lines about kernels it might use are not for our users.
+# TensorFlow only reads data here: its messages about kernels do not concern users.
 QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0")
+# The help of --config.
+CONFIG = "a name such as simvtp/pretrain_webvid, FILE.py, either with :switches, or FILE.json"
 
 
 def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> None:
@@ -33,9 +35,6 @@ def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
-
-
-CONFIG = "a name such as simvtp/pretrain_webvid, FILE.py, either with :switches, or FILE.json"
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,7 +143,7 @@ def call(function: Callable[..., Any], where: str, /, *args: Any, **kwargs: Any)
 
 
 def find(kind: str, name: str) -> Callable[..., Any]:
-    """`make` of vtp_jax.<kind>.<name>: methods, tasks and evaluators go by their file."""
+    """`make` of vtp_jax.<kind>.<name>: a method, task or evaluator is named by its file."""
     folder = Path(__file__).parent.parent / kind.replace(".", "/")
     known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
     if name not in known:
@@ -153,11 +152,11 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' or the list of what is known."""
+    """'; did you mean ...?', or the list of known words."""
     return close(word, known) or f"; known: {', '.join(sorted(known))}"
 
 
 def close(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' where one is like it."""
+    """'; did you mean ...?' if a known word is close, else an empty string."""
     found = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean '{found[0]}'?" if found else ""
