@@ -1,4 +1,4 @@
-"""Every config of the project, for tests that hold for all of them."""
+"""The configs of the project, for tests that run on all of them."""
 
 import functools
 import re
@@ -28,20 +28,20 @@ def config_files() -> list[str]:
 
 
 def file_name(path: str) -> str:
-    """What goldens of a config are called."""
+    """The name of a config in its goldens."""
     return path.removeprefix("configs/").removesuffix(".py").replace("/", "_")
 
 
 def switches(path: str) -> list[str]:
-    """The switches a config knows: what it passes to parse_arg."""
+    """The switches of a config: the names that it passes to parse_arg."""
     text = (ROOT / path).read_text(encoding="utf-8")
     found = re.search(r"parse_arg\(\s*arg, ([^)]*)\)", text)
     return re.findall(r'"(\w+)"', found[1]) if found else []
 
 
 def all_switches(path: str) -> Iterator[str]:
-    """Every set of a config's switches, none first; of more than two, which name recipes, each
-    alone."""
+    """The config with every set of its switches, the empty one first. More than two switches name
+    recipes: then each switch only on its own."""
     known = switches(path)
     assert "tiny" in known, f"{path} has no switch tiny"
     most = len(known) if len(known) <= 2 else 1
@@ -50,7 +50,7 @@ def all_switches(path: str) -> Iterator[str]:
 
 
 class Built(NamedTuple):
-    """What a config is built to, of shapes alone."""
+    """The parts of a config, built from shapes."""
 
     cfg: Config
     facts: Mapping[str, Any]
@@ -60,13 +60,15 @@ class Built(NamedTuple):
     state: State
 
 
-@functools.cache  # for all that is asked of it
+@functools.cache
 def built(spec: str) -> Built:
-    """The config that `spec` names, relative to the root, which is the current folder."""
+    """The parts of the config `spec`, relative to the root, which must be the current folder."""
     cfg = config.load(spec)
     batch, facts = outline.describe(cfg.data, cfg.batch)
     given = cfg
-    if isinstance((cfg.task or {}).get("pick"), str):  # a file of VideoMAE V2's authors
+    if isinstance(
+        (cfg.task or {}).get("pick"), str
+    ):  # a file of VideoMAE V2's authors, which tests do not have
         given = cfg._replace(task={**cfg.task, "pick": [7, 3, 5]})
     method = build.method(given, facts)
     start, optimizer = build.start(method, cfg.optim, batch, 0)
@@ -74,7 +76,7 @@ def built(spec: str) -> Built:
 
 
 def blank(**sections: Any) -> Config:
-    """A config of empty sections but for those given."""
+    """A config whose sections are empty, except those given."""
     empty = dict.fromkeys(("data", "method", "optim", "mesh", "evals", "checkpoint", "log"), {})
     return config.make(dict(seed=0, steps=1, batch=8, sharding=[], **empty) | sections)
 
@@ -84,8 +86,8 @@ def tiny_configs() -> list[str]:
 
 
 def one_for_each(*, tasks: bool) -> list[str]:
-    """The first tiny config of each method, or of each method and task: two configs of one show
-    nothing more where compiling is dear."""
+    """The first tiny config of each method; with tasks, of each method and task. For tests whose
+    compilation is expensive, which a second config of a method would only repeat."""
     configs = {p: config.load(str(ROOT / p)) for p in tiny_configs()}
     names = {p: c.task["name"] if c.task else "" for p, c in configs.items()}
     chosen: dict[tuple[str, str], str] = {}
@@ -96,6 +98,6 @@ def one_for_each(*, tasks: bool) -> list[str]:
 
 
 def slow_unless(quick: Collection[str], why: str) -> list[Any]:
-    """All tiny configs as parameters of a test, marked slow but for those in `quick`."""
+    """All tiny configs as parameters of a test; those that are not in `quick` are marked slow."""
     marks = pytest.mark.slow(reason=why)
     return [p if p in quick else pytest.param(p, marks=marks) for p in tiny_configs()]

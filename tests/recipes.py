@@ -1,7 +1,7 @@
-"""Goldens of recipes: what every config with every switch resolves to, and how each parameter is
-trained and split. A published number stands or falls with them.
+"""Goldens of recipes: the resolved values of every config with every switch, and how each parameter
+is trained and split. A published number depends on each of them.
 
-python -m tests.recipes [PART OF A NAME]...    writes those that have changed
+python -m tests.recipes [PART OF A NAME]...    rewrites those that have changed
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def golden(path: str) -> Path:
 
 
 def leaves(value, name="") -> Iterator[tuple[str, str]]:
-    """(dotted name, value) of all that a config holds; of lists of lists, a line for each."""
+    """(dotted name, value) of everything in a config; a list of lists has one for each list."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from leaves(inner, f"{name}.{key}" if name else key)
@@ -48,7 +48,7 @@ def number(value) -> str:
 
 
 def parameters(cfg, shapes) -> dict[str, tuple[str, str]]:
-    """By name: the shape; and the rate, the decay and the axes that it is split over."""
+    """{name of a parameter: (shape, rate and decay and the axes that it is split over)}."""
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     rules = tree.flatten(optim.settings(cfg.optim["rules"], shapes.params))
     placed = sharding.state_shardings(shapes, mesh, cfg.sharding, note=lambda text: None)
@@ -65,8 +65,8 @@ def parameters(cfg, shapes) -> dict[str, tuple[str, str]]:
 
 
 def section(spec: str, found: Recipe, base: Recipe | None) -> str:
-    """All of a recipe; where there is a base, what differs from it. Of parameters in both their
-    shapes are left out then: the size that makes them is told."""
+    """The text of a recipe: all of it, or, with a base, its differences from the base. Shapes of
+    parameters in both are then left out: the config's size determines them."""
     cfg, params = found.cfg, found.params
     if base is None:
         shown = [f"{k}: {v}" for k, v in cfg.items()]
@@ -81,7 +81,7 @@ def section(spec: str, found: Recipe, base: Recipe | None) -> str:
 
 
 def written(path: str) -> str:
-    """The golden of a config: all of its default, and how each set of switches differs."""
+    """The golden of a config: the recipe without switches, then the differences of each set."""
     base, parts = None, []
     for spec in all_switches(path):
         cfg, *_, shapes = built(spec)
