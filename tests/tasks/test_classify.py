@@ -41,15 +41,15 @@ BASES = dict(
 )
 
 
-def make(base="videomae", net=None, **changes):
-    given = dict(classes=CLASSES, drop=UNUSED if base == "videomae" else ())
-    return classify.make(base=net or BASES[base], **given | changes)
+def given(base="videomae", net=None, **changes):
+    own = dict(classes=CLASSES, drop=UNUSED if base == "videomae" else ())
+    return dict(base=net or BASES[base], **own | changes)
 
 
 def build(base="videomae", net=None, **changes):
-    task = make(base, net, **changes)
+    task = classify.make(**given(base, net, **changes))
     batch = example()
-    # Heads begin near zero; a law is tried on one that says something: all is drawn.
+    # Heads start near zero, where laws would hold trivially: all parameters are drawn.
     spec = jax.eval_shape(lambda: batch)
     params = fill(lambda key: task.init(key, spec), KEY)
     return task, jax.tree.map(jnp.asarray, params), batch
@@ -186,7 +186,7 @@ def over_keys(f):
 
 @pytest.mark.parametrize("name", ["smoothing", "flip", "erase", "mixup", "cutmix"])
 def test_every_change_of_the_clips_acts_and_a_key_decides_it(name):
-    recipe, still = (make(**task).loss.args[2] for task in ({name: CHANGES[name]}, {}))
+    recipe, still = (classify.build(**given(**task))[1] for task in ({name: CHANGES[name]}, {}))
     batch = example()
 
     def total(key, recipe=recipe):
@@ -214,7 +214,7 @@ def test_dropout_and_drop_path_act_in_training_alone(net):
 
 def test_mixed_targets_are_what_the_loss_holds_the_logits_against():
     task, params, batch = build(mixup=0.8, smoothing=0.1)
-    recipe = task.loss.args[2]
+    _, recipe = classify.build(**given(mixup=0.8, smoothing=0.1))
     augment_key, _ = jax.random.split(jax.random.key(1))
     video, target = jax.jit(lambda key: classify.augmented(recipe, key, batch))(augment_key)
     logits = jax.jit(task.encode["classes"])(params, EXTRA, batch | dict(video=video))["classes"]

@@ -270,7 +270,7 @@ def test_each_of_several_views_is_a_group_of_its_own():
 
 
 def test_the_parts_of_a_video_are_changed_alike():
-    recipe = build(flip=0.5, erase=0.5).method.loss.args[1]
+    _, recipe = retrieve.build(base=plain(), flip=0.5, erase=0.5)
     video = example()["video"]
     parts = {"video": video.reshape(8, 2, 2, *video.shape[2:])}
     found, whole = (retrieve.augmented(recipe, KEY, x)["video"] for x in (parts, {"video": video}))

@@ -1,9 +1,13 @@
 """What is done with a pretrained net: make(*, base: Method, ...) -> Method, on any method that has
-the `encode` functions the task needs. Here is what tasks share."""
+the `encode` functions that the task needs. Here is what tasks share.
+
+A task file has the parts of a method file: `build(*, base, ...) -> (net, recipe)`, whose net holds
+the base, and `make`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,24 +17,29 @@ from jaxtyping import Array
 from vtp_jax.types import Batch, Encoded, Extra, Method, Params, Spec, UserError
 
 
-def of_base(verb: Callable[..., Encoded]) -> Callable[..., Encoded]:
-    """A verb of the base, for a task's params and extra, both {"base": the base's, ...}."""
+def of_base(base: Method, names: Iterable[str]) -> dict[str, Callable[..., Encoded]]:
+    """These verbs of the base, for a task's params and extra, both {"base": the base's, ...}."""
 
-    def f(params: Params, extra: Extra, *arguments: Any, **more: Any) -> Encoded:
-        return verb(params["base"], extra["base"], *arguments, **more)
+    def wrapped(verb: Callable[..., Encoded]) -> Callable[..., Encoded]:
+        def f(params: Params, extra: Extra, *arguments: Any, **more: Any) -> Encoded:
+            return verb(params["base"], extra["base"], *arguments, **more)
 
-    return f
+        return f
+
+    return {name: wrapped(base.encode[name]) for name in names}
 
 
-def look(base: Method, kind: str, rng: Array, batch: Batch | Spec, params: Params) -> Encoded:
-    """The shapes that the base's encode[kind] gives for a batch with these parameters, which need
-    not be all of the base's. Raises UserError where it lacks one."""
+def encoded_shapes(
+    base: Method, kind: str, rng: Array, batch: Batch | Spec, params: Params
+) -> Encoded:
+    """The shapes that the base's encode[kind] returns for a batch, with `params`, some of which may
+    have been dropped. Raises UserError if it needs one that was dropped."""
     spec = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in batch.items()}
     try:
         extra = jax.eval_shape(lambda key, params: base.start(key, spec, params), rng, params)
         return jax.eval_shape(base.encode[kind], params, extra, spec)
     except (KeyError, ScopeParamNotFoundError) as error:
-        told = str(error).split("(https")[0]
+        cause = str(error).split("(https")[0]
         raise UserError(
-            f"config.task.drop: encode '{kind}' needs what was dropped: {told}"
+            f"config.task.drop: encode '{kind}' needs what was dropped: {cause}"
         ) from None

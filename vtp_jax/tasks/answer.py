@@ -4,12 +4,12 @@ Needs:     `encode["video"]`, `["text"]`; `["pair"]` with an `embedding`, or bot
 Batch:     `video`, `text` (the question), `label` (the number of the answer)
 Evaluator: `classify` with `classes="answer"`: top-1
 
-As open-ended question answering is mostly measured (MSRVTT-QA, MSVD-QA: the 1,000 to 2,000 answers
-that are commonest in training; ViLT, VIOLET and others): what the method makes of a video and its
-question goes through a layer twice as wide, a norm, GELU and one linear layer; cross-entropy.
+The usual form of open-ended question answering (MSRVTT-QA, MSVD-QA: the 1,000 to 2,000 answers that
+are most common in training; ViLT, VIOLET and others): one vector of a video and its question goes
+through a layer twice as wide, a norm, GELU and one linear layer; cross-entropy. The vector is
 
-    fuse = "pair"        the `embedding` of encode["pair"]: of methods that fuse
-    fuse = "embedding"   both `embedding`s, one after the other: of two towers
+    fuse = "pair"        the `embedding` of encode["pair"], for methods that fuse
+    fuse = "embedding"   both `embedding`s, concatenated, for two towers
 
 Parameters: {"base": the method's, less what `drop` names, "head": ...}.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,11 +29,24 @@ from jaxtyping import Array, Float
 
 from vtp_jax import augment, tree
 from vtp_jax.nn.transformer import ACTIVATIONS, Linear, layer_norm
-from vtp_jax.objectives.classification import accuracy, cross_entropy
-from vtp_jax.tasks import look, of_base
-from vtp_jax.types import Batch, Encoded, Extra, Method, Out, Params, Spec, UserError
+from vtp_jax.objectives import terms
+from vtp_jax.objectives.classification import scored
+from vtp_jax.tasks import encoded_shapes, of_base
+from vtp_jax.types import (
+    Batch,
+    Encoded,
+    Extra,
+    Method,
+    Out,
+    Params,
+    Spec,
+    UserError,
+    assemble,
+    made_of,
+    wide,
+)
 
-FUSES = dict(pair=("video", "text", "pair"), embedding=("video", "text"))  # what they need
+FUSES = dict(pair=("video", "text", "pair"), embedding=("video", "text"))  # the verbs they need
 HEAD_INIT = nn.initializers.truncated_normal(0.02)
 
 
@@ -44,85 +58,87 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b c"]:
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = wide(x)
         x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
         x = Linear(2 * x.shape[-1], init=HEAD_INIT, dtype=x.dtype, name="fc")(x)
         x = ACTIVATIONS["gelu"](layer_norm(x.dtype, name="norm")(x))
         return Linear(self.answers, init=HEAD_INIT, dtype=x.dtype, name="out")(x)
 
 
+class Net(NamedTuple):
+    """The pretrained method, how a video and a question become one vector, and the head on it."""
+
+    base: Method
+    fuse: str
+    head: Head
+
+
+class Recipe(NamedTuple):
+    """How the net is trained; see `build`."""
+
+    drop: tuple[str, ...]
+    smoothing: float
+
+
 def fused(
-    base: Method,
-    fuse: str,
-    params: Params,
-    extra: Extra,
-    batch: Batch,
-    rng: Array | None = None,
+    net: Net, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """embedding: one vector of each row's video and question."""
+    """embedding: one vector of each row's video and question, with the base's params and extra."""
+    encode = net.base.encode
     keys = (None,) * 3 if rng is None else jax.random.split(rng, 3)
-    video = base.encode["video"](params, extra, batch, keys[0])
-    text = base.encode["text"](params, extra, batch, keys[1])
-    said = dict(video=video, text=text)
-    if fuse == "pair":
-        said = dict(pair=base.encode["pair"](params, extra, video, text, keys[2]))
-    if lacking := [kind for kind, one in said.items() if "embedding" not in one]:
-        raise UserError(f"config.task.fuse={fuse}: encode '{lacking[0]}' gives no embedding")
-    return dict(embedding=jnp.concatenate([one["embedding"] for one in said.values()], axis=1))
+    video = encode["video"](params, extra, batch, keys[0])
+    text = encode["text"](params, extra, batch, keys[1])
+    found = dict(video=video, text=text)
+    if net.fuse == "pair":
+        found = dict(pair=encode["pair"](params, extra, video, text, keys[2]))
+    if lacking := [kind for kind, one in found.items() if "embedding" not in one]:
+        raise UserError(f"config.task.fuse={net.fuse}: encode '{lacking[0]}' gives no embedding")
+    return dict(embedding=jnp.concatenate([one["embedding"] for one in found.values()], axis=1))
 
 
 def answer(
-    base: Method,
-    head: Head,
-    fuse: str,
+    net: Net,
+    recipe: Recipe,
     params: Params,
     extra: Extra,
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """classes: logits f32 "b c"; score: their softmax. With a key the net trains: dropout."""
+    """classes: logits f32 "b c"; score: their softmax. With a key, dropout acts."""
     keys = (None, None) if rng is None else jax.random.split(rng)
-    vector = fused(base, fuse, params["base"], extra["base"], batch, keys[0])["embedding"]
+    vector = fused(net, params["base"], extra["base"], batch, keys[0])["embedding"]
     rngs = {} if keys[1] is None else {"dropout": keys[1]}
-    logits = head.apply({"params": params["head"]}, vector, rngs=rngs)
+    logits = net.head.apply({"params": params["head"]}, vector, rngs=rngs)
     assert isinstance(logits, jax.Array)
     return dict(classes=logits, score=jax.nn.softmax(logits))
 
 
 def loss(
-    base: Method,
-    head: Head,
-    fuse: str,
-    smoothing: float,
-    params: Params,
-    extra: Extra,
-    batch: Batch,
-    rng: Array,
-    step: Array,
+    net: Net, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
     batch = augment.views_as_rows(batch)
     label = batch["label"]
-    known = batch["valid"] & (label >= 0) & (label < head.answers)
-    logits = answer(base, head, fuse, params, extra, batch, rng)["classes"]
-    found = dict(
-        loss_answer=cross_entropy(logits, label, known, smoothing=smoothing),
-        top1=accuracy(logits, label, known),
-    )
-    return found["loss_answer"].value(), Out(found, extra)
+    known = batch["valid"] & (label >= 0) & (label < net.head.answers)
+    logits = answer(net, recipe, params, extra, batch, rng)["classes"]
+    value, top1 = scored(logits, label, known, smoothing=recipe.smoothing)
+    return value.value(), Out(dict(loss_answer=value, top1=top1), extra)
 
 
-def init(
-    base: Method, head: Head, fuse: str, drop: Sequence[str], rng: Array, spec: Spec
-) -> Params:
+def init(net: Net, recipe: Recipe, rng: Array, spec: Spec) -> Params:
     base_key, head_key = jax.random.split(rng)
     batch = jax.eval_shape(augment.views_as_rows, dict(spec))
-    kept = tree.without(base.init(base_key, batch), drop, "config.task.drop")
-    of_pairs = base._replace(encode={"pair": partial(fused, base, fuse)})
-    vector = look(of_pairs, "pair", base_key, batch, kept)["embedding"]
-    return {"base": kept, "head": head.init(head_key, jnp.zeros((1, vector.shape[1])))["params"]}
+    kept = tree.without(net.base.init(base_key, batch), recipe.drop, "config.task.drop")
+    of_pairs = net.base._replace(encode={"pair": partial(fused, net)})
+    vector = encoded_shapes(of_pairs, "pair", base_key, batch, kept)["embedding"]
+    example = jnp.zeros((1, vector.shape[1]))
+    return {"base": kept, "head": net.head.init(head_key, example)["params"]}
 
 
-def make(
+def start(net: Net, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
+    return {"base": net.base.start(rng, spec, params["base"])}
+
+
+def build(
     *,
     base: Method,
     answers: int,
@@ -131,31 +147,28 @@ def make(
     smoothing: float = 0.0,
     drop: Sequence[str] = (),
     labels: int = 0,
-) -> Method:
+) -> tuple[Net, Recipe]:
     """A method that answers, made of one that encodes videos and texts.
 
-    answers: how long the list is. fuse: see above. dropout: before the head; smoothing: of labels.
-    drop: regexes on names of the base's parameters that the task has no use for. labels: how many
-    classes occur in the data.
+    answers: the length of the list. fuse: see above. dropout: before the head; smoothing: of
+    labels. drop: regexes on names of the base's parameters that the task does not use. labels: the
+    number of classes that occur in the data.
 
-    encode: "answer", "video" and "text", and the rest of the base's where nothing is dropped. extra
-    is {"base": the base's}; it is read and does not change. Raises UserError on what does not fit
+    encode: "answer", "video" and "text", and the rest of the base's if nothing is dropped. extra is
+    {"base": the base's}, which no step changes. Raises UserError on options that do not fit
     together.
     """
-    if fuse not in FUSES:
-        raise UserError(f"config.task.fuse={fuse!r}; known: {', '.join(FUSES)}")
+    terms.choose("fuse", fuse, FUSES, "config.task")
     if lacking := [verb for verb in FUSES[fuse] if verb not in base.encode]:
         raise UserError(f"config.task.fuse={fuse}: needs a method that has encode['{lacking[0]}']")
     if labels > answers + 1:  # what is not in the list has the number after the last
         raise UserError(f"config.task.answers={answers}; the data's labels go up to {labels - 1}")
-    head = Head(answers, dropout)
-    whole = {k: v for k, v in base.encode.items() if not drop or k in FUSES[fuse]}
-    return Method(
-        init=partial(init, base, head, fuse, drop),
-        loss=partial(loss, base, head, fuse, smoothing),
-        encode={
-            **{name: of_base(verb) for name, verb in whole.items()},
-            "answer": partial(answer, base, head, fuse),
-        },
-        start=lambda rng, spec, params: {"base": base.start(rng, spec, params["base"])},
-    )
+    return Net(base, fuse, Head(answers, dropout)), Recipe(tuple(drop), smoothing)
+
+
+@made_of(build)
+def make(**cfg: Any) -> Method:
+    net, recipe = build(**cfg)
+    made = assemble(net, recipe, init=init, loss=loss, encode=dict(answer=answer), start=start)
+    kept = FUSES[net.fuse] if recipe.drop else tuple(net.base.encode)
+    return made._replace(encode={**of_base(net.base, kept), **made.encode})

@@ -4,9 +4,9 @@ Needs:     `encode["video"]`
 Batch:     `video`, `label`
 Evaluator: `classify`: top-1, top-5, views averaged after the softmax
 
-As VideoMAE and its followers fine-tune (arXiv 2203.12602, section 4 and appendix; its code): the
-mean over the last block's tokens, before the backbone's last norm, goes through a norm of its own,
-dropout and one linear layer whose weights start 1000 times smaller than usual. Soft-target
+The fine-tuning of VideoMAE and its followers (arXiv 2203.12602, section 4 and appendix; its code):
+the mean over the last block's tokens, before the backbone's last norm, goes through a norm of its
+own, dropout and one linear layer whose weights start 1000 times smaller than usual. Soft-target
 cross-entropy on smoothed labels; mixup and CutMix; random erasing and flips on the device; several
 augmented views of one decoded clip are rows of the batch.
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,17 +30,31 @@ from jaxtyping import Array, Float
 from vtp_jax import augment, tree
 from vtp_jax.nn import embed, pool
 from vtp_jax.nn.transformer import Linear, layer_norm
+from vtp_jax.objectives import terms
 from vtp_jax.objectives.classification import accuracy, smooth, soft_cross_entropy
-from vtp_jax.tasks import look, of_base
-from vtp_jax.types import Batch, Encoded, Extra, Method, Out, Params, Spec, UserError
+from vtp_jax.tasks import encoded_shapes, of_base
+from vtp_jax.types import (
+    Batch,
+    Encoded,
+    Extra,
+    Method,
+    Out,
+    Params,
+    Spec,
+    UserError,
+    assemble,
+    made_of,
+)
 
-POOLS = dict(mean_norm="raw", embedding="embedding")  # what of the base's Encoded they read
+POOLS = dict(
+    mean_norm="raw", embedding="embedding"
+)  # the key of the base's Encoded that each reads
 READ = (*POOLS.values(), "mask")
 HEAD_INIT = nn.initializers.normal(0.02 * 1e-3)  # the code cuts it off at 100 deviations
 
 
 class Head(nn.Module):
-    """From what the base says of a video to logits, in fp32 or wider."""
+    """From the base's Encoded of a video to logits, in fp32 or wider."""
 
     classes: int
     pool: str
@@ -60,9 +73,17 @@ class Head(nn.Module):
         return logits[:, jnp.array(self.pick)] if self.pick else logits
 
 
-class Recipe(NamedTuple):
-    """How clips are changed before they are classified; see `make`."""
+class Net(NamedTuple):
+    """The pretrained method, and the head on it."""
 
+    base: Method
+    head: Head
+
+
+class Recipe(NamedTuple):
+    """How the net is trained: mostly, how clips are augmented; see `build`."""
+
+    drop: tuple[str, ...]
     classes: int
     smoothing: float
     flip: float
@@ -87,23 +108,17 @@ def augmented(
 
 
 def loss(
-    base: Method,
-    head: Head,
-    recipe: Recipe,
-    params: Params,
-    extra: Extra,
-    batch: Batch,
-    rng: Array,
-    step: Array,
+    net: Net, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
-    """Soft-target cross-entropy over all views of all valid rows; top1 and top5 are what the net
-    says of the changed clips, held against each row's own label."""
+    """Soft-target cross-entropy over all views of all valid rows; top1 and top5 compare the
+    predictions for the augmented clips with each row's own label."""
     augment_key, net_key = jax.random.split(rng)
     batch = augment.views_as_rows(batch)
     known = (batch["label"] >= 0) & (batch["label"] < recipe.classes)
     valid = batch["valid"] & known
     video, target = augmented(recipe, augment_key, {**batch, "valid": valid})
-    logits = classify(base, head, params, extra, {**batch, "video": video}, net_key)["classes"]
+    batch = {**batch, "video": video}
+    logits = classify(net, recipe, params, extra, batch, net_key)["classes"]
     found = {"loss_class": soft_cross_entropy(logits, target, valid)}
     for k in (1, min(5, recipe.classes)):
         found[f"top{k}"] = accuracy(logits, batch["label"], valid, k)
@@ -111,35 +126,43 @@ def loss(
 
 
 def classify(
-    base: Method,
-    head: Head,
+    net: Net,
+    recipe: Recipe,
     params: Params,
     extra: Extra,
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """classes: logits f32 "b c"; score: their softmax. With a key the net trains: dropout, and the
-    base's drop path."""
+    """classes: logits f32 "b c"; score: their softmax. With a key, dropout and the base's drop path
+    act."""
     own = {name: value for name, value in params.items() if name != "base"}
     keys = (None, None) if rng is None else jax.random.split(rng)
-    video = base.encode["video"](params["base"], extra["base"], batch, keys[0])
+    video = net.base.encode["video"](params["base"], extra["base"], batch, keys[0])
     rngs = {} if keys[1] is None else {"dropout": keys[1]}
-    logits = head.apply({"params": own}, video, rngs=rngs)
+    logits = net.head.apply({"params": own}, video, rngs=rngs)
     assert isinstance(logits, jax.Array)
     return dict(classes=logits, score=jax.nn.softmax(logits))
 
 
-def init(base: Method, head: Head, drop: Sequence[str], rng: Array, spec: Spec) -> Params:
+def init(net: Net, recipe: Recipe, rng: Array, spec: Spec) -> Params:
+    base, head = net
     base_key, head_key = jax.random.split(rng)
     clips = jax.eval_shape(augment.views_as_rows, dict(spec))
-    # A base that reads texts too is made whole: of one word, where the data have none.
+    # A base that also reads texts gets all its parameters, from texts of one word if the data have
+    # none.
     text = jax.ShapeDtypeStruct((*clips["video"].shape[:1], 1), jnp.int32)
-    kept = tree.without(base.init(base_key, {"text": text, **clips}), drop, "config.task.drop")
-    video = look(base, "video", base_key, clips, kept)
+    kept = tree.without(
+        base.init(base_key, {"text": text, **clips}), recipe.drop, "config.task.drop"
+    )
+    video = encoded_shapes(base, "video", base_key, clips, kept)
     if POOLS[head.pool] not in video:
         raise UserError(f"config.task.pool={head.pool}: encode 'video' gives no {POOLS[head.pool]}")
     example = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in video.items() if k in READ}
     return {"base": kept, **head.init(head_key, example)["params"]}
+
+
+def start(net: Net, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
+    return {"base": net.base.start(rng, spec, params["base"])}
 
 
 def listed(path: str) -> list[int]:
@@ -158,7 +181,7 @@ def listed(path: str) -> list[int]:
     return found
 
 
-def make(
+def build(
     *,
     base: Method,
     classes: int,
@@ -177,25 +200,24 @@ def make(
     labels: int = 0,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
-) -> Method:
+) -> tuple[Net, Recipe]:
     """A method that classifies, made of one that encodes videos.
 
     pool: `mean_norm` (the mean of `raw`, and a norm of its own) or `embedding` (the base's)
     dropout: before the linear layer; smoothing: of labels; flip, erase: probabilities
     mixup, cutmix, mix_prob, switch, groups: see `augment.mix`
-    drop: regexes on names of the base's parameters that the task has no use for; no gradient
-        reaches what is kept of them, but weight decay does (docs/methods.md has them by base)
-    pick: which of the head's classes are the data's, in the data's order, where a head that tells
-        more of them apart is trained on (V2: from 710 to 400), or the path of a JSON list of them;
-        without it, all
-    labels, mean, std: facts of the data: how many classes occur, and pixels (of erased boxes)
+    drop: regexes on names of the base's parameters that the task does not use; no gradient reaches
+        those of them that are kept, but weight decay does (docs/methods.md lists them by base)
+    pick: the head's classes that are the data's, in the data's order, for a head that was trained
+        on more classes (V2: from 710 to 400), or the path of a JSON list of them; empty: all
+    labels, mean, std: facts of the data: the number of classes that occur, and pixels (of erased
+        boxes)
 
-    encode: "classes" and "video", and the rest of the base's where nothing is dropped. extra is
-    {"base": the base's}; it is read and does not change. Raises UserError on what does not fit
+    encode: "classes" and "video", and the rest of the base's if nothing is dropped. extra is
+    {"base": the base's}, which no step changes. Raises UserError on options that do not fit
     together.
     """
-    if pool not in POOLS:
-        raise UserError(f"config.task.pool={pool!r}; known: {', '.join(POOLS)}")
+    terms.choose("pool", pool, POOLS, "config.task")
     if "video" not in base.encode:
         raise UserError("config.task: classify needs a method that has encode['video']")
     pick = listed(pick) if isinstance(pick, str) else pick
@@ -206,14 +228,21 @@ def make(
         raise UserError(f"config.task has {asked} classes; the data's labels go up to {labels - 1}")
     head = Head(classes, pool, dropout, tuple(pick))
     mix = dict(mixup=mixup, cutmix=cutmix, prob=mix_prob, switch=switch, groups=groups)
-    recipe = Recipe(asked, smoothing, flip, erase, mix, tuple(mean), tuple(std))
-    whole = base.encode if not drop else {"video": base.encode["video"]}
-    return Method(
-        init=partial(init, base, head, drop),
-        loss=partial(loss, base, head, recipe),
-        encode={
-            **{name: of_base(verb) for name, verb in whole.items()},
-            "classes": partial(classify, base, head),
-        },
-        start=lambda rng, spec, params: {"base": base.start(rng, spec, params["base"])},
+    return Net(base, head), Recipe(
+        drop=tuple(drop),
+        classes=asked,
+        smoothing=smoothing,
+        flip=flip,
+        erase=erase,
+        mix=mix,
+        mean=tuple(mean),
+        std=tuple(std),
     )
+
+
+@made_of(build)
+def make(**cfg: Any) -> Method:
+    net, recipe = build(**cfg)
+    made = assemble(net, recipe, init=init, loss=loss, encode=dict(classes=classify), start=start)
+    kept = ("video",) if recipe.drop else tuple(net.base.encode)
+    return made._replace(encode={**of_base(net.base, kept), **made.encode})

@@ -5,17 +5,18 @@ Batch:     `video`, `text`
 Evaluator: `retrieval`: R@k both ways; docs/evaluation.md
 
 Source: SimVTP's released fine-tuning (wufeim/SimVTP @558d24e: `DualVideoTextEncoder` and its
-engine), which starts two encoders from the weights of the one that was pretrained, averages each
-one's last tokens and gives the mean to a fresh layer norm; cosines over a temperature, both ways.
+engine), which starts two encoders from the weights of the pretrained one and passes the mean of
+each one's last tokens through a fresh layer norm; cosines over a temperature, both ways.
 
 Parameters: {"video": the base's, "text": the base's, "video_norm": ..., "text_norm": ...} of two
 towers, {"base": ..., "video_norm": ..., "text_norm": ...} of one, less what `drop` names.
 
-Deviations from the release, each with the switch that brings it back:
-- Means over tokens leave padding out; the reference's depend on batch-mates.    pool_padding=True
+Deviations from the release, each with the switch that restores it:
+- Means over tokens leave padding out; the reference's depend on the batch's other rows.
+                                                                                pool_padding=True
 - The loss is the mean of its two directions, the reference's is their sum.    sum_directions=True
 - Negatives come from the whole batch; the reference's from one GPU's 8 pairs.            groups=N
-- Tensors that a tower does not use are not there (the reference carries 25 M of them).       drop
+- Parameters that a tower does not use are dropped (the reference keeps 25 M of them).        drop
 """
 
 from __future__ import annotations
@@ -32,20 +33,34 @@ from vtp_jax import augment, tree
 from vtp_jax.nn import embed
 from vtp_jax.nn import pool as pooling
 from vtp_jax.nn.transformer import layer_norm
-from vtp_jax.objectives import contrastive
-from vtp_jax.tasks import look, of_base
-from vtp_jax.types import Batch, Encoded, Extra, Method, Out, Params, Spec, UserError
+from vtp_jax.objectives import contrastive, terms
+from vtp_jax.tasks import encoded_shapes, of_base
+from vtp_jax.types import (
+    Batch,
+    Encoded,
+    Extra,
+    Method,
+    Out,
+    Params,
+    Spec,
+    UserError,
+    assemble,
+    made_of,
+)
 
 KINDS = ("video", "text")
 TOWERS = {"one": dict(video="base", text="base"), "two": dict(video="video", text="text")}
-POOLS = dict(mean_norm="raw", embedding="embedding")  # what of the base's Encoded they read
+POOLS = dict(
+    mean_norm="raw", embedding="embedding"
+)  # the key of the base's Encoded that each reads
 NORM = layer_norm(None)  # computes in its input's dtype, which is fp32 or wider
 
 
 class Recipe(NamedTuple):
-    """How the task trains; see `make`."""
+    """How the task trains; see `build`. Its net is the base, a `Method`."""
 
-    part: Mapping[str, str]  # whose parameters encode a kind
+    part: Mapping[str, str]  # kind -> the part of the parameters that encodes it
+    drop: Mapping[str, Sequence[str]]
     pool: str
     temperature: float
     sum_directions: bool
@@ -58,15 +73,15 @@ class Recipe(NamedTuple):
 
 
 def encode(
+    kind: str,
     base: Method,
     recipe: Recipe,
-    kind: str,
     params: Params,
     extra: Extra,
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """As the base's, with the task's embedding."""
+    """The base's Encoded, with the task's embedding."""
     part = recipe.part[kind]
     found = base.encode[kind](params[part], extra[part], batch, rng)
     if recipe.pool == "embedding":
@@ -76,9 +91,9 @@ def encode(
 
 
 def rows(batch: Batch) -> tuple[Batch, int]:
-    """Several views of a clip are rows with the same words, each view a group of its own, as in
-    SimVTP's loss, and how many there are. Clips with a text each, "b k l", stay one row: they are
-    parts of a video, for methods that read them together."""
+    """The batch with the views of a clip as rows with the same words, each view a group of its own
+    as in SimVTP's loss, and the number of views. Clips with a text each, "b k l", stay one row:
+    they are parts of a video, for methods that read them together."""
     return augment.views_apart(batch) if batch["text"].ndim == 2 else (batch, 1)
 
 
@@ -108,8 +123,8 @@ def loss(
     batch, views = rows(batch)
     batch = augmented(recipe, augment_key, batch)
     found = contrastive.both_ways(
-        encode(base, recipe, "text", params, extra, batch, text_key)["embedding"],
-        encode(base, recipe, "video", params, extra, batch, video_key)["embedding"],
+        encode("text", base, recipe, params, extra, batch, text_key)["embedding"],
+        encode("video", base, recipe, params, extra, batch, video_key)["embedding"],
         batch["valid"],
         temperature=recipe.temperature,
         groups=recipe.groups * views,
@@ -118,27 +133,26 @@ def loss(
     return found.value(), Out(dict(loss_vtc=found), extra)
 
 
-def init(
-    base: Method, recipe: Recipe, drop: Mapping[str, Sequence[str]], rng: Array, spec: Spec
-) -> Params:
-    """Towers begin equal. Raises UserError where what is left cannot encode, or not alike."""
+def init(base: Method, recipe: Recipe, rng: Array, spec: Spec) -> Params:
+    """Towers start equal. Raises UserError if the parameters that are left cannot encode, or if the
+    two kinds differ in width."""
     spec = jax.eval_shape(lambda batch: rows(batch)[0], dict(spec))
     whole, reads = base.init(rng, spec), POOLS[recipe.pool]
     params: dict[str, Any] = {
-        part: tree.without(whole, drop.get(part, ()), f"config.task.drop.{part}")
+        part: tree.without(whole, recipe.drop.get(part, ()), f"config.task.drop.{part}")
         for part in recipe.part.values()
     }
     widths = {}
     for kind, part in recipe.part.items():
-        found = look(base, kind, rng, spec, params[part])
+        found = encoded_shapes(base, kind, rng, spec, params[part])
         if reads not in found:
             raise UserError(f"config.task.pool={recipe.pool}: encode '{kind}' gives no {reads}")
         widths[kind] = found[reads].shape[-1]
         if recipe.pool == "mean_norm":
             params[f"{kind}_norm"] = NORM.init(rng, jnp.zeros(widths[kind]))["params"]
     if widths["video"] != widths["text"]:
-        told = " and ".join(f"'{kind}' {width}" for kind, width in widths.items())
-        raise UserError(f"config.task.pool={recipe.pool}: {reads} of {told} wide do not compare")
+        both = " and ".join(f"'{kind}' {width}" for kind, width in widths.items())
+        raise UserError(f"config.task.pool={recipe.pool}: {reads} of {both} wide do not compare")
     return params
 
 
@@ -146,7 +160,7 @@ def start(base: Method, recipe: Recipe, rng: Array, spec: Spec, params: Params) 
     return {part: base.start(rng, spec, params[part]) for part in recipe.part.values()}
 
 
-def make(
+def build(
     *,
     base: Method,
     towers: str = "two",
@@ -160,23 +174,22 @@ def make(
     drop: Mapping[str, Sequence[str]] | None = None,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
-) -> Method:
+) -> tuple[Method, Recipe]:
     """Retrieval with `base`, which needs encode "video" and "text".
 
-    towers: "one" net for both kinds, or "two" that begin equal and are trained apart. pool:
+    towers: "one" net for both kinds, or "two" that start equal and are trained apart. pool:
     "mean_norm", the mean of the tokens before the net's last norm, through a fresh layer norm; or
     "embedding", the net's own, with its pretrained norm. temperature, groups: see
     `objectives.contrastive.info_nce`. flip, erase: probabilities, in training. mean, std: of erased
     pixels. drop: part of params ("base", or "video" and "text") -> regexes of the names in it that
-    the task has no use for.
+    the task does not use.
 
-    encode: "video" and "text", as the base's with this task's embedding; of one tower from which
-    nothing is dropped also whatever else the base has ("pair"). extra is {part: the base's}; it is
-    read and does not change. Raises UserError on what does not fit together.
+    encode: "video" and "text", the base's with this task's embedding; with one tower from which
+    nothing is dropped, also the base's other verbs ("pair"). extra is {part: the base's}, which no
+    step changes. Raises UserError on options that do not fit together.
     """
-    for name, value, known in (("towers", towers, TOWERS), ("pool", pool, POOLS)):
-        if value not in known:
-            raise UserError(f"config.task.{name}={value!r}; known: {', '.join(known)}")
+    terms.choose("towers", towers, TOWERS, "config.task")
+    terms.choose("pool", pool, POOLS, "config.task")
     if lacking := [kind for kind in KINDS if kind not in base.encode]:
         raise UserError(f"config.task: retrieve needs a method that has encode '{lacking[0]}'")
     if pool == "embedding" and pool_padding:
@@ -185,17 +198,26 @@ def make(
     if odd := sorted(set(drop) - set(part.values())):
         parts = ", ".join(dict.fromkeys(part.values()))
         raise UserError(f"config.task.drop: no part '{odd[0]}'; {towers} towers: {parts}")
-    recipe = Recipe(
-        part, pool, temperature, sum_directions, pool_padding, groups,
-        flip, erase, tuple(mean), tuple(std),
-    )  # fmt: skip
-    whole = base.encode if towers == "one" and not drop else {}
-    return Method(
-        init=partial(init, base, recipe, drop),
-        loss=partial(loss, base, recipe),
-        encode={
-            **{name: of_base(verb) for name, verb in whole.items()},
-            **{kind: partial(encode, base, recipe, kind) for kind in KINDS},
-        },
-        start=partial(start, base, recipe),
+    return base, Recipe(
+        part=part,
+        drop=drop,
+        pool=pool,
+        temperature=temperature,
+        sum_directions=sum_directions,
+        pool_padding=pool_padding,
+        groups=groups,
+        flip=flip,
+        erase=erase,
+        mean=tuple(mean),
+        std=tuple(std),
     )
+
+
+@made_of(build)
+def make(**cfg: Any) -> Method:
+    base, recipe = build(**cfg)
+    verbs = {kind: partial(encode, kind) for kind in KINDS}
+    made = assemble(base, recipe, init=init, loss=loss, encode=verbs, start=start)
+    one_whole = recipe.part == TOWERS["one"] and not recipe.drop
+    kept = tuple(base.encode) if one_whole else ()
+    return made._replace(encode={**of_base(base, kept), **made.encode})
