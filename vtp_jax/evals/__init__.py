@@ -1,8 +1,9 @@
-"""Evaluators: make(*, encode, streams, mesh, check, **cfg) -> Evaluator. They never see a method.
+"""Evaluators: make(*, encode, streams, mesh, check, **cfg) -> Evaluator. They get a method's
+`encode` functions, never the method.
 
-Here is what they share: looking up what a config names, and running a function over a stream. What
-a stream or a verb lacks is told when the function is traced: by `check`, before a step is trained,
-or else at the first batch.
+This module has what they share: finding the streams and verbs that a config names, and running a
+function over a stream. A key that a stream or a verb lacks is reported when the function is traced:
+by `check`, before the first training step, or else at the first batch.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vtp_jax.run import sharding
 from vtp_jax.types import KEYS, Batch, Encoded, Spec, State, Stream, UserError
 
-# (evaluator, f, names of streams): whether f(params, extra, a batch of each) can be traced. `make`
-# asks for every function that it runs over a stream.
+# (evaluator, f, names of streams): raises UserError unless f(params, extra, a batch of each) can be
+# traced. `make` calls it for every function that it runs over a stream.
 Check = Callable[..., None]
 
 
 def unchecked(kind: str, f: Callable[..., Any], *names: str) -> None:
-    """The Check of an evaluator that runs at once."""
+    """The Check of an evaluator that runs right after it is made."""
 
 
 def need(kind: str, streams: Mapping[str, Stream], *names: str) -> None:
@@ -37,23 +38,23 @@ def need(kind: str, streams: Mapping[str, Stream], *names: str) -> None:
 def verb(
     kind: str, encode: Mapping[str, Callable[..., Encoded]], name: str, *gives: str
 ) -> Callable[..., Encoded]:
-    """`encode[name]`, which must give these keys."""
+    """`encode[name]`, which must return these keys."""
     if name not in encode:
         known = ", ".join(sorted(encode))
         raise UserError(f"{kind}: the method has no encode '{name}'; it has {known}")
 
     def f(*args: Any) -> Encoded:
-        said = encode[name](*args)
-        if lacking := [key for key in gives if key not in said]:
-            known = ", ".join(sorted(said))
+        found = encode[name](*args)
+        if lacking := [key for key in gives if key not in found]:
+            known = ", ".join(sorted(found))
             raise UserError(f"{kind}: encode '{name}' gives no '{lacking[0]}'; it gives {known}")
-        return said
+        return found
 
     return f
 
 
 def jitted(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`f`, whose results are whole on every device."""
+    """`f`, jitted, with its results replicated on all devices."""
     return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
@@ -65,17 +66,17 @@ def over(
     state: State,
     mesh: Mesh,
 ) -> Iterator[tuple[Batch, Any]]:
-    """Each batch of a stream (this process's rows), with what f(params, extra, batch) gives of it,
-    on the host."""
+    """Each batch of a stream (this process's rows), and the result of f(params, extra, batch) on
+    the host."""
     for batch in streams[name].batches():
-        with sharding.activate(mesh), telling(kind, name, batch):
+        with sharding.activate(mesh), naming_keys(kind, name, batch):
             found = jax.device_get(f(state.params, state.extra, sharding.put(batch, mesh)))
         yield batch, found
 
 
 @contextlib.contextmanager
-def telling(kind: str, name: str, keys: Iterable[str]) -> Iterator[None]:
-    """A key that a batch of the stream lacks, told in one line."""
+def naming_keys(kind: str, name: str, keys: Iterable[str]) -> Iterator[None]:
+    """Turns the KeyError of a key that batches of the stream lack into a one-line UserError."""
     try:
         yield
     except KeyError as error:
@@ -88,7 +89,7 @@ def telling(kind: str, name: str, keys: Iterable[str]) -> Iterator[None]:
 
 
 def structure(kind: str, streams: Mapping[str, Stream], name: str) -> Spec:
-    """Shapes and dtypes of a global batch of a stream, of which one is read for it."""
+    """Shapes and dtypes of a global batch of a stream, read off its first batch."""
     first = next(streams[name].batches(), None)
     if first is None:
         raise UserError(f"{kind}: stream '{name}' has no rows; check the data")
@@ -97,7 +98,7 @@ def structure(kind: str, streams: Mapping[str, Stream], name: str) -> Spec:
 
 
 def checker(state: State, streams: Mapping[str, Stream], mesh: Mesh) -> Check:
-    """The Check against the shapes of a state; of each stream one batch is read."""
+    """The Check for the shapes of a state; it reads one batch of each stream."""
     known: dict[str, Spec] = {}
 
     def check(kind: str, f: Callable[..., Any], *names: str) -> None:
@@ -105,7 +106,7 @@ def checker(state: State, streams: Mapping[str, Stream], mesh: Mesh) -> Check:
             if name not in known:
                 known[name] = structure(kind, streams, name)
         specs = [known[name] for name in names]
-        with sharding.activate(mesh), telling(kind, "' and '".join(names), set().union(*specs)):
+        with sharding.activate(mesh), naming_keys(kind, "' and '".join(names), set().union(*specs)):
             jax.eval_shape(f, state.params, state.extra, *specs)
 
     return check

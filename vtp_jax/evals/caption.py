@@ -1,10 +1,10 @@
-"""Captions that a method writes, held against those of the data, token by token.
+"""Captions that a method generates, compared with those of the data token by token.
 
-The rule: a line is its tokens but for special ones (start, end, padding). exact: the share of
+The rule: a line is its tokens without the special ones (start, end, padding). exact: the share of
 videos whose line is one of their captions. f1: the mean over videos of the best F1 with one of
 their captions, of tokens regardless of order (SQuAD's, arXiv 1606.05250). Neither is BLEU or CIDEr:
-they tell whether writing is learnt, not how it compares with published numbers. Of several views of
-a video the middle one is described.
+they show whether generation is learnt and do not compare with published numbers. If a video has
+several views, the middle one is captioned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vtp_jax import evals
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
 Line = tuple[int, ...]
-LINES = ("id", "valid", "text", "maskable")  # of a caption's row
+LINES = ("id", "valid", "text", "maskable")  # the keys of a caption's row that are read
 
 
 def make(
@@ -33,11 +33,11 @@ def make(
     stream: str = "val",
     generate: str = "generate",
 ) -> Evaluator:
-    """What `encode[generate]`, which gives `ids` i32 "b l", says of the videos of `stream`, against
-    `<stream>/captions`, whose `id` is that of its video.
+    """The texts that `encode[generate]`, which returns `ids` i32 "b l", generates for the videos of
+    `stream`, against `<stream>/captions`, whose `id` is that of the caption's video.
 
-    Yields exact and f1 (fractions in [0, 1]), tokens (the mean length of what was written), and
-    n_videos. Raises UserError where there is no such stream or function.
+    Yields exact and f1 (fractions in [0, 1]), tokens (the mean length of the generated lines), and
+    n_videos. Raises UserError if there is no such stream or function.
     """
     known = f"{stream}/captions"
     evals.need("caption", streams, stream, known)
@@ -50,10 +50,10 @@ def make(
         rows = (row for _, row in evals.over("caption", streams, known, lines, state, mesh))
         captions, special = read(rows)
         pairs: list[tuple[Line, Sequence[Line]]] = []
-        for _, said in evals.over("caption", streams, stream, write, state, mesh):
+        for _, found in evals.over("caption", streams, stream, write, state, mesh):
             pairs += [
                 (tuple(int(t) for t in ids if t not in special), captions[int(i)])
-                for i, valid, ids in zip(*said, strict=True)
+                for i, valid, ids in zip(*found, strict=True)
                 if valid and int(i) in captions
             ]
         if not pairs:
@@ -65,14 +65,14 @@ def make(
 
     protocol = (
         f"captions of the {streams[stream].rows} videos of '{stream}' by encode '{generate}', "
-        f"against all of theirs in '{stream}/captions', special tokens apart: the share that is "
-        "one of them, and the best F1 of tokens regardless of order. Of several views the middle."
+        f"against all of theirs in '{stream}/captions', without special tokens: the share that is "
+        "one of them, and the best F1 of tokens regardless of order. Of several views, the middle."
     )
     return Evaluator(run, protocol)
 
 
 def writer(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
-    """(params, extra, batch) -> (id, valid, ids), whole on every device."""
+    """(params, extra, batch) -> (id, valid, ids), replicated on all devices."""
 
     def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
         video = batch["video"]
@@ -84,8 +84,8 @@ def writer(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[...
 
 
 def read(batches: Iterable[Sequence[Any]]) -> tuple[dict[int, list[Line]], set[int]]:
-    """The captions by their video's id, and the special tokens: those never to be masked. Of
-    batches of LINES, of all processes: a video's captions need not be with its own."""
+    """The captions by their video's id, and the special tokens: those never to be masked. batches:
+    of LINES, from all processes, since a video's captions may be on another one."""
     captions: dict[int, list[Line]] = collections.defaultdict(list)
     special: set[int] = set()
     for rows in batches:
@@ -98,6 +98,6 @@ def read(batches: Iterable[Sequence[Any]]) -> tuple[dict[int, list[Line]], set[i
 
 
 def f1(line: Line, other: Line) -> float:
-    """The harmonic mean of precision and recall of the tokens, each as often as it occurs."""
+    """The harmonic mean of precision and recall of the tokens, with their multiplicities."""
     common = (collections.Counter(line) & collections.Counter(other)).total()
     return 2 * common / max(len(line) + len(other), 1)

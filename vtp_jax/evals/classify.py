@@ -1,9 +1,9 @@
 """Recognition: top-1 and top-5 over a stream, views of a video averaged after the softmax.
 
 The rule (VideoMAE's test, after TSN and SlowFast): a video's score is the mean over its views of
-the softmax over classes; it counts as right in the top k when its class is among the k largest. A
-tie goes to the lower class, and a score that is not a number is never right. Rows that could not be
-read or have no class are left out and counted.
+the softmax over classes; it is right in the top k if its class is among the k largest. A tie goes
+to the lower class, and a NaN score is never right. Rows that could not be read or have no class are
+left out and counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from vtp_jax import evals
-from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
+from vtp_jax.types import Batch, Evaluator, State, Stream, UserError, wide
 
 
 def make(
@@ -31,7 +31,7 @@ def make(
     classes: str = "classes",
     ks: Sequence[int] = (1, 5),
 ) -> Evaluator:
-    """Recognition of the videos of `stream` by `encode[classes]`, which gives `score` f32 "b c".
+    """Recognition of the videos of `stream` by `encode[classes]`, which returns `score` f32 "b c".
 
     Yields top<k> (fractions in [0, 1]), class_mean (the mean over the classes that occur of their
     own top-1), n_videos, n_views and n_left_out.
@@ -67,7 +67,7 @@ def make(
 
 
 def scorer(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
-    """(params, extra, batch) -> (label, whether it counts, score), whole on every device."""
+    """(params, extra, batch) -> (label, whether it counts, score), replicated on all devices."""
 
     def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
         known = batch["valid"] & (batch["label"] >= 0)
@@ -87,14 +87,14 @@ def mean_score(
         lambda view: encode(params, extra, {**batch, "video": view})["score"],
         jnp.moveaxis(video, 1, 0),
     )
-    return views.astype(jnp.float32).mean(axis=0)
+    return wide(views).mean(axis=0)
 
 
 def rank(score: Float[np.ndarray, "n c"], label: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """How many classes come before the true one; all of them where its score is not a number or
-    there is no such class."""
+    """The number of classes that come before the true one; all of them if its score is NaN or there
+    is no such class."""
     n, c = score.shape
     own = score[np.arange(n), np.minimum(label, c - 1)][:, None]
-    before = ~(score <= own)  # a score that is not a number comes first
+    before = ~(score <= own)  # a NaN score comes first
     tied = (score == own) & (np.arange(c) < label[:, None])
     return np.where((label < c) & ~np.isnan(own[:, 0]), (before | tied).sum(axis=1), c)

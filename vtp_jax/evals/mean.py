@@ -24,11 +24,12 @@ def make(
     loss: str = "loss",
     seed: int = 0,
 ) -> Evaluator:
-    """Yields (name, mean) for each metric of `encode[loss]`, which gives {name: Mean}.
+    """Yields (name, mean) for each metric of `encode[loss]`, which returns {name: Mean}.
 
-    Batch i has the key fold_in(key(seed), i) in every run, so that two checkpoints see the same
-    masks. Totals and counts are added up in fp64 over all batches and divided once: the last,
-    partly filled batch weighs what it holds. A metric that counted nothing is not yielded.
+    Batch i has the key fold_in(key(seed), i) in every run, so that two checkpoints are measured
+    with the same masks. Totals and counts are added up in fp64 over all batches and divided once:
+    the weight of the last, partly filled batch is the number of its rows. A metric with a count of
+    0 is not yielded.
     """
     evals.need("mean", streams, stream)
     measure = evals.jitted(evals.verb("mean", encode, loss), mesh)

@@ -1,8 +1,8 @@
-"""How much embeddings know of classes, without training: the class by the nearest neighbours.
+"""How well embeddings separate classes, without training: classification by nearest neighbours.
 
-The rule (Wu et al., arXiv 1805.01978; as DINO tests, 2104.14294): the k rows of the gallery with
-the largest cosine vote for their classes, each with the weight exp(cosine / 0.07); a tie goes to
-the lower class. Asked of the gallery itself, every row is left out for its own question.
+The rule (Wu et al., arXiv 1805.01978; DINO's evaluation, 2104.14294): the k rows of the gallery
+with the largest cosine vote for their classes, each with the weight exp(cosine / 0.07); a tie goes
+to the lower class. If the gallery is the stream itself, a row is no neighbour of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def make(
     block: int = retrieval.BLOCK,
 ) -> Evaluator:
     """The classes of the videos of `stream` from those of `gallery`, or from the others of `stream`
-    if there is none, by `encode[video]`, which gives `embedding` f32 "b d".
+    if there is none, by `encode[video]`, which returns `embedding` f32 "b d".
 
     Yields knn<k> (fractions in [0, 1]), chance (the share of the gallery's largest class in
     `stream`), n_videos, n_gallery and n_left_out. Rows that could not be read or have no class are
@@ -87,7 +87,8 @@ def embedder(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[.
 def collect(
     streams: Mapping[str, Stream], name: str, embed: Callable[..., Any], state: State, mesh: Mesh
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n d"]]:
-    """Classes and embeddings of the rows that count. One that is not finite is like no other."""
+    """Classes and embeddings of the rows that count. An embedding that is not finite becomes 0,
+    which is similar to nothing."""
     kept = []
     for _, (label, known, vector) in evals.over("probe", streams, name, embed, state, mesh):
         kept.append((label[known], vector[known]))
@@ -105,13 +106,13 @@ def neighbours(
     itself: bool,
     block: int = retrieval.BLOCK,
 ) -> tuple[Int[np.ndarray, "m k"], Float[np.ndarray, "m k"]]:
-    """Positions and cosines of the k nearest rows, falling. itself: query i is row i, and is left
-    out. k is cut to what there is."""
+    """Positions and cosines of the k nearest rows, descending. itself: query i is row i, which is
+    left out. k is limited to the number of rows."""
     if not itself:
         score, found = retrieval.top(query, rows, k, block)
         return found, score
     score, found = retrieval.top(query, rows, k + 1, block)
-    # Where rows are equal a row may not be first of its own list, or not be in it: the last goes.
+    # With equal rows, a row may not be first in its own list, or not be in it: then the last goes.
     own = found == np.arange(len(found))[:, None]
     own[~own.any(axis=1), -1] = True
     shape = (len(found), found.shape[1] - 1)
@@ -121,7 +122,7 @@ def neighbours(
 def vote(classes: Int[np.ndarray, "m k"], score: Float[np.ndarray, "m k"]) -> Int[np.ndarray, "m"]:
     """The class with most weight among the neighbours of each row."""
     ballot = np.zeros((len(classes), int(classes.max()) + 1))
-    # Weights by the difference to the best: the same winner, and none is too large for a float.
+    # Weights relative to the best: the same winner, and no overflow.
     weight = np.exp((score.astype(np.float64) - score[:, :1]) / TEMPERATURE)
     np.add.at(ballot, (np.arange(len(classes))[:, None], classes), weight)
     return ballot.argmax(axis=1)

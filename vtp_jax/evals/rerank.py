@@ -1,10 +1,10 @@
-"""Retrieval both ways with a second look: the k best by cosine are put in order anew by the score
-that the method gives a pair (ALBEF, BLIP and their followers report such numbers).
+"""Retrieval both ways with re-ranking: the k best by cosine are sorted again by the score that the
+method gives a pair (ALBEF, BLIP and their followers report such numbers).
 
-The rule: who is among a query's k best by cosine is ranked by `encode[pair]`, ties by cosine;
-everyone else keeps the place that cosine gives. t2v counts the place of the caption's own video,
-v2t that of the video's best caption. A score that is not a number is the least. Each video and each
-caption is encoded once; pairs are scored in blocks of one size, rows of a block over the mesh.
+The rule: a query's k best by cosine are ranked by `encode[pair]`, ties by cosine; all others keep
+the rank that cosine gives. t2v is the rank of the caption's own video, v2t that of the video's best
+caption. A NaN score ranks last. Each video and each caption is encoded once; pairs are scored in
+blocks of one size, the rows of a block distributed over the mesh.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vtp_jax.evals import retrieval
 from vtp_jax.run import sharding
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
 
-READ = ("embedding", "memory", "mask")  # of what the method says of a row
+READ = ("embedding", "memory", "mask")  # the keys of an Encoded that are kept
 
 
 class Gallery(NamedTuple):
     """Rows that could be read, on the host."""
 
     id: Int[np.ndarray, "n"]
-    said: Mapping[str, Any]  # arrays, rows first; those of READ that the method gives
+    encoded: Mapping[str, Any]  # arrays, rows first; the keys of READ that the method returns
 
 
 def make(
@@ -47,8 +47,8 @@ def make(
     ks: Sequence[int] = (1, 5, 10),
     block: int = 256,
 ) -> Evaluator:
-    """Retrieval on `stream` and `<stream>/captions`, as evals.retrieval names them, by
-    `encode[pair]` among the k best of each query. Yields t2v_* and v2t_* as it does, n_videos and
+    """Retrieval on `stream` and `<stream>/captions`, named as in evals.retrieval, by `encode[pair]`
+    among the k best of each query. Yields t2v_* and v2t_* as evals.retrieval does, n_videos and
     n_captions. block: pairs scored at a time. Holds the `memory` of all rows on the host.
     """
     of_video, of_text = (
@@ -63,9 +63,9 @@ def make(
     check("rerank", of_text, captions)
 
     def first(params: Any, extra: Any, *batches: Batch) -> Any:
-        """The scores of a block of pairs, all of the first rows."""
-        said = [f(params, extra, b)[2] for f, b in zip((of_video, of_text), batches, strict=True)]
-        return score(params, extra, *rows(said, jnp.zeros(block, jnp.int32)))
+        """The scores of a block of pairs, all of the first video and the first text."""
+        both = [f(params, extra, b)[2] for f, b in zip((of_video, of_text), batches, strict=True)]
+        return score(params, extra, *rows(both, jnp.zeros(block, jnp.int32)))
 
     check("rerank", first, stream, captions)
 
@@ -74,21 +74,21 @@ def make(
         texts = gather(streams, captions, of_text, state, mesh)
         owner = retrieval.owners(texts.id, videos.id, stream)
         known = owner >= 0
-        texts, owner = Gallery(texts.id[known], rows(texts.said, known)), owner[known]
+        texts, owner = Gallery(texts.id[known], rows(texts.encoded, known)), owner[known]
 
-        def look(a: Int[np.ndarray, "p"], b: Int[np.ndarray, "p"]) -> Float[np.ndarray, "p"]:
-            return score_pairs(score, state, mesh, videos.said, texts.said, (a, b), block)
+        def scored(a: Int[np.ndarray, "p"], b: Int[np.ndarray, "p"]) -> Float[np.ndarray, "p"]:
+            return score_pairs(score, state, mesh, videos.encoded, texts.encoded, (a, b), block)
 
-        asking, found = texts.said["embedding"], videos.said["embedding"]
+        asking, found = texts.encoded["embedding"], videos.encoded["embedding"]
         best = retrieval.top(asking, found, k)[1]
-        scores = look(best.reshape(-1), np.repeat(np.arange(len(best)), best.shape[1]))
+        scores = scored(best.reshape(-1), np.repeat(np.arange(len(best)), best.shape[1]))
         own = best == owner[:, None]
         t2v = place(scores.reshape(best.shape), own)
         before = retrieval.rank(asking, found, owner)
         t2v = np.where(own.any(axis=1), t2v, before.t2v)
 
         best = retrieval.top(found, asking, k)[1]
-        scores = look(np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1))
+        scores = scored(np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1))
         own = owner[best] == np.arange(len(best))[:, None]
         asked = np.isin(np.arange(len(best)), owner)
         v2t = place(scores.reshape(best.shape), own)[asked]
@@ -110,13 +110,14 @@ def make(
 
 
 def describer(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
-    """(params, extra, batch) -> (id, valid, what is kept of a row), whole on every device."""
+    """(params, extra, batch) -> (id, valid, the keys READ of its Encoded), replicated on every
+    device."""
 
     def f(params: Any, extra: Any, batch: Batch) -> Any:
         if "video" in batch and batch["video"].ndim == 6:
             raise UserError("rerank: one clip of each video; set config.data.video.views=None")
-        said = encode(params, extra, batch)
-        return batch["id"], batch["valid"], {name: said[name] for name in READ if name in said}
+        found = encode(params, extra, batch)
+        return batch["id"], batch["valid"], {name: found[name] for name in READ if name in found}
 
     return evals.jitted(f, mesh)
 
@@ -128,20 +129,20 @@ def gather(
     state: State,
     mesh: Mesh,
 ) -> Gallery:
-    """What the method says of every row of a stream that is valid."""
+    """Encodes every valid row of a stream."""
     kept = []
-    for _, (ids, valid, said) in evals.over("rerank", streams, name, describe, state, mesh):
-        kept.append((ids[valid], rows(said, valid)))
-    ids, said = (
+    for _, (ids, valid, found) in evals.over("rerank", streams, name, describe, state, mesh):
+        kept.append((ids[valid], rows(found, valid)))
+    ids, encoded = (
         jax.tree.map(lambda *x: np.concatenate(x), *part) for part in zip(*kept, strict=True)
     )
     if not len(ids):
         raise UserError("rerank: the stream has no row that could be read; check the data")
-    return Gallery(ids, said)
+    return Gallery(ids, encoded)
 
 
-def rows(said: Any, which: Any) -> Any:
-    return jax.tree.map(lambda x: x[which], said)
+def rows(encoded: Any, which: Any) -> Any:
+    return jax.tree.map(lambda x: x[which], encoded)
 
 
 def score_pairs(
@@ -153,23 +154,23 @@ def score_pairs(
     pairs: tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]],
     block: int,
 ) -> Float[np.ndarray, "p"]:
-    """Scores of (video, text) pairs by their positions; the last block is filled up with pairs of
-    the first rows."""
+    """Scores of (video, text) pairs by their positions; the last block is padded with pairs of the
+    first rows."""
     count = len(pairs[0])
     a, b = (np.pad(x, (0, -count % block)).reshape(-1, block) for x in pairs)
     found = []
     with sharding.activate(mesh):
         for i, j in zip(a, b, strict=True):
             placed = [
-                jax.device_put(rows(said, which), sharding.batch_sharding(mesh))
-                for said, which in ((videos, i), (texts, j))
+                jax.device_put(rows(encoded, which), sharding.batch_sharding(mesh))
+                for encoded, which in ((videos, i), (texts, j))
             ]
             found.append(jax.device_get(score(state.params, state.extra, *placed)))
     return np.concatenate(found)[:count]
 
 
 def place(scores: Float[np.ndarray, "m k"], own: Any) -> Float[np.ndarray, "m"]:
-    """Where the best of a query's own stands, from 0, when its k best are put in the order of their
-    scores; the k come in the order of their cosines, which decides ties."""
+    """The rank, from 0, of the best of a query's own among its k best, sorted by score. The k come
+    in the order of their cosines, which decides ties."""
     order = np.argsort(-np.where(np.isnan(scores), -np.inf, scores), axis=1, kind="stable")
     return np.argmax(np.take_along_axis(own, order, axis=1), axis=1).astype(np.float64)

@@ -2,16 +2,15 @@
 
 The rule (reference: SimVTP's evaluation, after Collaborative Experts and Frozen in Time):
 a video's embedding is the plain mean over its views, not normalised before; scores are cosines.
-A rank counts from 0. t2v: how many other videos score higher than the caption's own; a tie goes to
-the own video (first position). v2t: the position of the best-ranked caption of the video among all
-captions; ties are averaged over the tied positions. R@k is the share with rank < k, MdR and MnR are
-median and mean of rank + 1, gmean is the geometric mean of R@1, R@5 and R@10.
+A rank counts from 0. t2v: the number of other videos that score higher than the caption's own; a
+tie goes to the own video (first position). v2t: the position of the best-ranked caption of the
+video among all captions; ties are averaged over the tied positions. R@k is the share with rank < k,
+MdR and MnR are median and mean of rank + 1, gmean is the geometric mean of R@1, R@5 and R@10.
 
-A score that is not a number never helps: it ranks before the truth, and a truth that is not a
-number ranks last.
+A NaN score never helps: it ranks before the truth, and a NaN truth ranks last.
 
-No array of all pairs exists anywhere: scores are made in square tiles on one local device and
-counted at once. A tile's numbers do not depend on where a row stands in it, so that equal
+The array of all pairs is never built: scores are computed in square tiles on one local device and
+counted tile by tile. A tile's numbers do not depend on a row's place in it, so that equal
 embeddings tie exactly.
 """
 
@@ -27,7 +26,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from vtp_jax import evals
-from vtp_jax.types import Batch, Evaluator, State, Stream, UserError
+from vtp_jax.types import Batch, Evaluator, State, Stream, UserError, wide
 
 BLOCK = 1024  # side of a tile of scores: 4 MB of fp32
 
@@ -63,9 +62,9 @@ def make(
 
     The captions' stream has one row per caption, and `id` is the id of its video; without such a
     stream the captions are those of `stream` itself. `video` and `text` name the encode functions,
-    which give `embedding` f32 "b d". Yields t2v_* and v2t_*: r<k> (a fraction in [0, 1]), gmean,
+    which return `embedding` f32 "b d". Yields t2v_* and v2t_*: r<k> (a fraction in [0, 1]), gmean,
     mdr, mnr; and n_videos, n_captions, n_views, n_videos_left_out, n_captions_left_out. A video
-    that could not be read is neither in the gallery nor asked for, nor are its captions.
+    that could not be read is neither in the gallery nor a query, nor are its captions.
     """
     given = dict(stream=stream, video=video, text=text)
     embed = embedder(encode=encode, streams=streams, mesh=mesh, check=check, **given)
@@ -112,10 +111,12 @@ def embedder(
     text: str = "text",
 ) -> Callable[[State], tuple[Embedded, Embedded]]:
     """state -> the videos of `stream` and their captions, embedded; each stream is read once."""
-    look, read = (evals.verb("retrieval", encode, name, "embedding") for name in (video, text))
+    videos_by, texts_by = (
+        evals.verb("retrieval", encode, name, "embedding") for name in (video, text)
+    )
     captions = captions_of(streams, stream)
-    of_video = jitted(lambda *a: embed_video(look, *a), mesh)
-    of_text = jitted(lambda *a: read(*a)["embedding"], mesh)
+    of_video = jitted(lambda *a: embed_video(videos_by, *a), mesh)
+    of_text = jitted(lambda *a: texts_by(*a)["embedding"], mesh)
     check("retrieval", of_video, stream)
     check("retrieval", of_text, captions)
 
@@ -141,11 +142,11 @@ def embed_video(
         lambda view: encode(params, extra, {**batch, "video": view})["embedding"],
         jnp.moveaxis(video, 1, 0),
     )
-    return views.astype(jnp.float32).mean(axis=0)
+    return wide(views).mean(axis=0)
 
 
 def jitted(embed: Callable[..., Float[Array, "b d"]], mesh: Mesh) -> Callable[..., Any]:
-    """(params, extra, batch) -> (id, valid, embedding), whole on every device."""
+    """(params, extra, batch) -> (id, valid, embedding), replicated on all devices."""
 
     def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
         return batch["id"], batch["valid"], embed(params, extra, batch).astype(jnp.float32)
@@ -160,7 +161,7 @@ def collect(
     state: State,
     mesh: Mesh,
 ) -> list[Embedded]:
-    """Runs each of `embeds` over the stream and keeps the rows that are valid."""
+    """Runs each of `embeds` over the stream and keeps the valid rows."""
     kept: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in embeds]
     views = 1
 
@@ -183,7 +184,7 @@ def collect(
 def owners(
     of_text: Int[np.ndarray, "m"], of_video: Int[np.ndarray, "n"], stream: str = "val"
 ) -> Int[np.ndarray, "m"]:
-    """For each caption the position of its video in `of_video`, -1 where it is not there."""
+    """For each caption the position of its video in `of_video`, -1 if it is not there."""
     order = np.argsort(of_video)
     sorted_ids = of_video[order]
     if np.any(sorted_ids[1:] == sorted_ids[:-1]):
@@ -213,8 +214,8 @@ def rank(
     own = np.full(owner.shape, -np.inf, np.float32)  # caption's score with its video
     best = np.full(columns.shape, -np.inf, np.float32)  # video's score with its best caption
 
-    # The true scores come from the very tiles that are counted below: fp32 sums made in another
-    # order would differ in the last bit and break ties by chance.
+    # The true scores come from the same tiles that are counted below: fp32 sums in another order
+    # would differ in the last bit and break ties by chance.
     for i, j in np.ndindex(len(texts), len(videos)):
         if np.isin(owner[i], columns[j]).any():
             mine, its = truth(similarity(texts[i], videos[j]), owner[i], columns[j])
@@ -241,9 +242,9 @@ def top(
     k: int = 5,
     block: int = BLOCK,
 ) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
-    """The k best rows of the gallery for each query: cosines, falling, and their positions.
+    """The k best rows of the gallery for each query: cosines, descending, and their positions.
 
-    Equal scores keep the gallery's order. k is cut to the size of the gallery.
+    Equal scores keep the gallery's order. k is limited to the size of the gallery.
     """
     m, n = len(queries), len(gallery)
     k = min(k, n)
@@ -275,21 +276,21 @@ def summarise(
 
 
 def normalise(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Rows of length one, fp32; the length is held above 1e-8 as in torch's cosine similarity."""
+    """Rows of length one, fp32; the length is at least 1e-8, as in torch's cosine similarity."""
     x = x.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(1e-8))
 
 
 def tiled(x: Float[np.ndarray, "n d"], block: int) -> Float[np.ndarray, "tiles block d"]:
-    """Rows in tiles; the last one is filled up with zeros."""
+    """Rows in tiles; the last one is padded with zeros."""
     tiles = -(-len(x) // block)
     return np.pad(x, ((0, tiles * block - len(x)), (0, 0))).reshape(tiles, block, x.shape[1])
 
 
 @jax.jit
 def similarity(texts: Float[Array, "bt d"], videos: Float[Array, "bv d"]) -> Float[Array, "bt bv"]:
-    """One tile of cosines. A function of its own, so that every use has the same bits."""
+    """One tile of cosines. A function of its own, so that every use gets the same bits."""
     return jnp.matmul(texts, videos.T, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -311,10 +312,11 @@ def count(
     best: Float[Array, "bv"],
     n: int | Int[Array, ""],
 ) -> tuple[Int[Array, "bt"], Int[Array, "bv"], Int[Array, "bv"]]:
-    """Videos before each caption's own; captions before, and level with, each video's best."""
+    """Numbers of videos before each caption's own, and of captions before, and tied with, each
+    video's best."""
     other = owner[:, None] != column
     is_text, is_video = (owner >= 0)[:, None], column < n
-    # `not <=` and not `>`: what is not a number counts as better than the truth.
+    # `not <=` instead of `>`: NaN counts as better than the truth.
     before_own = other & is_video & ~(scores <= own[:, None])
     before_best = other & is_text & ~(scores <= best)
     return before_own.sum(1), before_best.sum(0), (is_text & (scores == best)).sum(0)
@@ -328,7 +330,7 @@ def merge_top(
     best: Float[Array, "b k"],
     where: Int[Array, "b k"],
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """The k best of those so far and of one more tile, whose first column is `start`."""
+    """The k best of those found so far and of one more tile, whose first column is `start`."""
     columns = jnp.broadcast_to(start + jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)
     scores = jnp.where((columns < n) & ~jnp.isnan(scores), scores, -jnp.inf)
     best, chosen = jax.lax.top_k(jnp.concatenate([best, scores], 1), best.shape[1])
