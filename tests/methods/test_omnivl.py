@@ -9,7 +9,7 @@ import pytest
 from tests.arrays import fill
 from vtp_jax import tree
 from vtp_jax.methods import omnivl
-from vtp_jax.nn import blip
+from vtp_jax.nn import bind, blip
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
@@ -215,7 +215,7 @@ def test_the_twin_follows(made):
 
 
 def test_the_writer_sees_no_later_word_and_the_matcher_does(made):
-    net = made.method.loss.args[0]
+    net, _ = omnivl.build(**SMALL)
     seen = made.encode["video"](made.params, {}, example())["memory"]
     ids = example()["text"]
     changed = ids.at[:, 4].set(19)
@@ -223,8 +223,8 @@ def test_the_writer_sees_no_later_word_and_the_matcher_does(made):
     @jax.jit
     def run(params, ids):
         full = jnp.ones(ids.shape, bool)
-        write = blip.bind(net, blip.writing(params), None).write(ids, full, seen)
-        return write, blip.bind(net, params, None).fuse(ids, full, seen)
+        write = bind.bind(net, blip.writing(params)).write(ids, full, seen)
+        return write, bind.bind(net, params).fuse(ids, full, seen)
 
     (write, fuse), (write2, fuse2) = (run(made.params, x) for x in (ids, changed))
     np.testing.assert_allclose(write[:, :4], write2[:, :4], atol=1e-5)
@@ -248,7 +248,8 @@ def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
     among = example(seed=7)["video"].at[1].set(batch["video"][1])
     again = write(made.params, {}, dict(video=among))["ids"]
     np.testing.assert_array_equal(again[1], ids[1])
-    assert omnivl.make(**{**SMALL, "length": 30}).init.args[1].length == 8  # there are no more rows
+    _, recipe = omnivl.build(**{**SMALL, "length": 30})
+    assert recipe.length == 8  # the position table has no more rows
 
 
 def test_a_run_goes_on_exactly_from_what_a_checkpoint_holds(made):

@@ -17,7 +17,7 @@ from tests.parity import GOLDEN, check_probe, close, make_tensor
 from vtp_jax import masking, tree
 from vtp_jax.convert import rules
 from vtp_jax.methods import omnivl
-from vtp_jax.objectives import contrastive, queue
+from vtp_jax.objectives import contrastive, momentum
 
 OFFICIAL = json.loads((GOLDEN / "omnivl_blip_tiny.json").read_text())
 WORDS, PLACES = 20, 8
@@ -81,12 +81,11 @@ def fp64():
 @pytest.fixture(scope="module")
 def made(fp64):
     """A step's loss, what it returns beside it, the wrong pairs, and gradients."""
-    method = omnivl.make(
+    net, recipe = omnivl.build(
         size=(16, 2, HEADS, 24), text_size=(16, 2, HEADS, 24), features=6, picture=16, frames=4,
         cube=(2, 8, 8), queue=PLACES, dropout=0.0, dtype="float64", vocab_size=WORDS,
         text_length=12,
     )  # fmt: skip
-    net, recipe = method.loss.args
     recipe = recipe._replace(alpha=lambda step: 0.4)  # a schedule's is rounded to fp32
     draw = np.random.RandomState(3)
     image = draw.uniform(0, 1, (4, 16, 16, 3))
@@ -102,11 +101,11 @@ def made(fp64):
         id=jnp.arange(4, dtype=jnp.int32),
     )
     spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
-    shapes = jax.eval_shape(lambda key: method.init(key, spec), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: omnivl.init(net, recipe, key, spec), jax.random.key(0))
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), shapes)  # where BLIP has nothing
     params = fill({**params, "temperature": jnp.float64(0.07)}, blip_rules())
-    twin = fill(omnivl.encoders(params), encoder_rules("_m"), "_m")
-    twin = queue.moving_average(twin, omnivl.encoders(params), 0.995)  # BLIP's first act
+    twin = fill(momentum.twin(params, omnivl.TWIN), encoder_rules("_m"), "_m")
+    twin = momentum.follow(twin, params, 0.995)  # before its first loss, as in BLIP
     held = dict(
         video=jnp.asarray(past[0]), text=jnp.asarray(past[1]), next=jnp.int32(4),
         real=jnp.ones(PLACES, bool), name=-100 - jnp.arange(PLACES, dtype=jnp.int32),

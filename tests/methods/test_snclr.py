@@ -1,5 +1,5 @@
 """What SNCLR's loss may rely on, what must change nothing, and what it carries from step to step.
-Numbers against the official code are in test_snclr_golden.py."""
+Agreement with the official code is tested in test_snclr_golden.py."""
 
 import functools
 import re
@@ -113,7 +113,7 @@ def test_it_starts_as_moco_v3():
 
 def test_without_neighbours_it_is_moco_v3():
     method, rng = make(neighbours=0), jax.random.key(1)
-    batch, net, recipe = example(), *method.loss.args
+    batch, (net, recipe) = example(), snclr.build(**{**SMALL, "neighbours": 0})
 
     @jax.jit
     def look(video, where):
@@ -198,7 +198,10 @@ def test_a_row_that_is_alone_leaves_no_key():
 
 
 def test_views_are_drawn_with_the_key_also_of_a_single_clip():
-    recipe, clip = make(first={}, second={}).loss.args[1], example(views=())["video"]
+    recipe, clip = (
+        snclr.build(**{**SMALL, "first": {}, "second": {}})[1],
+        example(views=())["video"],
+    )
 
     @jax.jit
     def draw(key):
@@ -239,6 +242,15 @@ def test_the_embedding_is_the_class_token_of_each_row_alone():
     equal(found["embedding"], found["tokens"][:, 0])
     other = {**batch, "video": batch["video"].at[1:].set(0)}
     close(encode(drawn(), started(), other)["embedding"][0], found["embedding"][0])
+
+
+def test_a_net_in_fp64_has_an_embedding_in_fp64():
+    with jax.enable_x64(True):
+        method = make(dtype="float64")
+        batch = example(views=())
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), drawn())
+        found = jax.eval_shape(method.encode["video"], params, {}, batch)
+    assert found["embedding"].dtype == found["tokens"].dtype == jnp.float64
 
 
 @pytest.mark.parametrize(

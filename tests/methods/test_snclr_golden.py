@@ -99,7 +99,7 @@ def test_a_step():
 
         @jax.jit
         def step(params, extra):
-            # The reference averages when it begins, we when we have done the step before.
+            # The reference averages when a step begins; here the previous step did when it ended.
             params, extra = method.after_update(params, extra, jnp.int32(-1))
             run = jax.value_and_grad(method.loss, has_aux=True)
             (value, out), grads = run(params, extra, batch, jax.random.key(0), jnp.int32(0))

@@ -14,7 +14,7 @@ from vtp_jax import masking, tree
 from vtp_jax.convert import __main__ as convert
 from vtp_jax.convert import files, reference, rules
 from vtp_jax.methods import tvtsv2
-from vtp_jax.nn import sizes, spacetime
+from vtp_jax.nn import bind, sizes, spacetime
 from vtp_jax.nn.transformer import CLIP
 from vtp_jax.run import optim
 from vtp_jax.run.step import make_step
@@ -56,12 +56,14 @@ def build_small(**changes):
 
 @functools.cache
 def compiled():
-    """((loss, out), gradients of parameters and pixels) of the small net, for weights of losses."""
-    net = build_small()[0].loss.args[0]
+    """((sum, (loss, out)), gradients of parameters and pixels) of the small net: the method's loss,
+    and the sum of its terms with the given weights, which alone has gradients."""
+    method, _ = build_small()
 
     def loss(params, video, batch, weights, key):
-        batch = {**batch, "video": video}
-        return tvtsv2.loss(net.clone(weights=weights), params, {}, batch, key, STEP)
+        value, out = method.loss(params, {}, {**batch, "video": video}, key, STEP)
+        terms = [weights[name] * out.metrics[f"loss_{name}"].value() for name in tvtsv2.WEIGHTS]
+        return sum(terms), (value, out)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
@@ -77,7 +79,7 @@ def numbers(batch, params=None, key=KEY, **weights):
     """(loss, metrics, gradients of the parameters, gradient of the pixels)."""
     params = stirred() if params is None else params
     weights = {name: jnp.float32(x) for name, x in {**tvtsv2.WEIGHTS, **weights}.items()}
-    (value, out), (grads, pixels) = compiled()(params, batch["video"], batch, weights, key)
+    (_, (value, out)), (grads, pixels) = compiled()(params, batch["video"], batch, weights, key)
     return float(value), {k: float(m.value()) for k, m in out.metrics.items()}, grads, pixels
 
 
@@ -90,16 +92,15 @@ def test_tokens_and_parameters_of_the_published_models(name, tokens):
     switch = "" if name == "B16" else f":{name}"
     cfg = config.load(f"tvtsv2/pretrain_yt_webvid{switch}").method
     del cfg["name"]
-    method = tvtsv2.make(**cfg)
+    net, recipe = tvtsv2.build(**cfg)
     shape = dict(
         video=jax.ShapeDtypeStruct((2, 4, 3, 224, 224, 3), np.uint8),
         text=jax.ShapeDtypeStruct((2, 4, 77), np.int32),
     )
-    params = jax.eval_shape(lambda key: method.init(key, shape), KEY)
-    net = method.loss.args[0]
+    params = jax.eval_shape(lambda key: tvtsv2.init(net, recipe, key, shape), KEY)
 
     def forward(params, batch):
-        mask = masking.tubes(KEY, 2, (12, net.grid, net.grid), net.ratio)
+        mask = masking.tubes(KEY, 2, (12, net.grid, net.grid), recipe.ratio)
         return tvtsv2.forward(net, params, batch, mask)
 
     out = jax.eval_shape(forward, params, shape)
@@ -148,10 +149,10 @@ def test_contrast_knows_no_order_of_the_texts_and_sorting_does():
 
 
 def test_the_sorter_has_no_positions():
-    net = build_small()[0].loss.args[0]
+    net, _ = tvtsv2.build(**SMALL)
     rng = np.random.default_rng(0)
     video, texts = (jnp.asarray(rng.standard_normal((2, n, 64)), jnp.float32) for n in (9, 4))
-    sort = jax.jit(lambda v, t: tvtsv2.bind(net, stirred()).sort(v, t))
+    sort = jax.jit(lambda v, t: bind.bind(net, stirred()).sort(v, t))
     turns, order = sort(video, texts), np.array([2, 0, 3, 1])
     np.testing.assert_allclose(sort(video, texts[:, order]), turns[:, order], atol=1e-5)
     np.testing.assert_allclose(sort(video[:, ::-1], texts), turns, atol=1e-5)
@@ -213,11 +214,11 @@ def test_texts_of_a_video_are_its_mean_and_one_has_tokens():
 
 
 def test_texts_are_averaged_in_fp32_in_training_as_in_evaluation():
-    rng, net = np.random.default_rng(0), build_small()[0].loss.args[0]
+    rng, (_, recipe) = np.random.default_rng(0), tvtsv2.build(**SMALL)
     video, texts = (jnp.asarray(rng.standard_normal((B, n, 64)), jnp.bfloat16) for n in (9, K))
     out = tvtsv2.Outputs(video, texts, None)
     wide = tvtsv2.Outputs(video.astype(jnp.float32), texts.astype(jnp.float32), None)
-    a, b = (tvtsv2.terms(net, x, jnp.ones(B, bool))["loss_vtc"].value() for x in (out, wide))
+    a, b = (tvtsv2.losses(recipe, x, jnp.ones(B, bool))["loss_vtc"].value() for x in (out, wide))
     assert a.dtype == jnp.float32 and a == b
 
 

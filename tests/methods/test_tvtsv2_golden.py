@@ -66,33 +66,33 @@ def check(x: Any, told: dict[str, Any]) -> None:
     assert x.ravel()[-4:].tolist() == close(told["last"], told["std"])
 
 
-def build(batch: dict[str, Any], **recipe: Any) -> tuple[tvtsv2.TVTSv2, Any]:
-    """The net at the golden's sizes, and its parameters."""
-    method = tvtsv2.make(
+def build(batch: dict[str, Any], **options: Any) -> tuple[tvtsv2.TVTSv2, tvtsv2.Recipe, Any]:
+    """The net at the golden's sizes, its recipe and its parameters."""
+    net, recipe = tvtsv2.build(
         size=[CASE[x] for x in ("width", "depth", "heads", "mlp")],
         text_size=[CASE[f"text_{x}"] for x in ("width", "depth", "heads", "mlp")],
         features=CASE["features"], side=CASE["size"], patch=CASE["patch"],
         frames=CASE["table"], turns=CASE["turns"], vocab_size=CASE["vocab"],
-        text_length=CASE["length"], dtype="float64", mean=(0.0,) * 3, std=(1.0,) * 3, **recipe,
+        text_length=CASE["length"], dtype="float64", mean=(0.0,) * 3, std=(1.0,) * 3, **options,
     )  # fmt: skip
     spec = jax.eval_shape(lambda: batch)
-    shapes = jax.eval_shape(lambda key: method.init(key, spec), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: tvtsv2.init(net, recipe, key, spec), jax.random.key(0))
     empty = rules.to_theirs(NAMES, jax.tree.map(lambda s: np.empty(s.shape), shapes))
     theirs = {name: make_tensor(name, x.shape) for name, x in empty.items()}
-    return method.loss.args[0], jax.tree.map(jnp.asarray, rules.to_ours(NAMES, theirs))
+    return net, recipe, jax.tree.map(jnp.asarray, rules.to_ours(NAMES, theirs))
 
 
 def test_a_step_is_the_official_codes():
     told = GOLDEN["four"]
     with jax.enable_x64(True):
         batch, mask = inputs()
-        net, params = build(batch)
+        net, recipe, params = build(batch)
 
         @jax.jit
         @functools.partial(jax.value_and_grad, has_aux=True)
         def run(params):
             out = tvtsv2.forward(net, params, batch, mask)
-            found = tvtsv2.terms(net, out, batch["valid"])
+            found = tvtsv2.losses(recipe, out, batch["valid"])
             vtc, sort = (found[f"loss_{x}"].value() for x in ("vtc", "sort"))
             return vtc + 2 * sort, (out, vtc, sort)
 
@@ -114,21 +114,21 @@ def test_a_step_is_the_official_codes():
 
 
 @pytest.mark.parametrize(
-    "kind, recipe",
+    "kind, options",
     [
         ("one", {}),  # WebVid's rows: a caption, and nothing to sort
         ("patches", dict(sorted_by="patches", act="gelu")),  # H/14's code
     ],
 )
-def test_other_outputs_are_the_official_codes(kind, recipe):
+def test_other_outputs_are_the_official_codes(kind, options):
     told = GOLDEN[kind]
     with jax.enable_x64(True):
         batch, mask = inputs()
-        net, params = build(batch, **recipe)
+        net, recipe, params = build(batch, **options)
         if kind == "one":
             batch["text"] = batch["text"][:, 0]
         out = jax.jit(lambda p: tvtsv2.forward(net, p, batch, mask))(params)
-        found = {k: float(x.value()) for k, x in tvtsv2.terms(net, out, batch["valid"]).items()}
+        found = {k: float(x.value()) for k, x in tvtsv2.losses(recipe, out, batch["valid"]).items()}
         assert found["loss_vtc"] == close(told["loss_vtc"])
         assert found["loss_vtc"] + 2 * found["loss_sort"] == close(told["loss"])
         check(out.video[:, 0], told["video"])

@@ -100,14 +100,3 @@ def test_split_over_devices_only_the_new_rows_move():
     assert hlo.most_moved(compiled.as_text()) <= b * d  # the gathered batch, never the queue
     one, many = queue.push(q, new, valid), push(q, new, valid)
     jax.tree.map(np.testing.assert_array_equal, one, many)
-
-
-def test_a_moving_average_moves_in_fp32():
-    params = dict(w=jnp.full(3, 1.0, jnp.bfloat16))
-    average = queue.twin(params)
-    assert average["w"].dtype == jnp.float32
-    new = dict(w=jnp.full(3, 2.0, jnp.bfloat16))
-    for _ in range(2):
-        average = queue.moving_average(average, new, jnp.float32(0.9998))
-    np.testing.assert_allclose(average["w"], 2 - 0.9998**2, rtol=1e-7)
-    assert average["w"].dtype == jnp.float32

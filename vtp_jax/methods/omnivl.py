@@ -1,64 +1,80 @@
 """OmniVL: One Foundation Model for Image-Language and Video-Language Tasks (Wang et al., NeurIPS
 2022, arXiv 2209.07526).
 
-Code:      none was released. On a batch of images whose texts are all different, the three losses
-           are those of BLIP (salesforce/BLIP @056a169, BSD; not copied).
+Code:      none was released. On a batch of images with different texts, the three losses are those
+           of BLIP (salesforce/BLIP @056a169, BSD; not copied). The blocks are those of TimeSformer
+           (facebookresearch/TimeSformer @a5ef29a, CC-BY-NC; not copied).
 Data:      images and videos with texts or classes, in alternating batches
-Parity:    on images BLIP's code, fp64, 1e-9: losses, hard negatives, queue, gradients
-Idea:      one visual encoder for images and videos, whose batches alternate. A text encoder is
-           contrasted with it (UniVLC): against a momentum twin and queues of its features, where
-           rows of one class all count as each other's pairs: so classes are texts like others. A
-           decoder that attends to what is seen tells pairs from hard wrong ones (VLM), and a causal
-           one writes the text (LM). L = L_UniVLC + L_VLM + L_LM, all weights 1.
+Parity:    on images BLIP's code, fp64, 1e-9: losses, hard negatives, queue, gradients; on clips
+           TimeSformer's: tokens, gradients
+Idea:      one visual encoder for images and videos, which come in alternating batches. Its
+           features and a text encoder's are contrasted (UniVLC) against a momentum twin and queues
+           of the twin's features. Rows of one class are all positives of each other, so that class
+           labels serve as texts. A decoder that attends to the visual tokens tells pairs from hard
+           wrong ones (VLM), and a causal decoder generates the text (LM).
+           L = L_UniVLC + L_VLM + L_LM, all weights 1.
 Command:   python -m vtp_jax.train --config configs/omnivl/pretrain.py:images --workdir DIR
            python -m vtp_jax.train --config configs/omnivl/pretrain.py --workdir DIR
 Published: fine-tuned text-to-video R@1 / R@5 / R@10: MSR-VTT 47.8 / 74.2 / 83.8, DiDeMo 52.4 / 79.5
            / 85.4; zero-shot: MSR-VTT 34.6 / 58.4 / 66.6, DiDeMo 33.3 / 58.7 / 68.5. MSRVTT-QA 44.1.
 
-The paper as we could read it leaves open, and these are choices of ours:
+The paper leaves the following open; these are this implementation's choices:
 - Blocks: TimeSformer's, attention over time, then over space; images skip the first. Images are cut
-  by a 2-D, clips by a 3-D embedding (2 frames), whose weights may start as the former's, inflated.
+  by a 2-D embedding, clips by a 3-D one (2 frames), whose weights may start as the former's,
+  inflated.
 - The three text nets share everything but the causal one's self-attention, and begin with a word
-  of their own in [CLS]'s place: BLIP's.
+  of their own in place of [CLS], as in BLIP.
 - Momentum, queues, temperature, soft targets (alpha), hard negatives and label smoothing: BLIP's.
-- A row with several positives spreads its target evenly over them. In a batch of one class, for
-  whom nobody is wrong, VLM asks nothing.
-- A row without a class is named by its place in the data (`id`), so that a clip that comes again
-  while its features are still in the queues is its own positive.
+- A row with several positives spreads its target evenly over them. A batch of a single class has no
+  wrong pairs, and VLM's loss is then 0.
+- A row without a class is named by its place in the data (`id`), so that a clip that recurs while
+  its features are still in the queues is its own positive.
 
 Deviations from BLIP, each with its reason:
-- The twin works without dropout: a target should not be noise.
-- Queues begin empty. BLIP's begin with random vectors that count as negatives.
+- The twin runs without dropout: a target should not be noise.
+- Queues start empty. BLIP's start with random vectors that count as negatives.
 - In-batch keys and wrong pairs come from the whole batch, BLIP's from one GPU's.          groups=N
-- Its config spares biases and norms weight decay, BLIP decays all.                  optim.rules
-Left out: BLIP's weights do not come in, nor do BERT's blocks, only its words.
+- The config exempts biases and norms from weight decay, BLIP decays all.            optim.rules
+Left out: importing BLIP's weights, and those of BERT's blocks; only BERT's words are imported.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vtp_jax import augment, masking, schedules, tree
-from vtp_jax.nn import blip, sizes
+from vtp_jax import augment, masking, schedules
+from vtp_jax.nn import bind, blip, sizes
 from vtp_jax.nn import generate as generation
 from vtp_jax.nn.blip import Blip
-from vtp_jax.objectives import contrastive, queue
-from vtp_jax.objectives.classification import accuracy, cross_entropy
-from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError
+from vtp_jax.objectives import contrastive, matching, momentum, queue, terms
+from vtp_jax.objectives.classification import cross_entropy, log_odds
+from vtp_jax.types import (
+    Batch,
+    Encoded,
+    Extra,
+    Mean,
+    Method,
+    Out,
+    Params,
+    Spec,
+    UserError,
+    assemble,
+    made_of,
+    wide,
+)
 
 WEIGHTS = {"contrast": 1.0, "match": 1.0, "words": 1.0}
+TEMPERATURES = (0.001, 0.5)  # BLIP's bounds of the learned temperature
 TWIN = r"visual/.*|text/text_embed/.*|text/encoder/blocks/(attn|norm1|norm2|mlp)/.*|\w+_proj/.*"
 
 
 class Recipe(NamedTuple):
-    """How it is trained, and how it writes; see `make`."""
+    """How the net is trained, and how it generates text; see `build`."""
 
     weights: Mapping[str, float]
     temperature: float
@@ -74,15 +90,15 @@ class Recipe(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """What the two encoders say of a batch."""
+    """Outputs of the two encoders for a batch."""
 
-    seen: Float[Array, "b n d"]  # normed tokens
+    seen: Float[Array, "b n d"]  # normed visual tokens
     video: Float[Array, "b e"]
     text: Float[Array, "b e"]
 
 
 def embedded(net: Blip, params: Params, batch: Batch, rng: Array | None = None) -> Embedded:
-    bound = blip.bind(net, params, rng)
+    bound = bind.bind(net, params, rng)
     seen = bound.visual.norm(bound.see(batch["video"]))
     words = bound.read(batch["text"], batch["text_mask"])
     return Embedded(seen, bound.video_proj(seen[:, 0]), bound.text_proj(words[:, 0]))
@@ -93,21 +109,14 @@ def match(
     params: Params,
     batch: Batch,
     seen: Float[Array, "b n d"],
-    wrong: Mapping[str, Int[Array, " b"]],
-    asked: Bool[Array, " b"],
+    wrong: matching.Wrong,
     rng: Array | None = None,
-) -> dict[str, Mean]:
-    """VLM: each row's pair, its text with a wrong video, and its video with a wrong text."""
-    b, text, mask = len(asked), batch["text"], batch["text_mask"]
-    bound = blip.bind(net, params, rng)
-    ids, mask = (jnp.concatenate([x, x, x[wrong["text"]]]) for x in (text, mask))
-    fused = bound.fuse(ids, mask, jnp.concatenate([seen, seen[wrong["video"]], seen]))
-    logits, label = bound.match_head(fused[:, 0]), (jnp.arange(3 * b) < b).astype(jnp.int32)
-    asked = jnp.tile(asked, 3)
-    return dict(
-        loss_match=cross_entropy(logits, label, asked),
-        match_accuracy=accuracy(logits, label, asked),
-    )
+) -> tuple[Mean, Mean]:
+    """VLM's loss and accuracy."""
+    bound = bind.bind(net, params, rng)
+    seen, (ids, mask) = matching.triples(wrong, seen, (batch["text"], batch["text_mask"]))
+    fused = bound.fuse(ids, mask, seen)
+    return matching.scored(bound.match_head(fused[:, 0]), wrong.asked)
 
 
 def write(
@@ -118,9 +127,9 @@ def write(
     seen: Float[Array, "b n d"],
     rng: Array | None = None,
 ) -> Mean:
-    """LM: every word of the text from those before it and from what is seen."""
+    """LM: every word of the text from the words before it and the visual tokens."""
     text, mask = batch["text"], batch["text_mask"]
-    logits = blip.bind(net, blip.writing(params), rng).write(text, mask, seen)[:, :-1]
+    logits = bind.bind(net, blip.writing(params), rng).write(text, mask, seen)[:, :-1]
     asked = mask[:, 1:] & batch["valid"][:, None]
     return cross_entropy(logits, text[:, 1:], asked, smoothing=recipe.smoothing)
 
@@ -146,22 +155,19 @@ def loss(
     )
     past = queue.push(past, dict(video=twin.video, text=twin.text, name=name), valid)
 
-    allowed = near & (name[:, None] != name)
-    wrong = dict(
-        video=masking.hard_negatives(video_key, alike[1], allowed),
-        text=masking.hard_negatives(text_key, alike[0], allowed),
-    )
+    wrong = matching.hard((video_key, text_key), alike, near & (name[:, None] != name))
     if recipe.weights["match"]:
-        asked = allowed.any(axis=1)
-        found.update(match(net, params, batch, mine.seen, wrong, asked, match_key))
+        found["loss_match"], found["match_accuracy"] = match(
+            net, params, batch, mine.seen, wrong, match_key
+        )
     if recipe.weights["words"]:
         found["loss_words"] = write(net, recipe, params, batch, mine.seen, write_key)
-    value = sum(w * found[f"loss_{name}"].value() for name, w in recipe.weights.items() if w)
-    return jnp.asarray(value), Out(found, dict(twin=extra["twin"], queue=past))
+    return terms.total(found, recipe.weights), Out(found, {**extra, "queue": past})
 
 
 def names(batch: Batch) -> Int[Array, " b"]:
-    """Rows of one name are each other's pairs: a class, or what is no class's, the row's own id."""
+    """Rows of one name are each other's positives. A row is named by its class, or by its own id
+    where it has none."""
     own = -1 - batch["id"]
     return jnp.where(batch["label"] >= 0, batch["label"], own) if "label" in batch else own
 
@@ -185,34 +191,34 @@ def init(net: Blip, recipe: Recipe, rng: Array, spec: Spec) -> Params:
 
 
 def start(net: Blip, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
-    """The twin of what encodes, and empty queues."""
+    """The twin of both encoders, and empty queue."""
     feature = jax.ShapeDtypeStruct((net.features,), jnp.float32)
     name = jax.ShapeDtypeStruct((), jnp.int32)
     past = queue.init(recipe.queue, video=feature, text=feature, name=name)
-    return dict(twin=queue.twin(encoders(params)), queue=past)
+    return dict(twin=momentum.twin(params, TWIN), queue=past)
 
 
 def after_update(
     net: Blip, recipe: Recipe, params: Params, extra: Extra, step: Array
 ) -> tuple[Params, Extra]:
-    twin = queue.moving_average(extra["twin"], encoders(params), recipe.momentum)
-    temperature = jnp.clip(params["temperature"], 0.001, 0.5)
+    twin = momentum.follow(extra["twin"], params, recipe.momentum)
+    temperature = jnp.clip(params["temperature"], *TEMPERATURES)
     return {**params, "temperature": temperature}, {**extra, "twin": twin}
-
-
-def encoders(params: Params) -> Params:
-    """The parameters that have a twin."""
-    return tree.split(params, lambda name: re.fullmatch(TWIN, name) is not None)[0]
 
 
 # What the trained net is used for.
 
 
 def encode_video(
-    net: Blip, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: Blip,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
 ) -> Encoded:
     """memory: the normed tokens, which the decoders attend to."""
-    bound = blip.bind(net, params, rng)
+    bound = bind.bind(net, params, rng)
     raw = bound.see(batch["video"])
     tokens = bound.visual.norm(raw)
     found = dict(raw=raw, tokens=tokens, mask=jnp.ones(raw.shape[:2], bool), memory=tokens)
@@ -220,10 +226,16 @@ def encode_video(
 
 
 def encode_text(
-    net: Blip, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: Blip,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
 ) -> Encoded:
-    """memory: the ids, which the decoders read anew. BERT's blocks end in their norm."""
-    bound = blip.bind(net, params, rng)
+    """memory: the ids, which the decoders read again. BERT's blocks end in their norm, so that raw
+    and tokens are the same."""
+    bound = bind.bind(net, params, rng)
     tokens = bound.read(batch["text"], batch["text_mask"])
     found = dict(raw=tokens, tokens=tokens, mask=batch["text_mask"], memory=batch["text"])
     return with_embedding(bound, "text", found)
@@ -231,47 +243,51 @@ def encode_text(
 
 def with_embedding(bound: Blip, kind: str, found: dict[str, Array]) -> Encoded:
     """Tasks may drop the projections."""
-    if f"{kind}_proj" not in bound.variables["params"]:
+    if not bind.has(bound, f"{kind}_proj"):
         return found
     vector = getattr(bound, f"{kind}_proj")(found["tokens"][:, 0])
-    return {**found, "embedding": vector.astype(jnp.promote_types(vector.dtype, jnp.float32))}
+    return {**found, "embedding": wide(vector)}
 
 
 def score_pair(
-    net: Blip, params: Params, extra: Extra, video: Encoded, text: Encoded, rng: Array | None = None
+    net: Blip,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    video: Encoded,
+    text: Encoded,
+    rng: Array | None = None,
 ) -> Encoded:
-    """score: VLM's log odds that row i of the one belongs to row i of the other; embedding: the
-    fused token that tells it."""
-    bound = blip.bind(net, params, rng)
-    fused = bound.fuse(text["memory"], text["mask"], video["memory"])[:, 0]
-    fused = fused.astype(jnp.promote_types(fused.dtype, jnp.float32))
-    if "match_head" not in params:
+    """score: VLM's log odds that video i and text i are a pair; embedding: the fused token from
+    which VLM's head computes them."""
+    bound = bind.bind(net, params, rng)
+    fused = wide(bound.fuse(text["memory"], text["mask"], video["memory"])[:, 0])
+    if not bind.has(bound, "match_head"):
         return dict(embedding=fused)
-    logits = bound.match_head(fused).astype(jnp.float32)
-    return dict(score=logits[:, 1] - logits[:, 0], embedding=fused)
+    return dict(score=log_odds(bound.match_head(fused)), embedding=fused)
 
 
 def generate(
     net: Blip, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
     """ids i32 "b l": a text for each clip from [CLS] to [SEP], then padding, l the method's length;
-    score f32 "b": the mean log probability of its words. Every step reads the text so far anew, for
+    score f32 "b": the mean log probability of its words. Every step reads the whole text so far:
     texts are short."""
-    bound = blip.bind(net, blip.writing(params), rng)
+    bound = bind.bind(net, blip.writing(params), rng)
     seen = bound.visual.norm(bound.see(batch["video"]))
-    ids, start = generation.begin(len(seen), recipe.length, recipe.start_id, net.pad_id)
+    ids, first = generation.begin(len(seen), recipe.length, recipe.start_id, net.pad_id)
 
-    def read(ids: Int[Array, "r l"], mask: Bool[Array, "r l"]) -> Float[Array, "r l v"]:
+    def read(ids: Int[Array, "r l"], mask: Array) -> Float[Array, "r l v"]:
         return bound.write(ids, mask, seen)[..., : net.vocab_size]
 
     said = generation.beam(
-        generation.rereading(read), ids, ids, start,
+        generation.rereading(read), ids, ids, first,
         beams=recipe.beams, end_id=recipe.end_id, pad_id=net.pad_id,
     )  # fmt: skip
     return dict(ids=said.ids, score=said.score)
 
 
-def make(
+def build(
     *,
     size: str | Sequence[int] = "B",
     text_size: str | Sequence[int] = "B",
@@ -300,22 +316,19 @@ def make(
     sep_id: int = 102,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
-) -> Method:
-    """OmniVL as a `Method`. Batches need `video` (of one frame: images), `text`, `text_mask`, `id`,
-    and may have `label` (-1 where a row has no class); classes of all data are numbered as one.
+) -> tuple[Blip, Recipe]:
+    """OmniVL. Batches need `video` (of one frame: images), `text`, `text_mask` and `id`, and may
+    have `label` (-1 where a row has no class). Classes of all data sets are numbered together.
 
     size, text_size: names in `nn.sizes.ENCODERS`, or (width, depth, heads, mlp). features: width of
-    embeddings. picture: pixels of a side; frames: of a clip, at most. cube: frames, rows and
-    columns of a clip's token; an image's is one frame of it. weights: of contrast, match and words;
-    match and words are not computed at weight 0. temperature: of step 0, learned from there. queue:
-    rows held. momentum: of the twin. alpha: a schedule, the twin's share in contrast's targets.
-    smoothing: of words. length, beams: of texts that are generated; cls_id begins them, sep_id ends
-    them. dropout: BERT's. text_length: rows of the position table. The rest as in
-    nn.transformer.Stack.
+    embeddings. picture: side in pixels; frames: the most frames of a clip. cube: frames, rows and
+    columns of a clip's token; an image's token has one frame. weights: of the losses contrast,
+    match and words; match and words are not computed at weight 0. temperature: at step 0, learned
+    from there. queue: rows held. momentum: of the twin. alpha: a schedule, the twin's share in the
+    targets of contrast. smoothing: of the targets of words. length, beams: of generated texts;
+    cls_id begins them, sep_id ends them. dropout: BERT's. text_length: rows of the position table.
+    The rest as in nn.transformer.Stack.
     """
-    weights = {**WEIGHTS, **(weights or {})}
-    if wrong := sorted(set(weights) - set(WEIGHTS)):
-        raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(WEIGHTS)}")
     if frames < 2 * cube[0]:
         raise UserError(f"method.frames={frames}: a clip has 2 cubes of {cube[0]} frames or more")
     net = Blip(
@@ -324,19 +337,24 @@ def make(
         features, picture, frames, (cube[0], cube[1], cube[2]), dropout, drop_path, dtype, remat,
         unroll, vocab_size, text_length, pad_id, tuple(mean), tuple(std),
     )  # fmt: skip
-    share = schedules.make(alpha, "method.alpha")
-    recipe = Recipe(
-        weights, temperature, queue, momentum, share, smoothing, groups,
-        min(length, text_length), beams, cls_id, sep_id,
-    )  # fmt: skip
-    verbs = dict(video=encode_video, text=encode_text, pair=score_pair)
-    return Method(
-        init=partial(init, net, recipe),
-        loss=partial(loss, net, recipe),
-        encode={
-            **{name: partial(verb, net) for name, verb in verbs.items()},
-            "generate": partial(generate, net, recipe),
-        },
-        start=partial(start, net, recipe),
-        after_update=partial(after_update, net, recipe),
+    return net, Recipe(
+        weights=terms.weights(weights, WEIGHTS),
+        temperature=temperature,
+        queue=queue,
+        momentum=momentum,
+        alpha=schedules.make(alpha, "method.alpha"),
+        smoothing=smoothing,
+        groups=groups,
+        length=min(length, text_length),
+        beams=beams,
+        start_id=cls_id,
+        end_id=sep_id,
+    )
+
+
+@made_of(build)
+def make(**cfg: Any) -> Method:
+    verbs = dict(video=encode_video, text=encode_text, pair=score_pair, generate=generate)
+    return assemble(
+        *build(**cfg), init=init, loss=loss, encode=verbs, start=start, after_update=after_update
     )

@@ -2,44 +2,43 @@
 (Ge et al., ICLR 2023, arXiv 2303.17142).
 
 Code:      ChongjianGE/SNCLR @b95c7e5, MIT; not copied. Its memory bank does not run as committed
-           (the class body is dedented); it was run as it reads.
+           (the class body is dedented); the goldens come from a copy with the indentation restored.
 Data:      images or videos, two crops of each decode
 Parity:    official code, fp64, 1e-9: loss, gradients, moving average, queue; its processes are
            groups
-Idea:      MoCo v3, whose every key brings along its K nearest neighbours from a queue of past keys.
-           They count as positives too, each by how near it is to the query:
+Idea:      MoCo v3, with K more positives for every key: its nearest neighbours in a queue of past
+           keys, each weighted by how near it is to the query:
 
                L = 2 t mean_i ( - log p(key_i) - sum_k w_ik log p(neighbour_ik) )
 
            with p the softmax of cosines / t over the keys and neighbours of all rows, w a softmax
            of the query's cosines (before the predictor) with its K neighbours; both views in turn.
-           Keys come from a moving average of encoder and projector: they get no gradient.
+           Keys come from a moving average of encoder and projector and have no gradient.
 Command:   python -m vtp_jax.train --config configs/snclr/pretrain_imagenet.py --workdir DIR
-Published: linear classification, detection and segmentation "on par or better" than its time's;
-           no figures are known to us.
+Published: linear classification, detection and segmentation "on par or better" than the methods of
+           its time; no figures are available here.
 
 Views: the pipeline decodes a clip once and crops it twice (data.video.repeats=2, crop="resized":
-video "b 2 t h w c"); colours, blur and flips are drawn on the device. A batch of single clips is
-seen twice and only changes in those. A picture is a video of one frame; clips are ours, and so is
-where their frames stand (`embed.plane`).
+video "b 2 t h w c"); colours, blur and flips are drawn on the device. With single clips, both views
+have the same crop and differ in colours, blur and flips only. An image is a video of one frame;
+clips of several frames are an addition here, and so are their positions in time (`embed.plane`).
 
-Deviations, each with its reason and the switch that brings the reference's back:
-- One queue for all rows. The reference's is one per GPU, of that GPU's rows.            groups=N
-- A batch that does not divide the queue wraps around; the reference drops what is left over.
-- Keys stand in the queue with length one: all that reads them normalises them.
-- The jitter's four changes come in one order, torchvision's in a random one; the blur is a true
-  Gaussian, PIL's an approximation.
-- Batch norm has no running statistics, for only training reads the heads.
-- The paper's formula has the weights inside of the logarithm; its code has them before it, and so
-  have we; weighted="inside" is the formula, with its unknown gamma as 1.
-Left out: linear classification of frozen features; `evals.probe` asks nearest neighbours.
+Deviations, each with its reason and the switch that restores the reference:
+- One queue for all rows. The reference has one per GPU, of that GPU's rows.             groups=N
+- A batch that does not divide the queue wraps around; the reference drops the remainder.
+- Keys are stored in the queue with length one: every use of them normalises them.
+- The four changes of the jitter have a fixed order, torchvision's a random one; the blur is an
+  exact Gaussian, PIL's an approximation.
+- Batch norm has no running statistics, because only training uses the heads.
+- The paper's formula has the weights inside the logarithm, its code has them outside, and so does
+  this implementation; weighted="inside" is the formula, with its unknown gamma as 1.
+Left out: linear classification of frozen features; `evals.probe` uses nearest neighbours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -48,16 +47,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtp_jax import augment, schedules, tree
-from vtp_jax.nn import embed, norm, sizes
+from vtp_jax.nn import bind, embed, norm, sizes
 from vtp_jax.nn.transformer import VIT, Linear, Stack, layer_norm
-from vtp_jax.objectives import neighbours, queue
+from vtp_jax.objectives import momentum, neighbours, queue, terms
 from vtp_jax.objectives.contrastive import normalise
-from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError
+from vtp_jax.types import (
+    Batch,
+    Encoded,
+    Extra,
+    Mean,
+    Method,
+    Out,
+    Params,
+    Spec,
+    UserError,
+    assemble,
+    made_of,
+    wide,
+)
+
+TWIN = r"(?!predictor/).*"  # names of the parameters that are averaged
 
 
 class Head(nn.Module):
     """Linear layers without bias; batch norm and ReLU between them, batch norm without scale and
-    bias after the last. PyTorch's default weights."""
+    bias after the last. Starts with PyTorch's default weights."""
 
     widths: tuple[int, ...]
     dtype: Any
@@ -73,7 +87,7 @@ class Head(nn.Module):
 
 
 class SNCLR(nn.Module):
-    """The net: a ViT with fixed positions, and two heads on its class token."""
+    """A ViT with fixed positions, and two heads on its class token."""
 
     size: sizes.Size
     cube: tuple[int, int, int]
@@ -95,7 +109,7 @@ class SNCLR(nn.Module):
         self.predictor = Head((self.hidden, self.features), dtype)
 
     def embed(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b n d"]:
-        """Tokens of all cubes (pixels in [0, 1]), the class token first, which has no position."""
+        """Tokens of all cubes (pixels in [0, 1]) after the class token, which has no position."""
         cubes = embed.standardise(embed.cut(video, self.cube), self.mean, self.std)
         x = self.patch_embed(cubes)
         b, _, d = x.shape
@@ -118,7 +132,7 @@ class SNCLR(nn.Module):
 
 
 class Recipe(NamedTuple):
-    """How the net is trained; see `make`."""
+    """How the net is trained; see `build`."""
 
     neighbours: int
     places: int  # of all queues together
@@ -132,21 +146,22 @@ class Recipe(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One view, to the net and to its average."""
+    """Outputs of the net and of its average for one view."""
 
     z: Float[Array, "b e"]  # projected
     query: Float[Array, "b e"]  # predicted from z
     key: Float[Array, "b e"]  # the average's projection, of length one
     near: Float[Array, "b k e"]  # the key's neighbours
-    real: Bool[Array, "b k"]  # which of them there are
+    real: Bool[Array, "b k"]  # which of them exist
 
 
 def loss(
     net: SNCLR, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
-    """Both views ask for each other's keys; the second one's keys enter the queue."""
+    """The queries of each view against the keys of the other; the second view's keys enter the
+    queue."""
     where, groups = batch["valid"], recipe.groups
-    online, average = (net.bind({"params": p}) for p in (params, extra["twin"]))
+    online, average = (bind.bind(net, p) for p in (params, extra["twin"]))
 
     def look(video: Float[Array, "b t h w c"]) -> Seen:
         z = online.project(video, where)
@@ -172,7 +187,7 @@ def loss(
     there, back = ask(one, two), ask(two, one)
     scale = 2 * recipe.temperature  # as in MoCo v3
     found = Mean(scale * (there.total + back.total), there.count)
-    # Batch norm leaves nothing of a row that is alone: its key has no direction.
+    # Batch norm turns a single row into zeros: its key has no direction.
     several = where & (where.sum() > 1)
     past = queue.push(extra["queue"], dict(key=two.key), several, groups)
     return found.value(), Out(dict(loss_contrast=found), {**extra, "queue": past})
@@ -181,7 +196,7 @@ def loss(
 def draw_views(
     recipe: Recipe, rng: Array, video: Any
 ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
-    """Two views of "b 2 t h w c", or of one clip "b t h w c" seen twice, in [0, 1]."""
+    """Two views of "b 2 t h w c", or two of one clip "b t h w c", in [0, 1]."""
     if video.ndim == 5:
         video = jnp.stack([video, video], axis=1)
     if video.shape[1] != 2:
@@ -193,9 +208,9 @@ def draw_views(
     return one, two
 
 
-def init(net: SNCLR, rng: Array, spec: Spec) -> Params:
-    """As MoCo v3: q, k and v are drawn by Xavier's rule one by one, and so is the embedding of
-    cubes, with biases of 0."""
+def init(net: SNCLR, recipe: Recipe, rng: Array, spec: Spec) -> Params:
+    """As in MoCo v3, Xavier's rule applies to q, k and v one by one and to the embedding of cubes,
+    whose biases are 0."""
     shape = spec["video"].shape
     params: Any = net.init(rng, jnp.zeros((1, *shape[-4:])), jnp.ones(1, bool))["params"]
     kernel, pixels = params["patch_embed"]["kernel"], math.prod(net.cube) * shape[-1]
@@ -209,42 +224,45 @@ def init(net: SNCLR, rng: Array, spec: Spec) -> Params:
 
 
 def start(net: SNCLR, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
-    """The average is a copy of what it averages, the queue full of random directions."""
-    twin = queue.twin({name: part for name, part in params.items() if name != "predictor"})
+    """The average is a copy of what it averages, the queue is full of random directions."""
+    twin = momentum.twin(params, TWIN)
     keys = normalise(jax.random.normal(rng, (recipe.places, net.features)))
     past = queue.init(recipe.places, key=jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype))
     return dict(twin=twin, queue={**past, "key": keys, "real": jnp.ones(recipe.places, bool)})
 
 
 def after_update(
-    recipe: Recipe, params: Params, extra: Extra, step: Int[Array, ""]
+    net: SNCLR, recipe: Recipe, params: Params, extra: Extra, step: Int[Array, ""]
 ) -> tuple[Params, Extra]:
-    """The reference moves the average before it is used, which is here after the step before."""
-    old = extra["twin"]
-    decay = recipe.momentum(step + 1)
-    new = queue.moving_average(old, {name: params[name] for name in old}, decay)
-    return params, {**extra, "twin": new}
+    """The reference moves the average before a step uses it: here after the previous step."""
+    twin = momentum.follow(extra["twin"], params, recipe.momentum(step + 1))
+    return params, {**extra, "twin": twin}
 
 
 # What the trained net is used for.
 
 
 def encode_video(
-    net: SNCLR, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: SNCLR,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
 ) -> Encoded:
-    """The encoder alone: embedding is its class token. memory: the tokens before it. Tasks that go
-    on from `raw` may drop the last norm."""
-    bound = net.bind({"params": params})
+    """The encoder alone: embedding is its class token; memory: the tokens that enter it. Tasks that
+    read `raw` may drop the last norm."""
+    bound = bind.bind(net, params)
     memory = bound.embed(embed.to_unit(batch["video"]))
     raw = bound.encoder(memory)
     found = dict(raw=raw, mask=jnp.ones(raw.shape[:2], bool), memory=memory)
-    if "norm" in params:
+    if bind.has(bound, "norm"):
         tokens = bound.norm(raw)
-        found.update(embedding=tokens[:, 0].astype(jnp.float32), tokens=tokens)
+        found.update(embedding=wide(tokens[:, 0]), tokens=tokens)
     return found
 
 
-def make(
+def build(
     *,
     size: str | Sequence[int] = (384, 12, 12, 1536),
     cube: Sequence[int] = (1, 16, 16),
@@ -265,21 +283,20 @@ def make(
     unroll: int = 1,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
-) -> Method:
-    """SNCLR as a `Method`; extra is {"twin": averages of all parameters but the predictor's,
-    "queue": see objectives.queue}.
+) -> tuple[SNCLR, Recipe]:
+    """SNCLR. Its `extra` is {"twin": averages of all parameters but the predictor's, "queue": see
+    objectives.queue}. Batches need `video`.
 
     size: a name in `nn.sizes` or (width, depth, heads, mlp). cube: frames, rows and columns of a
-    token. hidden, features: widths of the heads. neighbours: K; 0 is MoCo v3. queue: its places.
-    groups: blocks of the batch that have a queue of their own. momentum: of the average, a number
-    or a schedule. weighted: "outside" of the logarithm or "inside". threshold: weights up to it are
-    0 (the reference's option: 1 / K). detach_weights: no gradient through the weights. first,
-    second: fields of `augment.View` for the two views; by default MoCo v3's. dtype: of activations
-    and matrix products; remat, unroll: see nn.transformer.Stack.
+    token. hidden, features: widths of the heads. neighbours: K; 0 is MoCo v3. queue: places of each
+    queue. groups: blocks of the batch that have a queue of their own. momentum: of the average, a
+    number or a schedule. weighted: "outside" of the logarithm or "inside". threshold: weights up to
+    it are 0 (the reference's option: 1 / K). detach_weights: no gradient through the weights.
+    first, second: fields of `augment.View` for the two views; by default MoCo v3's. dtype: of
+    activations and matrix products; remat, unroll: see nn.transformer.Stack. Raises UserError on
+    unknown options and on more neighbours than the queue has places.
     """
-    places, known = groups * queue, ("outside", "inside")
-    if weighted not in known:
-        raise UserError(f"method.weighted={weighted!r}; known: {', '.join(known)}")
+    terms.choose("weighted", weighted, ("outside", "inside"))
     if neighbours > queue:
         raise UserError(f"method.neighbours={neighbours} are more than the queue's {queue} places")
     views: list[dict[str, Any]] = [dict(blur=1.0), dict(blur=0.1, solarise=0.2)]
@@ -293,14 +310,22 @@ def make(
         sizes.pick(sizes.ENCODERS, size, "method.size"), (cube[0], cube[1], cube[2]),
         hidden, features, dtype, remat, unroll, tuple(mean), tuple(std),
     )  # fmt: skip
-    recipe = Recipe(
-        neighbours, places, groups, temperature, schedules.make(momentum, "method.momentum"),
-        weighted, threshold, detach_weights, (one, two),
-    )  # fmt: skip
-    return Method(
-        init=partial(init, net),
-        loss=partial(loss, net, recipe),
-        encode=dict(video=partial(encode_video, net)),
-        start=partial(start, net, recipe),
-        after_update=partial(after_update, recipe),
+    return net, Recipe(
+        neighbours=neighbours,
+        places=groups * queue,
+        groups=groups,
+        temperature=temperature,
+        momentum=schedules.make(momentum, "method.momentum"),
+        weighted=weighted,
+        threshold=threshold,
+        detach_weights=detach_weights,
+        views=(one, two),
+    )
+
+
+@made_of(build)
+def make(**cfg: Any) -> Method:
+    verbs = dict(video=encode_video)
+    return assemble(
+        *build(**cfg), init=init, loss=loss, encode=verbs, start=start, after_update=after_update
     )

@@ -1,36 +1,36 @@
 """TVTSv2: Learning Out-of-the-box Spatiotemporal Visual Representations at Scale (Zeng et al.,
 arXiv 2305.14173).
 
-Code:      TencentARC/TVTS @290a63e, folder v2; not copied. Its released models come in by
+Code:      TencentARC/TVTS @290a63e, folder v2; not copied. Its released models are imported by
            `vtp_jax.convert import --format tvtsv2` or `tvtsv2_h14`.
 Data:      clips in order with their transcripts
 Parity:    official code, fp64, 1e-9: outputs, losses, gradients
 Idea:      CLIP learns videos without forgetting: each block of its image tower gets attention over
-           time, of each place in all frames; half of the tubes are dropped. Two losses: contrast
-           of the clip with the mean of its K texts (VTC), and transcript sorting: given the clip's
-           tokens, a small Transformer must say of each of K pieces of the transcript, which it
-           gets in no order, whose turn it is. Speech recognisers write badly, and a text tower
-           that is trained on that unlearns CLIP's: its first three quarters are frozen.
-           L = L_vtc + 2 L_sort.
+           time, among the tokens of one place in all frames; half of the tubes are dropped. Two
+           losses: contrast of the clip with the mean of its K texts (VTC), and transcript sorting:
+           given the clip's tokens, a small Transformer predicts the turn of each of K pieces of the
+           transcript, which it receives without their order. Transcripts of speech recognisers are
+           noisy, and a text tower trained on them unlearns CLIP's: its first three quarters are
+           frozen. L = L_vtc + 2 L_sort.
 Command:   python -m vtp_jax.train --config configs/tvtsv2/pretrain_yt_webvid.py --workdir DIR
 Published: zero-shot MSR-VTT text-to-video R@1 B/32 34.5, B/16 35.9, H/14 38.2 (CLIP B/16: 31.8);
            DiDeMo 31.2, 33.4, 34.6; K400 top-1 B/16 54.3, H/14 59.6 (CLIP B/16: 48.0).
 
-The batch: `video` "b t h w c", or "b v t h w c" where the clips of a longer video stand in order,
-which are looked at as one; `text` "b k l", a text for each part of the video in order, or, of one
-clip, "b l" (WebVid), and then there is nothing to sort. The two kinds may take turns.
+The batch: `video` "b t h w c", or "b v t h w c" with the clips of a longer video in order, which
+are read as one; `text` "b k l", a text for each part of the video in order, or, of one clip, "b l"
+(WebVid), and then there is nothing to sort. The two kinds may alternate.
 
-Deviations, each with its reason and with the switch that brings the reference back:
+Deviations, each with its reason and with the switch that restores the reference:
 - Attention over time starts with a last matrix of 0. In the code the first is 0 and the last all
   ones, which is a saddle: nothing but rounding moves it.               time_init="reference"
-- The code's gather of embeddings hands each GPU the gradient of its own rows alone, which is then
-  divided by the number of GPUs: beside sorting, contrast weighs 1 / GPUs. Here it weighs as the
-  paper's sum says.                                                      weights.vtc=1/GPUs
+- The code's gather of embeddings gives each GPU the gradient of its own rows alone, which is then
+  divided by the number of GPUs: relative to sorting, contrast weighs 1 / GPUs. Here its weight is
+  that of the paper's sum.                                                weights.vtc=1/GPUs
 - With a ratio of 0.7 the code keeps int(256 * 0.3) = 76 places of H/14; here int(ratio * places)
   are dropped.                                                           ratio=180/256
-- Frames of "b v t h w c" are t of every clip. The code draws all frames from as many equal parts
-  of the whole, so that clips may have one more or less: that is a batch of "b t h w c".
-- The sorter's matrices start as those of our other nets (Xavier's), not as PyTorch's.
+- Frames of "b v t h w c" are t of every clip. The code draws all frames from equal parts of the
+  whole, so that clips may have one more or less: that is a batch of "b t h w c".
+- The sorter's matrices start as those of the other nets here (Xavier's), not as PyTorch's.
 Left out: retrieval with the dual softmax, zero-shot classes by a prompt, the linear probe.
 """
 
@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -47,12 +46,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from vtp_jax import masking
-from vtp_jax.nn import embed, sizes
+from vtp_jax.nn import bind, embed, sizes
 from vtp_jax.nn.spacetime import TIME_INITS, SpaceTimeViT
 from vtp_jax.nn.text import CausalText
 from vtp_jax.nn.transformer import ACTIVATIONS, CLIP, VIT, Linear, Stack, layer_norm
-from vtp_jax.objectives import contrastive
-from vtp_jax.objectives.classification import accuracy, cross_entropy
+from vtp_jax.objectives import contrastive, terms
+from vtp_jax.objectives.classification import scored
 from vtp_jax.types import (
     Batch,
     Encoded,
@@ -64,6 +63,9 @@ from vtp_jax.types import (
     Spec,
     TokenMask,
     UserError,
+    assemble,
+    made_of,
+    wide,
 )
 
 WEIGHTS = {"vtc": 1.0, "sort": 2.0}
@@ -71,7 +73,8 @@ SORTED_BY = ("tokens", "patches")
 
 
 class Sorter(nn.Module):
-    """Which of K turns is each text's? Has no positions: texts are told apart by what they say."""
+    """Predicts the turn of each of K texts. It has no positions: only their content tells texts
+    apart."""
 
     size: sizes.Size
     turns: int
@@ -89,7 +92,7 @@ class Sorter(nn.Module):
 
 
 class TVTSv2(nn.Module):
-    """The net and its recipe: parameters, and the verbs that the loss below is written in."""
+    """Parameters, and the verbs that the loss below is written in; see `build`."""
 
     size: sizes.Size
     text_size: sizes.Size
@@ -98,9 +101,6 @@ class TVTSv2(nn.Module):
     patch: int
     frames: int
     turns: int
-    ratio: float
-    weights: Mapping[str, float]
-    temperature: float
     sorted_by: str
     act: str
     time_init: str
@@ -150,7 +150,7 @@ class TVTSv2(nn.Module):
     def sort(
         self, tokens: Float[Array, "b n e"], texts: Float[Array, "b k e"]
     ) -> Float[Array, "b k turns"]:
-        """Logits over turns for each text, with the clip's projected tokens to go by."""
+        """Logits over turns for each text, from the clip's projected tokens and the texts."""
         return self.sorter(tokens if self.sorted_by == "tokens" else tokens[:, 1:], texts)
 
     def visit(
@@ -160,8 +160,16 @@ class TVTSv2(nn.Module):
         self.sort(self.project(self.encode_video(cubes, index, 1)), self.encode_texts(ids))
 
 
+class Recipe(NamedTuple):
+    """How the net is trained; see `build`."""
+
+    ratio: float
+    weights: Mapping[str, float]
+    temperature: float
+
+
 class Outputs(NamedTuple):
-    """What the net says, before any loss."""
+    """Outputs of the net, before any loss."""
 
     video: Float[Array, "b n e"]  # all tokens, projected, the clip's first
     texts: Float[Array, "b k e"]
@@ -169,9 +177,9 @@ class Outputs(NamedTuple):
 
 
 def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outputs:
-    """Sorting teaches the video tower and the sorter: it is given the texts as they are."""
-    bound, video = bind(net, params), join_clips(batch["video"])
-    # Cut in uint8: only cubes that are looked at become floats and tokens.
+    """Sorting trains the video tower and the sorter: no gradient reaches the text tower from it."""
+    bound, video = bind.bind(net, params), join_clips(batch["video"])
+    # Cut in uint8: only visible cubes become floats and tokens.
     cubes = embed.to_unit(masking.take(embed.cut(video, cube_of(net)), mask.keep))
     tokens = bound.project(bound.encode_video(cubes, mask.keep, video.shape[1]))
     texts = bound.encode_texts(texts_of(batch))
@@ -179,32 +187,40 @@ def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outpu
     return Outputs(tokens, texts, turns)
 
 
-def terms(net: TVTSv2, out: Outputs, valid: Bool[Array, " b"]) -> dict[str, Mean]:
-    """L_vtc, the sum of both directions; L_sort over all texts, and how many found their turn."""
+def losses(recipe: Recipe, out: Outputs, valid: Bool[Array, " b"]) -> dict[str, Mean]:
+    """L_vtc, the sum of both directions; L_sort over all texts, and the share sorted right."""
     sort = right = Mean(jnp.zeros(()), jnp.zeros(()))
     if out.turns is not None:
         turn = jnp.broadcast_to(jnp.arange(out.turns.shape[1]), out.turns.shape[:2])
-        asked = jnp.broadcast_to(valid[:, None], turn.shape)
-        sort, right = cross_entropy(out.turns, turn, asked), accuracy(out.turns, turn, asked)
+        sort, right = scored(out.turns, turn, jnp.broadcast_to(valid[:, None], turn.shape))
     vtc = contrastive.both_ways(
-        out.video[:, 0], mean_of(out.texts), valid, temperature=net.temperature, sum_directions=True
+        out.video[:, 0],
+        mean_of(out.texts),
+        valid,
+        temperature=recipe.temperature,
+        sum_directions=True,
     )
     return dict(loss_vtc=vtc, loss_sort=sort, sort_accuracy=right)
 
 
 def loss(
-    net: TVTSv2, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
+    net: TVTSv2,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array,
+    step: Array,
 ) -> tuple[Array, Out]:
-    """L = L_vtc + 2 L_sort; rng decides which tubes are dropped."""
+    """L = L_vtc + 2 L_sort; rng draws the tubes that are dropped."""
     check_clips(batch)
     grid = grid_of(net, join_clips(batch["video"]).shape)
-    mask = masking.tubes(rng, len(batch["video"]), grid, net.ratio)
-    found = terms(net, forward(net, params, batch, mask), batch["valid"])
-    total = sum((net.weights[n] * found[f"loss_{n}"].value() for n in WEIGHTS), jnp.zeros(()))
-    return total, Out(found, extra)
+    mask = masking.tubes(rng, len(batch["video"]), grid, recipe.ratio)
+    found = losses(recipe, forward(net, params, batch, mask), batch["valid"])
+    return terms.total(found, recipe.weights), Out(found, extra)
 
 
-def init(net: TVTSv2, rng: Array, spec: Spec) -> Params:
+def init(net: TVTSv2, recipe: Recipe, rng: Array, spec: Spec) -> Params:
     check_clips(spec)
     shape, k = spec["video"].shape, spec["text"].shape[1] if spec["text"].ndim == 3 else 1
     if k > net.turns:
@@ -222,25 +238,35 @@ def init(net: TVTSv2, rng: Array, spec: Spec) -> Params:
 
 
 def encode_video(
-    net: TVTSv2, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: TVTSv2,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
 ) -> Encoded:
     """All cubes, none dropped. embedding: the clip's token; tokens: all of them, projected."""
-    bound, video = bind(net, params), join_clips(batch["video"])
+    bound, video = bind.bind(net, params), join_clips(batch["video"])
     t, h, w = grid_of(net, video.shape)
     cubes = embed.to_unit(embed.cut(video, cube_of(net)))
     index = jnp.broadcast_to(jnp.arange(t * h * w, dtype=jnp.int32), cubes.shape[:2])
     raw = bound.encode_video(cubes, index, t)
     tokens = bound.project(raw)
-    embedding = tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
-    return dict(embedding=embedding, tokens=tokens, raw=raw, mask=jnp.ones(raw.shape[:2], bool))
+    mask = jnp.ones(raw.shape[:2], bool)
+    return dict(embedding=wide(tokens[:, 0]), tokens=tokens, raw=raw, mask=mask)
 
 
 def encode_text(
-    net: TVTSv2, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: TVTSv2,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
 ) -> Encoded:
-    """embedding: the mean over a video's texts, as in the loss. Of one text also its tokens, and
-    raw and mask; several have none that stand for their mean."""
-    bound, several = bind(net, params).text, texts_of(batch)
+    """embedding: the mean over a video's texts, as in the loss. One text also has tokens, raw and
+    mask; the mean of several has none."""
+    bound, several = bind.bind(net, params).text, texts_of(batch)
     ids = several.reshape(-1, several.shape[-1])
     raw = bound.encode(ids)
     found = dict(embedding=mean_of(bound.pool(raw, ids).reshape(*several.shape[:2], -1)))
@@ -249,7 +275,7 @@ def encode_text(
     return found
 
 
-def make(
+def build(
     *,
     size: str | Sequence[int] = "B",
     text_size: str | Sequence[int] | None = None,
@@ -259,7 +285,7 @@ def make(
     frames: int = 12,
     turns: int = 4,
     ratio: float = 0.5,
-    weights: Mapping[str, float] = WEIGHTS,
+    weights: Mapping[str, float] | None = None,
     temperature: float = 0.05,
     sorted_by: str = "tokens",
     act: str = "quick_gelu",
@@ -272,45 +298,38 @@ def make(
     sep_id: int | None = None,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
-) -> Method:
-    """TVTSv2 as a `Method`.
+) -> tuple[TVTSv2, Recipe]:
+    """TVTSv2. Batches need `video`, `text` and `text_mask`.
 
-    size, text_size: CLIP's towers, names in `nn.sizes` or (width, depth, heads, mlp); the text's is
-    `size` unless given. features: of the embeddings. side: pixels of the square picture, a patch
-    being `patch` wide. frames: rows of the time table. turns: the most texts of one video. ratio:
-    of tubes dropped in training. weights: of the losses. sorted_by: "tokens" (B/16, B/32), or
-    "patches" as in H/14's code, which sorts without the clip's token by patches without their last
-    norm. act: "gelu" for OpenCLIP's. time_init: see nn.spacetime.SpaceTimeBlock. dtype: of
-    activations and matrix products; remat, unroll: see nn.transformer.Stack. text_length: rows of
-    the position table. sep_id: the id that ends a text; without one it is the largest, as CLIP's.
+    size, text_size: CLIP's towers, names in `nn.sizes` or (width, depth, heads, mlp); the text
+    tower's is `size` unless given. features: of the embeddings. side: of the square picture in
+    pixels, a patch being `patch` wide. frames: rows of the time table. turns: the most texts of one
+    video. ratio: of tubes dropped in training. weights: of the losses vtc and sort. temperature: of
+    contrast. sorted_by: "tokens" (B/16, B/32), or "patches" as in H/14's code, which sorts without
+    the clip's token by patches without their last norm. act: "gelu" for OpenCLIP's. time_init: see
+    nn.spacetime.SpaceTimeBlock. dtype: of activations and matrix products; remat, unroll: see
+    nn.transformer.Stack. text_length: rows of the position table. sep_id: the id that ends a text;
+    None: the largest id of the text, as in CLIP's vocabulary. Raises UserError on unknown options
+    and on a side that patches do not divide.
     """
-    for name, value, known in (
-        ("sorted_by", sorted_by, SORTED_BY),
-        ("time_init", time_init, TIME_INITS),
-        ("act", act, ACTIVATIONS),
-    ):
-        if value not in known:
-            raise UserError(f"method.{name}={value!r}; known: {', '.join(known)}")
-    if wrong := sorted(set(weights) - set(WEIGHTS)):
-        raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(WEIGHTS)}")
+    terms.choose("sorted_by", sorted_by, SORTED_BY)
+    terms.choose("time_init", time_init, TIME_INITS)
+    terms.choose("act", act, ACTIVATIONS)
     if side % patch:
         raise UserError(f"method.side={side} does not divide into patches of {patch}")
     net = TVTSv2(
         sizes.pick(sizes.ENCODERS, size, "method.size"),
         sizes.pick(sizes.TEXTS, text_size or size, "method.text_size"),
-        features, side // patch, patch, frames, turns, ratio, {**WEIGHTS, **weights}, temperature,
-        sorted_by, act, time_init, dtype, remat, unroll, vocab_size, text_length, sep_id,
-        tuple(mean), tuple(std),
+        features, side // patch, patch, frames, turns, sorted_by, act, time_init, dtype, remat,
+        unroll, vocab_size, text_length, sep_id, tuple(mean), tuple(std),
     )  # fmt: skip
-    return Method(
-        init=partial(init, net),
-        loss=partial(loss, net),
-        encode=dict(video=partial(encode_video, net), text=partial(encode_text, net)),
-    )
+    return net, Recipe(ratio, terms.weights(weights, WEIGHTS), temperature)
 
 
-def bind(net: TVTSv2, params: Params) -> TVTSv2:
-    return net.bind({"params": params})
+@made_of(build)
+def make(**cfg: Any) -> Method:
+    verbs = dict(video=encode_video, text=encode_text)
+    return assemble(*build(**cfg), init=init, loss=loss, encode=verbs)
 
 
 def cube_of(net: TVTSv2) -> embed.Triple:
@@ -327,7 +346,7 @@ def grid_of(net: TVTSv2, shape: tuple[int, ...]) -> embed.Triple:
 
 
 def join_clips(video: Num[Array, "..."]) -> Num[Array, "b t h w c"]:
-    """The clips of a row one after the other: "b v t h w c" -> "b (v t) h w c"."""
+    """The clips of a row, concatenated: "b v t h w c" -> "b (v t) h w c"."""
     return video.reshape(len(video), -1, *video.shape[-3:])
 
 
@@ -348,4 +367,4 @@ def texts_of(batch: Batch) -> Int[Array, "b k l"]:
 
 def mean_of(texts: Float[Array, "b k e"]) -> Float[Array, "b e"]:
     """The mean of a row's texts, in fp32 or wider."""
-    return texts.mean(axis=1, dtype=jnp.promote_types(texts.dtype, jnp.float32))
+    return wide(texts).mean(axis=1)

@@ -1,9 +1,9 @@
-"""The skeleton of BLIP (arXiv 2201.12086) and OmniVL (2209.07526), for images and clips: a visual
-encoder, and one BERT that is three nets.
+"""The net of BLIP (arXiv 2201.12086) and OmniVL (2209.07526), for images and clips: a visual
+encoder, and one BERT that serves as three nets.
 
-Read alone it is the text encoder; with attention to what is seen after each self-attention it tells
-pairs apart; with a causal self-attention of its own (`writing`) it writes. The latter two begin
-with a word of their own in [CLS]'s place.
+By itself it is the text encoder. With cross-attention to the visual tokens after each
+self-attention it tells right pairs from wrong ones. With a causal self-attention of its own
+(`writing`) it generates text. The latter two begin with a word of their own in place of [CLS].
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ KINDS = ("video", "text")
 class Blip(nn.Module):
     """Parameters of the nets, and the verbs that losses are written in.
 
-    size, text_size: of the blocks; features: width of embeddings. picture: pixels of a side;
-    frames: of a clip, at most; cube: frames, rows and columns of a clip's token, of which an
-    image's is one frame. dropout: BERT's. text_length: the longest text. The rest as in
+    size, text_size: of the blocks; features: width of embeddings. picture: side in pixels; frames:
+    the most frames of a clip; cube: frames, rows and columns of a clip's token, an image's token
+    having one frame. dropout: BERT's. text_length: the longest text. The rest as in
     nn.transformer.Stack.
     """
 
@@ -66,8 +66,8 @@ class Blip(nn.Module):
         self.word_head = WordHead(dtype=dtype)
 
     def see(self, video: Any) -> Float[Array, "b n d"]:
-        """Tokens of a clip or, of one frame, an image, before the last norm; the class token's
-        first. Pixels uint8, or floats in [0, 1]."""
+        """Tokens of a clip, or of an image (one frame), before the last norm, the class token
+        first. Pixels "b f h w c" are uint8, or floats in [0, 1]."""
         return self.visual.encode(
             (embed.to_unit(video) - jnp.array(self.mean)) / jnp.array(self.std)
         )
@@ -78,20 +78,21 @@ class Blip(nn.Module):
     def fuse(
         self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "b n e"]
     ) -> Float[Array, "b l d"]:
-        """The text, each block of which attends to what is seen; the first token sums up both."""
+        """The text's tokens, with cross-attention to `seen` in each block; the first token
+        summarises both."""
         return self.text.encode(ids.at[:, 0].set(self.vocab_size), mask, seen)
 
     def write(
         self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Float[Array, "c n e"]
     ) -> Float[Array, "b l v"]:
-        """Logits of the word after each, over the vocabulary and the two task words; b / c texts of
-        each of the clips. Expects parameters as `writing` makes them."""
+        """Logits of the word after each word, over the vocabulary and the two task words; b / c
+        texts for each of the c clips. Expects parameters made by `writing`."""
         ids = ids.at[:, 0].set(self.vocab_size + 1)
-        return self.tell(self.text.encode(ids, causal(ids.shape[1]) & mask[:, None], seen))
+        return self.words(self.text.encode(ids, causal(ids.shape[1]) & mask[:, None], seen))
 
-    def tell(self, tokens: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
-        words = self.variables["params"]["text"]["text_embed"]
-        return self.word_head(tokens, jnp.concatenate([words["word"], words["task"]]))
+    def words(self, tokens: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+        table = self.variables["params"]["text"]["text_embed"]
+        return self.word_head(tokens, jnp.concatenate([table["word"], table["task"]]))
 
     def visit(self, image: Any, clip: Any, ids: Int[Array, "b l"]) -> None:
         """Every part once, and no stack twice: linen creates only what init touches."""
@@ -101,16 +102,11 @@ class Blip(nn.Module):
         self.match_head(fused)
         self.video_proj(seen)
         self.text_proj(fused)
-        self.tell(fused)
-
-
-def bind(net: Blip, params: Params, rng: Array | None) -> Blip:
-    """The net with its parameters; dropout and drop path act when there is a key."""
-    return net.bind({"params": params}, rngs={} if rng is None else {"dropout": rng})
+        self.words(fused)
 
 
 def writing(params: Params) -> Params:
-    """The parameters with the causal decoder's self-attention in the text encoder's place."""
+    """The parameters with the causal decoder's self-attention in place of the text encoder's."""
     text = params["text"]
     blocks = {**text["encoder"]["blocks"], **params["decoder"]["blocks"]}
     return {**params, "text": {**text, "encoder": {"blocks": blocks}}}

@@ -1,6 +1,6 @@
-"""A Vision Transformer for images and clips that attends over time and over space in turn
-(TimeSformer, Bertasius et al., arXiv 2102.05095, "divided" attention). An image passes through the
-spatial half alone, which is a ViT: weights of one fit, name for name.
+"""A Vision Transformer for images and clips that attends over time, then over space (TimeSformer,
+Bertasius et al., arXiv 2102.05095, "divided" attention). An image passes through the spatial half
+alone, which is a ViT: a ViT's weights fit it name for name.
 
 Shapes: b clips, t frames or tubes of frames, s places in each, d width.
 """
@@ -24,12 +24,15 @@ Tokens = tuple[Float[Array, "b d"], Float[Array, "b t s d"]]  # the class token,
 
 
 class DividedBlock(nn.Module):
-    """Attention over time among the tokens of a place, attention over space among those of a frame
-    with the class token, mlp. The class token sees every frame by itself, and takes the mean of
-    what it learns. Where there is one frame there is no attention over time.
+    """Attention over time among the tokens of one place, attention over space among those of one
+    frame and the class token, mlp. The class token attends to each frame separately, and the mean
+    over frames is added to it. With one frame there is no attention over time.
 
-    Time's branch ends in a layer of zeros, `time_fc`, so that a ViT's weights give a ViT's output
-    on each frame at first. (TimeSformer's code leaves this layer random in the first block.)
+    The branch of attention over time ends in a layer that starts at zero, `time_fc`, so that with
+    a ViT's weights each frame starts with a ViT's output. (TimeSformer's code leaves this layer
+    random in the first block.) With a `dropout` rng, each branch is dropped for a clip with
+    probability `drop`; TimeSformer's code drops the first two branches for each place and each
+    frame separately.
     """
 
     size: Size
@@ -68,7 +71,8 @@ class DividedBlock(nn.Module):
 
 
 class DividedStack(nn.Module):
-    """`depth` blocks, parameters stacked along axis 0; the fields as in `nn.transformer.Stack`."""
+    """`depth` blocks with parameters stacked along axis 0; the fields are those of
+    `nn.transformer.Stack`."""
 
     size: Size
     drop_path: float = 0.0
@@ -102,10 +106,10 @@ class DividedViT(nn.Module):
     """Images and clips of normalised pixels -> tokens, the class token first.
 
     An image (a clip of one frame) is cut into patches, a clip into cubes of several frames, each
-    by an embedding of its own; everything else is shared. `encode` gives the last block's output,
-    calling the module its norm.
+    with its own embedding; everything else is shared. `encode` returns the last block's output,
+    and calling the module its norm. A clip of t tubes takes the first t rows of the time table.
 
-    places: patches of a picture; frames: the most tubes of frames that a clip may have
+    places: patches of a picture; frames: the most tubes of frames in a clip
     The rest as in `nn.transformer.Stack`. Tables start as N(0, 0.02).
     """
 
@@ -133,7 +137,7 @@ class DividedViT(nn.Module):
         self.norm = layer_norm(dtype, self.style.eps)
 
     def embed(self, clip: Float[Array, "b f h w c"]) -> Float[Array, "b t s d"]:
-        """Tokens with their positions in space, and of clips in time."""
+        """Tokens with their positions in space and, for clips, in time."""
         image = clip.shape[1] == 1
         cube = (1, *self.cube[1:]) if image else self.cube
         t, h, w = embed.grid_of(clip.shape, cube)
@@ -155,5 +159,5 @@ class DividedViT(nn.Module):
 
 
 def join(first: Float[Array, "b d"], x: Float[Array, "b t s d"]) -> Float[Array, "b n d"]:
-    """All tokens in a row: the class token, then frame by frame."""
+    """All tokens in one sequence: the class token, then frame by frame."""
     return jnp.concatenate([first[:, None], x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)

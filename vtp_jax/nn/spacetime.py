@@ -1,8 +1,8 @@
-"""Divided space-time attention: CLIP's image tower made to read videos.
+"""Divided space-time attention: CLIP's image tower extended to videos.
 
-The blocks are Frozen in Time's (Bain et al., arXiv 2104.00650), with one class token for the whole
-clip, as TVTSv2 (2305.14173) has them. CLIP's weights are taken over by name; what is new is
-`time_position`, `time_attn` and `norm_time`. TimeSformer's blocks are `nn.divided`.
+The blocks are Frozen in Time's (Bain et al., arXiv 2104.00650) with one class token for the whole
+clip, as in TVTSv2 (2305.14173). CLIP's weights fit by name; `time_position`, `time_attn` and
+`norm_time` are new. TimeSformer's blocks are in `nn.divided`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vtp_jax.nn.vit import ViT
 from vtp_jax.types import UserError
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
-# Both start as attention over time that adds nothing. See `SpaceTimeBlock`.
+# With both, attention over time adds nothing at the start. See `SpaceTimeBlock`.
 TIME_INITS: dict[str, dict[str, Any]] = dict(
     zero=dict(proj_init=ZEROS), reference=dict(qkv_init=ZEROS, proj_init=ONES)
 )
@@ -38,10 +38,10 @@ def attend_divided(
     frames: int,
     along: str,
 ) -> Float[Array, "b n h k"]:
-    """`attend` among n = 1 + frames * p tokens, frame by frame behind a class token.
+    """`attend` among n = 1 + frames * p tokens: a class token, then the frames one after the other.
 
-    The class token attends to all. The others attend to it and, along "space", to their own frame;
-    along "time", to their own place in all frames.
+    The class token attends to all tokens. The others attend to it and, along "space", to their own
+    frame; along "time", to their own place in all frames.
     """
     b, n, h, d = q.shape
     places = (n - 1) // frames
@@ -66,10 +66,11 @@ def attend_divided(
 class SpaceTimeBlock(nn.Module):
     """t = x + time_attn(norm x); s = x + attn(norm t), from x and not from t; s + mlp(norm s).
 
-    time_init: "zero": the last matrix of the attention over time is 0, so that it adds nothing at
-    first, and learns. "reference": the first is 0 and the last all ones, as in the code of Frozen
-    in Time and TVTS: it adds nothing too, but this is a saddle. All its channels are one number,
-    which the norm takes away again; but for rounding, only the last bias has a gradient.
+    time_init: "zero": the last matrix of the attention over time starts at 0, so that it adds
+    nothing at first, and learns. "reference": the first matrix is 0 and the last all ones, as in
+    the code of Frozen in Time and TVTS. This adds nothing either, but is a saddle: all channels of
+    the branch are equal, the norm removes their common value, and apart from rounding only the last
+    bias has a gradient.
     """
 
     size: Size
@@ -97,7 +98,7 @@ class SpaceTimeBlock(nn.Module):
 
 
 class SpaceTimeStack(nn.Module):
-    """`nn.transformer.Stack` of such blocks; the number of frames is the caller's."""
+    """`nn.transformer.Stack` of `SpaceTimeBlock`s; the caller passes the number of frames."""
 
     size: Size
     time_init: str = "zero"
@@ -125,9 +126,8 @@ class SpaceTimeStack(nn.Module):
 
 
 class SpaceTimeViT(ViT):
-    """A ViT whose input is the cubes of several frames, and its class token that of the clip.
-
-    In place of `encode` it has `encode_video`; all else is `ViT`'s.
+    """A ViT for the cubes of several frames, with one class token for the clip. `encode_video`
+    replaces `encode`; the rest is `ViT`'s.
 
     frames:    rows of the time table, of which a shorter clip takes the first
     time_init: see `SpaceTimeBlock`
@@ -153,7 +153,7 @@ class SpaceTimeViT(ViT):
     ) -> Float[Array, "b n d"]:
         """The last block's output, the class token first, n = 1 + k.
 
-        index: the cubes' places among frames * places, frame by frame, as many in each frame.
+        index: the cubes' places among frames * places, frame by frame, the same number in each.
         """
         if frames > self.frames:
             raise UserError(f"a clip of {frames} frames; the time table has {self.frames}")

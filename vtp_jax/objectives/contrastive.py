@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vtp_jax.objectives.classification import grouped, soft_cross_entropy
+from vtp_jax.objectives.momentum import soft_targets
 from vtp_jax.types import Mean, UserError, wide
 
 # Cosines are divided by temperatures down to .01. On GPUs and TPUs a product in fp32 is made of
@@ -140,7 +141,7 @@ def with_twin(
     for i, j in ((0, 1), (1, 0)):
         keys = jnp.concatenate([twin[j], held[j].astype(twin[j].dtype)])
         logits, soft = (compare(by[i], keys, seen, temperature=temperature) for by in (mine, twin))
-        target = alpha * jax.lax.stop_gradient(jax.nn.softmax(soft)) + (1 - alpha) * own
+        target = soft_targets(soft, own, alpha)
         found.append((soft_cross_entropy(logits, target, where), logits[:, : len(name)]))
     (there, a), (back, b) = found
     return Mean((there.total + back.total) / 2, there.count), (a, b)

@@ -1,5 +1,5 @@
-"""What a method with a momentum twin carries from step to step: moving averages, and queues of past
-rows (MoCo, arXiv 1911.05722; ALBEF, 2107.07651). Both live in a method's `extra`.
+"""Queues of the rows of past batches (MoCo, arXiv 1911.05722; ALBEF, 2107.07651), which live in a
+method's `extra`. The momentum twins that fill them are in `objectives.momentum`.
 
 A queue is a plain dict of arrays, so that checkpoints and rules of sharding see it as it is:
 
@@ -12,13 +12,12 @@ row's once the queue is full. All of it may be split over devices along n.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Shaped
 
-from vtp_jax.types import UserError, wide
+from vtp_jax.types import UserError
 
 Queue = Mapping[str, Array]
 STATE = ("real", "next")  # beside the columns
@@ -61,14 +60,3 @@ def push(
     columns = {name: write(queue[name], rows[name]) for name in queue if name not in STATE}
     real = queue["real"].at[place].set(valid, unique_indices=True)
     return {**columns, "real": real, "next": (queue["next"] + b // groups) % size}
-
-
-def twin(params: Any) -> Any:
-    """A copy of parameters to average into, in fp32 or wider: in bf16 an average that forgets a
-    thousandth a step never moves."""
-    return jax.tree.map(wide, params)
-
-
-def moving_average(old: Any, new: Any, decay: float | Float[Array, ""]) -> Any:
-    """decay * old + (1 - decay) * new, leaf by leaf, in the dtypes of `old`; see `twin`."""
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b.astype(a.dtype), old, new)
