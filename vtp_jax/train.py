@@ -58,8 +58,10 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
         state = saved.restore_latest(sharding.with_shardings(parts.shapes, parts.placed))
         write_config(folder, cfg, parts)
         if state is None:
-            leaves = build.warm(cfg.warm_start, cfg.fresh, parts.shapes, folder)
+            leaves, saved.teachers = build.warm(cfg.warm_start, cfg.fresh, parts.shapes, folder)
             state = jax.jit(parts.start, out_shardings=parts.placed)(leaves)
+        else:
+            state = build.with_teachers(state, saved.teachers)
         first = int(state.step)
 
         # -- The loop: save, evaluate, and only then take the next batch. In this order a state

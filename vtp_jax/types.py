@@ -112,6 +112,14 @@ class State(NamedTuple):
     extra: Extra
 
 
+def is_teacher(name: str) -> bool:
+    """Whether a leaf of the state with this name (`tree.flatten`) belongs to a teacher, that is, is
+    below a key `teacher` of `extra`. No step changes teachers, and checkpoints do not hold those
+    that a warm start loaded, but the path and the hash of what they were loaded from."""
+    field, *keys = name.split("/")[:-1] or [""]
+    return field == "extra" and "teacher" in keys
+
+
 class Loss(Protocol):
     def __call__(
         self, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 import jax
@@ -39,11 +39,25 @@ Path = str | os.PathLike[str]
 Table = Mapping[str, tuple[tuple[int, ...], str]]
 
 
+class Source(NamedTuple):
+    """A checkpoint elsewhere, from which leaves of a state were loaded that its own checkpoints do
+    not hold (`types.is_teacher`).
+
+    sha256: of its table of hashes. names: name in the state -> name there
+    """
+
+    path: str
+    step: int
+    sha256: str
+    names: Mapping[str, str]
+
+
 class Meta(NamedTuple):
-    """What a checkpoint says of itself.
+    """The description of a checkpoint, in its meta.json.
 
     table: name -> (shape, dtype), with the names of tree.flatten(State)
     metrics: numbers at this step; best: the metric that ranks checkpoints, and 'max' or 'min'
+    teachers: where the leaves are that the checkpoint does not hold
     """
 
     step: int
@@ -51,6 +65,7 @@ class Meta(NamedTuple):
     table: Table
     metrics: Mapping[str, float]
     best: tuple[str, str] | None
+    teachers: Sequence[Source] = ()
 
 
 class Checkpoints:
@@ -78,6 +93,7 @@ class Checkpoints:
         self._folder = _folder(workdir)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(workdir) if jax.process_index() == 0 else None
+        self.teachers: Sequence[Source] = ()  # of the run; `save` leaves their leaves out
         self._saving = (-1, "")  # step and meta.json of the save that is under way
         self._retention = _Retention(self._folder, keep, self._best)
         self._manager = ocp.CheckpointManager(
@@ -104,12 +120,14 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
-        meta = Meta(step, self._config, _table(state), {}, self._best)
+        outside = _outside(self.teachers)
+        table = {name: x for name, x in _table(state).items() if name not in outside}
+        meta = Meta(step, self._config, table, {}, self._best, self.teachers)
         self._saving = (step, json.dumps(meta._asdict(), indent=1))
         with jax.transfer_guard("allow"):
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(_nested(state))),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(_nested(state, outside))),
                 force=True,
             )
 
@@ -148,8 +166,9 @@ class Checkpoints:
 
         `shapes`: ShapeDtypeStructs; a leaf that has a sharding becomes an array so sharded,
         whatever the mesh it was saved from, and one that has none becomes numpy. A damaged
-        checkpoint is named in the log and renamed `broken-STEP`. Raises UserError if the newest
-        good one is of another network or optimizer, and if all are damaged.
+        checkpoint is named in the log and renamed `broken-STEP`. The leaves of `teachers`, which is
+        set as the checkpoint has it, are returned as they are in `shapes`. Raises UserError if the
+        newest good one is of another network or optimizer, and if all are damaged.
         """
         self.wait()
         if not _steps(self._folder):
@@ -167,6 +186,7 @@ class Checkpoints:
                 f"move that folder away to start anew"
             )
         self._manager.reload()
+        self.teachers = _read_meta(self._folder, step).teachers
         return _restore(self._folder, step, shapes)
 
     def wait(self) -> None:
@@ -240,7 +260,8 @@ def read_meta(workdir: Path, step: int) -> Meta:
 
 def restore_part(workdir: Path, step: int, shapes: T) -> T:
     """Some fields of the state of a step: `shapes` is a dict such as dict(params=..., extra=...) of
-    ShapeDtypeStructs, with shardings for arrays on devices and without for numpy.
+    ShapeDtypeStructs, with shardings for arrays on devices and without for numpy. The leaves of
+    its teachers are returned as they are in `shapes`.
 
     Raises UserError if names, shapes or dtypes within these fields differ.
     """
@@ -319,12 +340,23 @@ def _set_aside(path: epath.Path) -> None:
     path.rename(target)
 
 
+def digest(workdir: Path, step: int) -> str:
+    """The SHA-256 of a checkpoint's table of hashes, and so of all its files."""
+    return _sha256(_folder(workdir) / str(step) / HASHES)
+
+
+def _outside(teachers: Sequence[Source]) -> set[str]:
+    """The names of the leaves that a checkpoint with these teachers does not hold."""
+    return {name for source in teachers for name in source.names}
+
+
 def _restore(folder: epath.Path, step: int, shapes: T) -> T:
-    flat = tree.flatten(shapes)
+    meta, whole = _read_meta(folder, step), tree.flatten(shapes)
+    outside = _outside(meta.teachers)
+    flat = {name: x for name, x in whole.items() if name not in outside}
     fields = {name.split("/")[0] for name in flat}
-    saved = _read_meta(folder, step).table
-    saved = {k: v for k, v in saved.items() if k.split("/")[0] in fields}
-    if difference := _difference(saved, _table(shapes)):
+    saved = {k: v for k, v in meta.table.items() if k.split("/")[0] in fields}
+    if difference := _difference(saved, {k: _table(shapes)[k] for k in flat}):
         raise UserError(f"checkpoint {folder / str(step)} does not fit this config: {difference}")
     arguments = {
         name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
@@ -336,13 +368,13 @@ def _restore(folder: epath.Path, step: int, shapes: T) -> T:
         values = reader.restore(
             folder / str(step) / "state",
             args=ocp.args.PyTreeRestore(
-                item=_nested(shapes),
+                item=_nested(shapes, outside),
                 restore_args=traverse_util.unflatten_dict(arguments, sep="/"),
                 partial_restore=True,
             ),
         )
-    found = traverse_util.flatten_dict(values, sep="/")
-    return jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in flat])
+    found = {**whole, **traverse_util.flatten_dict(values, sep="/")}
+    return jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in whole])
 
 
 def _difference(saved: Table, wanted: Table) -> str:
@@ -369,9 +401,10 @@ def _table(values: Any) -> Table:
     return {k: (tuple(x.shape), str(x.dtype)) for k, x in tree.flatten(values).items()}
 
 
-def _nested(values: Any) -> dict[str, Any]:
+def _nested(values: Any, without: Container[str] = ()) -> dict[str, Any]:
     """Nested dicts by name: a layout on disk that no class of ours or of optax is part of."""
-    return traverse_util.unflatten_dict(tree.flatten(values), sep="/")
+    flat = {name: x for name, x in tree.flatten(values).items() if name not in without}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _folder(workdir: Path) -> epath.Path:
@@ -413,7 +446,11 @@ def _read_meta(folder: epath.Path, step: int) -> Meta:
     with contextlib.suppress(OSError, ValueError):
         metrics = json.loads((folder / str(step) / METRICS).read_text())
         meta = meta._replace(metrics={**meta.metrics, **metrics})
-    return meta._replace(table=table, best=tuple(meta.best) if meta.best else None)
+    return meta._replace(
+        table=table,
+        best=tuple(meta.best) if meta.best else None,
+        teachers=[Source(*one) for one in meta.teachers],
+    )
 
 
 def _try_meta(folder: epath.Path, step: int) -> Meta | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vtp_jax import tree
 from vtp_jax.run import optim
-from vtp_jax.types import Batch, Mean, Method, Spec, State, UserError
+from vtp_jax.types import Batch, Mean, Method, Spec, State, UserError, is_teacher
 
 Numbers = dict[str, Mean]
 Step = Callable[[State, Batch], tuple[State, Numbers]]
@@ -35,6 +35,9 @@ def make_step(method: Method, optimizer: optim.Optim, seed: int) -> Step:
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
         new, opt, info = optimizer.update(grads, state.opt, trainable, state.step)
         params, extra = method.after_update(tree.merge(new, frozen), out.extra, state.step)
+        extra = tree.map_named(  # a changed teacher would be lost at the next checkpoint
+            lambda name, x, old: old if is_teacher(f"extra/{name}") else x, extra, state.extra
+        )
         good = optim.finite(value, info["grad_norm"])
         params, opt, extra = optim.keep(
             good, (params, opt, extra), (state.params, state.opt, state.extra)

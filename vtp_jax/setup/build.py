@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from vtp_jax.types import (
     check_batch,
 )
 
+T = TypeVar("T")
 NOTHING: Mapping[str, Any] = {}
 HELD_OUT = 2**30  # added to an evaluation's ids, which begin at 0 as training's do
 FACTS = ("vocab_size", "pad_id", "mask_id", "mean", "std")  # of the data, that methods are made of
@@ -207,14 +208,32 @@ def start(
 
 def warm(
     sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State, workdir: Path
-) -> Mapping[str, Any]:
-    """The leaves that `config.warm_start` loads. Prints a summary, and writes what was done to each
-    leaf to WORKDIR/warm_start.txt."""
+) -> tuple[Mapping[str, Any], list[checkpoint.Source]]:
+    """The leaves that `config.warm_start` loads, and where those of teachers came from. Prints a
+    summary, and writes what was done to each leaf to WORKDIR/warm_start.txt."""
     leaves, rows = warm_start.load(sources, fresh, shapes)
     if rows and jax.process_index() == 0:
         (workdir / "warm_start.txt").write_text(warm_start.report(rows) + "\n", encoding="utf-8")
         print(f"{warm_start.summary(rows)}; each in {workdir / 'warm_start.txt'}", flush=True)
-    return leaves
+    return leaves, warm_start.teachers(rows)
+
+
+def with_teachers(state: T, sources: Sequence[checkpoint.Source]) -> T:
+    """A state, or some of its fields, as a checkpoint is restored, with the teachers that it does
+    not hold: they replace their ShapeDtypeStructs."""
+    wanted = tree.flatten(state)
+    leaves = warm_start.load_teachers(sources, wanted)
+
+    def placed(name: str) -> Any:
+        x, sharding = leaves[name], wanted[name].sharding
+        return (
+            x
+            if sharding is None
+            else jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        )
+
+    found = [placed(name) if name in leaves else x for name, x in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
 def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequence[str] = ()) -> Run:
@@ -235,5 +254,6 @@ def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequenc
         for name in ("params", "extra")
     }
     found = checkpoint.restore_part(workdir, step, wanted)
+    found = with_teachers(found, checkpoint.read_meta(workdir, step).teachers)
     state = State(jnp.asarray(step, jnp.int32), found["params"], {}, found["extra"])
     return Run(cfg, loaded, parts.method, devices, state)

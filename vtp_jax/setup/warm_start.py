@@ -9,6 +9,7 @@ random values in silence.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,17 +23,21 @@ from jaxtyping import Num
 from vtp_jax import tree
 from vtp_jax.nn import resize
 from vtp_jax.run import checkpoint
-from vtp_jax.types import State, UserError
+from vtp_jax.types import State, UserError, is_teacher
 
 Leaves = dict[str, Num[np.ndarray, "..."]]
 
 
 class Filled(NamedTuple):
-    """What became of one parameter: where it came from, and what had to be done to it."""
+    """What became of one parameter: where it came from, and what had to be done to it.
+
+    origin: the path and the step of the checkpoint it came from, and its name there
+    """
 
     name: str
     source: str
     how: str
+    origin: tuple[str, int, str] | None = None
 
 
 def load(
@@ -74,7 +79,7 @@ def load(
                     faults.append(f"{name} {array.shape} -> {to} {wanted[to].shape} ({how})")
                 else:
                     arrays[to] = fitted.astype(wanted[to].dtype)
-                    rows[to] = Filled(to, f"{path}: {name}", how)
+                    rows[to] = Filled(to, f"{path}: {name}", how, (path, step, name))
     if faults:
         raise UserError(f"warm_start: {len(faults)} do not fit: {'; '.join(faults)}")
     missing = [n for n in wanted if n.startswith("params/") and n not in arrays]
@@ -87,6 +92,42 @@ def load(
         raise UserError(f"fresh: '{idle[0]}' matches no parameter that is without a source")
     rows.update({n: Filled(n, "-", "fresh") for n in missing})
     return arrays, [rows[n] for n in wanted if n in rows]
+
+
+def teachers(rows: Sequence[Filled]) -> list[checkpoint.Source]:
+    """Where the teachers (`types.is_teacher`) among the leaves of a warm start were loaded from."""
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for row in rows:
+        if row.origin and is_teacher(row.name):
+            path, step, name = row.origin
+            found.setdefault((path, step), {})[row.name] = name
+    return [
+        checkpoint.Source(os.path.abspath(path), step, checkpoint.digest(path, step), names)
+        for (path, step), names in found.items()
+    ]
+
+
+def load_teachers(sources: Sequence[checkpoint.Source], shapes: Mapping[str, Any]) -> Leaves:
+    """The leaves of teachers by name, in the shapes and dtypes of `shapes`. Raises UserError if a
+    checkpoint that they came from is gone or has changed."""
+    arrays: Leaves = {}
+    for path, step, digest, names in sources:
+        what = f"the teacher of this run, checkpoint {step} of {path},"
+        try:
+            changed = checkpoint.digest(path, step) != digest
+        except FileNotFoundError:
+            raise UserError(f"{what} is gone; put it back, or start a new run") from None
+        if changed:
+            raise UserError(f"{what} is not the one that the run began with; put that one back")
+        checkpoint.find_step(path, step)  # reads all files: UserError where one is damaged
+        table = checkpoint.read_meta(path, step).table
+        found = read(path, step, table, set(names.values()))
+        for to, name in names.items():
+            fitted, how = fit(to, found[name], shapes)
+            if fitted is None:
+                raise UserError(f"{what} does not fit this config: {to}: {how}")
+            arrays[to] = fitted.astype(shapes[to].dtype)
+    return arrays
 
 
 def compiled(source: Sequence[str]) -> tuple[str, re.Pattern[str], str]:
