@@ -36,7 +36,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vtp_jax.data import ops, pipeline, records, rolls, shards, sources, video, workers
+from vtp_jax.data import (
+    inputs,
+    ops,
+    pipeline,
+    processes,
+    records,
+    rolls,
+    shards,
+    sources,
+    video,
+    workers,
+)
 from vtp_jax.data.look import BOXES, LOOK
 from vtp_jax.data.order import shuffled_order
 from vtp_jax.run import metrics
@@ -118,8 +129,8 @@ def prepare(folder: Path, name: str) -> dict[str, Any]:
     """Writes the corpus as shards, with the defaults of the command; returns the manifest."""
     source = sources.load(folder, folder / f"{name}.csv")
     out, form = folder / f"{name}.shards", shards.Form()
-    tasks = shards.begin(out, shards.plan_files(source, 128), form)
-    for _ in shards.run(tasks, out, form, workers=2, memory=4.0):
+    tasks = shards.begin(out, inputs.plan_files(source, 128), form)
+    for _ in processes.run(tasks, out, form, workers=2, memory=4.0):
         pass
     return shards.finish(out)
 
@@ -130,7 +141,7 @@ def prepare(folder: Path, name: str) -> dict[str, Any]:
 def ours(kind: str, crop: str, folder: str, name: str) -> Iterator[Any]:
     train = dict(root=f"{folder}/{name}.shards")
     if kind == "files":
-        train = dict(root=folder, captions=f"{folder}/{name}.csv")
+        train = dict(root=folder, list=f"{folder}/{name}.csv")
     look = dict(frames=FRAMES, stride=STRIDE, size=SIZE, crop=crop)
     data = pipeline.make(kind=kind, batch=BATCH, seed=0, train=train, video=look, workers=1)
     for batch in data.batches(0):

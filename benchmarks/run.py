@@ -67,9 +67,7 @@ def main(_: Any) -> None:
     text = dict(kind="sentencepiece", length=cfg.data["text"]["length"])
     with tempfile.TemporaryDirectory() as folder:
         shapes.write(folder, shapes.Plan(train=500, val=2))
-        cfg.data.update(
-            train=dict(root=folder, captions=f"{folder}/train.csv"), evals={}, text=text
-        )
+        cfg.data.update(train=dict(root=folder, list=f"{folder}/train.csv"), evals={}, text=text)
         rate = measure_matmul()
         took, work = measure_step(cfg)
         found = dict(

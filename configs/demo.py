@@ -27,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.kind = "files"
-    c.data.train = dict(root="runs/shapes", captions="runs/shapes/train.csv")
-    c.data.evals = dict(val=dict(root="runs/shapes", captions="runs/shapes/val.csv"))
+    c.data.train = dict(root="runs/shapes", list="runs/shapes/train.csv")
+    c.data.evals = dict(val=dict(root="runs/shapes", list="runs/shapes/val.csv"))
     # Every second of 16 frames. No random crop: it would change sizes, which captions mention.
     c.data.video = dict(frames=8, stride=2, size=64, crop="centre")
     model = "runs/shapes/tokenizer.model"

@@ -21,8 +21,8 @@ def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sharding, "make_mesh", lambda **axes: one)
     corpus, workdir = tmp_path / "shapes", tmp_path / "run"
     changes = dict(
-        steps=4, batch=16, data__train__root=corpus, data__train__captions=corpus / "train.csv",
-        data__evals__val__root=corpus, data__evals__val__captions=corpus / "val.csv",
+        steps=4, batch=16, data__train__root=corpus, data__train__list=corpus / "train.csv",
+        data__evals__val__root=corpus, data__evals__val__list=corpus / "val.csv",
         data__text__path=corpus / "tokenizer.model", log__every=2, checkpoint__every=2,
         optim__lr__steps=4, optim__lr__warmup=1, evals__retrieval__every=2, method__unroll=1,
     )  # fmt: skip

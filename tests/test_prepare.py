@@ -37,7 +37,7 @@ def test_check(corpus, tmp_path, capsys):
     captions.write_text("file,text\ntrain/00000.mp4,x\nabsent.mp4,x\nbad.mp4,x\n")
     (corpus / "bad.mp4").write_bytes(b"no video")
     columns = "--path-column file --caption-column text"
-    prepare.main(f"check --root {corpus} --captions {captions} {columns}".split())
+    prepare.main(f"check --root {corpus} --list {captions} {columns}".split())
     out = capsys.readouterr().out
     assert f"{corpus}/bad.mp4: not_a_video" in out and f"{corpus}/absent.mp4: missing" in out
     assert all(f"1 {cause}" in out for cause in ("readable", "missing", "not_a_video"))
@@ -49,7 +49,7 @@ def test_check(corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     "argv, told",
     [
-        ("tokenizer --captions no.csv --out x", "no caption file 'no.csv'"),
+        ("tokenizer --captions no.csv --out x", "no file 'no.csv'; give a list"),
         ("check --root absent", "no file or folder 'absent'"),
         ("check --root . --config.a=3", "takes no config"),
         ("shapes --out x --val 201", "only 200"),

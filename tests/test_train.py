@@ -125,7 +125,7 @@ def check_told(last, bad, epochs):
 def test_a_worn_corpus_trains_to_the_end(tmp_path):
     """One file in twenty is damaged; what is told of them is exact, and the same for two runs."""
     root = worn.write(tmp_path / "videos", side=64, frames=16)
-    source = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
+    source = dict(root=str(root), list=str(root / "train.csv"), max_absent=0.05)
     cfg = config.load(CONFIG)
     cfg.data.update(kind="files", train=source, evals={})
     cfg = cfg._replace(evals={}, steps=10, log=dict(every=1))  # an epoch

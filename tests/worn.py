@@ -3,7 +3,7 @@
 import av
 import numpy as np
 
-from vtp_jax.data import records, shapes, shards, sources
+from vtp_jax.data import inputs, records, shapes, shards, sources
 
 CLIPS = 160
 DAMAGE = {  # one in twenty
@@ -95,7 +95,7 @@ def write_shards(root, side, frames):
     missing, one is cut; one record has a flipped bit in its header, one in its frames."""
     films = root / "films"
     shapes.write(films, shapes.Plan(train=CLIPS, val=1, side=side, frames=frames), workers=1)
-    tasks = shards.plan_files(sources.load(films, films / "train.csv"), PER_SHARD)
+    tasks = inputs.plan_files(sources.load(films, films / "train.csv"), PER_SHARD)
     form, out = shards.Form(every=1), root / "shards"
     for task in shards.begin(out, tasks, form):
         shards.make_shard(task, out, form)

@@ -56,7 +56,7 @@ def prepare(corpus: Path, stages: Stages) -> None:
         made = shapes.write(corpus, plan)
         print(f"{plan.train} + {plan.val} clips {'rendered to' if made else 'exist in'} {corpus}")
     with stages("tokenizer"):
-        clips = sources.load(root=str(corpus), captions=str(corpus / "train.csv")).clips
+        clips = sources.load(root=str(corpus), list=str(corpus / "train.csv")).clips
         captions = [caption for clip in clips for caption in clip.captions]
         words = text.train(captions, corpus / "tokenizer.model", WORDS)
         print(f"{words.facts['vocab_size']} pieces; the first caption: {captions[0]}")

@@ -1,12 +1,12 @@
 """Makes and checks what training reads.
 
 vtp prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
-vtp prepare check --root videos --captions train.csv
+vtp prepare check --root videos --list train.csv
 vtp prepare shapes --out data/shapes
-vtp prepare shards --root videos --captions train.csv --out data/train
+vtp prepare shards --root videos --list train.csv --out data/train
 vtp prepare shards --tars openvid/*.tar --out data/openvid
 vtp prepare shards --tfds ucf101 --label-column label --out data/ucf101
-vtp prepare shards --set vatex --split val_en --data-dir vatex --out data/vatex
+vtp prepare shards --set vatex --split val_en --root vatex --out data/vatex
 vtp prepare remove --shards data/train --ids taken_down.txt
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from vtp_jax.data import sets, shapes, shards, sources, text, video
+from vtp_jax.data import inputs, processes, sets, shapes, shards, sources, text, video
 from vtp_jax.run import metrics
 from vtp_jax.setup import cli
 from vtp_jax.types import UserError
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
     command = commands.add("check", check, "decode every video and list the unreadable ones")
     command.add_argument("--root", required=True, help="the folder of the videos")
-    command.add_argument("--captions", help="check only the videos that this file names")
+    command.add_argument("--list", help="check only the videos that this file names")
     add_columns(command)
 
     command = commands.add("shapes", render_shapes, "render the corpus of moving shapes as mp4")
@@ -85,13 +85,12 @@ def add_shards(command: argparse.ArgumentParser) -> None:
     form = shards.Form()
     add = command.add_argument
     given = command.add_mutually_exclusive_group(required=True)
-    given.add_argument("--root", help="a folder of videos; see --captions")
+    given.add_argument("--list", help="a file that names videos below --root")
     given.add_argument("--tars", nargs="+", help="WebDataset tars, or folders of them")
     given.add_argument("--tfds", help="a data set of TFDS that is prepared already")
     given.add_argument("--set", help="one of the community's data sets; see docs/datasets.md")
-    add("--captions", help="of --root: the file that names the videos")
+    add("--root", help="the folder of --list's videos, of --set's files, or of TFDS's data sets")
     add("--split", default="train", help="of --set, or of --tfds, such as 'train[:60%%]'")
-    add("--data-dir", help="of --tfds: where it is; of --set: the folder of files fetched by hand")
     add("--path-column", default="path", help="of a .csv or .jsonl file")
     add("--caption-column", default="caption", help="of a file, of .json in tars, of TFDS; or none")
     add("--label-column", default="none", help="of a file, or of TFDS")
@@ -133,43 +132,40 @@ def make_shards(args: argparse.Namespace) -> None:
         if len(left) < len(tasks):
             print(f"{out}: {len(tasks) - len(left)} of {len(tasks)} shards are there already")
         if args.runner == "beam":
-            shards.run_beam(left, out, form, args.beam)
+            processes.run_beam(left, out, form, args.beam)
         else:
-            steps = shards.run(left, out, form, workers=args.workers, memory=args.memory)
+            steps = processes.run(left, out, form, workers=args.workers, memory=args.memory)
             show_progress(steps, sum(task.count for task in left))
         print_manifest(out, shards.finish(out))
 
 
-def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> list[shards.Task]:
-    given = args.source, args.licence
+def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> list[inputs.Task]:
+    terms = args.source, args.licence
     if args.tars:
-        return shards.plan_tars(args.tars, columns["caption"] or "", *given)
+        return inputs.plan_tars(args.tars, columns["caption"] or "", *terms)
     if args.tfds:
         caption, label, key = (columns[k] or "" for k in ("caption", "label", "id"))
         named = (args.video_column, caption, label, key)
-        return shards.plan_tfds(args.tfds, args.split, args.data_dir, args.per_shard, named, *given)
+        return inputs.plan_tfds(args.tfds, args.split, args.root, args.per_shard, named, *terms)
+    if not args.root:
+        given, what = ("--set", "files") if args.set else ("--list", "videos")
+        raise UserError(f"{given} needs --root, the folder of its {what}")
     if args.set:
-        if not args.data_dir:
-            raise UserError("--set needs --data-dir, the folder of the files fetched by hand")
-        source = sets.load(
-            args.set, args.split, args.data_dir, max_absent=args.max_absent, parts=True
-        )
-    elif args.captions:
+        source = sets.load(args.set, args.split, args.root, max_absent=args.max_absent, parts=True)
+    else:
         source = sources.load(
             args.root,
-            args.captions,
+            args.list,
             path_column=args.path_column,
             caption_column=columns["caption"],
             label_column=columns["label"],
             max_absent=args.max_absent,
         )
-    else:
-        raise UserError("--root needs --captions, the file that names the videos")
     clips = [
         c._replace(source=c.source or args.source, licence=c.licence or args.licence)
         for c in source.clips
     ]
-    return shards.plan_files(source._replace(clips=clips), args.per_shard)
+    return inputs.plan_files(source._replace(clips=clips), args.per_shard)
 
 
 def show_progress(steps: Iterable[int], total: int) -> None:
@@ -223,10 +219,10 @@ def train_tokenizer(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    if args.captions:
+    if args.list:
         source = sources.load(
             args.root,
-            args.captions,
+            args.list,
             path_column=args.path_column,
             caption_column=args.caption_column,
             max_absent=1.0,

@@ -1,7 +1,7 @@
 """CoCa pretraining on images with texts (Yu et al., arXiv 2205.01917): the paper's settings.
 
     vtp train --config coca/pretrain --workdir runs/coca \
-        --config.data.train.root=DIR --config.data.train.captions=images.csv
+        --config.data.train.root=DIR --config.data.train.list=images.csv
 
     switch   what it does
              CoCa of 2.1 B parameters: ViT-g, 18 + 18 decoder layers
@@ -58,14 +58,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.kind = "files"
-    c.data.train = dict(root="data/images", captions="data/images/train.csv")
+    c.data.train = dict(root="data/images", list="data/images/train.csv")
     c.data.evals = dict()
     c.data.video = dict(frames=1, stride=1, size=288, crop="resized")
     c.data.text = dict(kind="sentencepiece", path="data/tokenizer.model", length=64)
     c.data.text.vocab_size = 64_000
     c.data.max_failed = 0.05
     if "videos" in switches:
-        videos = dict(root="data/webvid", captions="data/webvid/train.csv")
+        videos = dict(root="data/webvid", list="data/webvid/train.csv")
         look = dict(frames=8, stride=8, crop="multiscale")
         c.data.also = dict(videos=dict(train=videos, video=look, batch=8192))
 

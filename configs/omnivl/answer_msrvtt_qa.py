@@ -64,8 +64,8 @@ def ask(epochs: int, batch: int, rate: float) -> ConfigDict:
     c.data.kind = "files"
     root = "data/msrvtt"
     columns = dict(caption_column="question", label_column="answer", answers=f"{root}/answers.txt")
-    c.data.train = dict(root=root, captions=f"{root}/qa_train.csv", **columns)
-    c.data.evals = dict(test=dict(root=root, captions=f"{root}/qa_test.csv", **columns))
+    c.data.train = dict(root=root, list=f"{root}/qa_train.csv", **columns)
+    c.data.evals = dict(test=dict(root=root, list=f"{root}/qa_test.csv", **columns))
     c.data.video = dict(frames=8, stride=15, size=224, crop="multiscale")
     c.data.text = dict(kind="wordpiece", path="data/bert-base-uncased-vocab.txt", length=30)
     c.data.max_failed = 0.05

@@ -135,7 +135,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def files(name: str, **columns: str) -> dict:
-    return dict(root=f"data/{name}", captions=f"data/{name}/train.csv", **columns)
+    return dict(root=f"data/{name}", list=f"data/{name}/train.csv", **columns)
 
 
 def shrink(c: ConfigDict, images: bool) -> None:

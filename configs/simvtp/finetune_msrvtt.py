@@ -51,8 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.kind = "files"
-    c.data.train = dict(root="data/msrvtt", captions="data/msrvtt/train_9k.json")
-    c.data.evals = dict(test=dict(root="data/msrvtt", captions="data/msrvtt/test_1k.json"))
+    c.data.train = dict(root="data/msrvtt", list="data/msrvtt/train_9k.json")
+    c.data.evals = dict(test=dict(root="data/msrvtt", list="data/msrvtt/test_1k.json"))
     # The release's last numbers come from views=(15, 3); each epoch's from (3, 3).
     c.data.video = dict(frames=16, stride=4, size=224, crop="resized", views=(3, 3))
     c.data.text = dict(kind="wordpiece", path="data/bert-base-uncased-vocab.txt", length=32)

@@ -1,7 +1,7 @@
 """SimVTP pretraining on WebVid-2M (Ma et al., arXiv 2212.03490): the released settings.
 
     vtp train --config simvtp/pretrain_webvid --workdir runs/simvtp \
-        --config.data.train.root=DIR --config.data.train.captions=webvid.json
+        --config.data.train.root=DIR --config.data.train.list=webvid.json
 
 Hardware of the paper: 64 V100, 16 clips each, fp32. Here: any mesh; bf16 with softmax, norm
 statistics, targets and losses in fp32.
@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.kind = "files"
-    c.data.train = dict(root="data/webvid", captions="data/webvid/train.json")
+    c.data.train = dict(root="data/webvid", list="data/webvid/train.json")
     c.data.evals = dict()
     # 64-frame windows, every 4th frame; crops of 1, .875, .75 or .66 of the short side (facts 4.1).
     c.data.video = dict(frames=16, stride=4, size=224, crop="multiscale")

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data = ConfigDict()
     c.data.kind = "files"
     where = "data/k400" if "clips" in switches else "data/imagenet"
-    c.data.train = dict(root=where, captions=f"{where}/train.txt", caption_column=None)
+    c.data.train = dict(root=where, list=f"{where}/train.txt", caption_column=None)
     c.data.evals = dict()
     # Two crops of each decoded clip, of 8 to 100 % of the area.
     c.data.video = dict(frames=frames, stride=8, size=224, crop="resized", repeats=2)

@@ -2,7 +2,7 @@
 settings.
 
     vtp train --config tvtsv2/pretrain_yt_webvid --workdir runs/tvtsv2 \
-        --config.data.train.root=DIR --config.data.train.captions=yt.csv \
+        --config.data.train.root=DIR --config.data.train.list=yt.csv \
         --config.data.also.webvid.train.root=DIR
 
 The run starts from CLIP. Import its file once:
@@ -83,11 +83,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.kind = "files"
-    c.data.train = dict(root="data/yt", captions="data/yt/train.csv", pieces=PIECES)
+    c.data.train = dict(root="data/yt", list="data/yt/train.csv", pieces=PIECES)
     c.data.video = dict(frames=3, stride=25, size=224, crop="multiscale")
     c.data.also = dict(
         webvid=dict(
-            train=dict(root="data/webvid", captions="data/webvid/train.csv"),
+            train=dict(root="data/webvid", list="data/webvid/train.csv"),
             video=dict(frames=12, stride=25),
         )
     )

@@ -1,7 +1,7 @@
 """VideoMAE fine-tuned for recognition (Tong et al., arXiv 2203.12602): the released settings.
 
     vtp train --config videomae/finetune_k400 --workdir runs/videomae_ft \
-        --config.data.train.root=DIR --config.data.train.captions=train.txt
+        --config.data.train.root=DIR --config.data.train.list=train.txt
 
 The run starts from the run or the imported weights in runs/videomae; ssv2 and ssv2_S start from
 runs/ssv2, ucf101 from runs/ucf101, pretrained on the same videos (pretrain_k400.py). For another
@@ -113,8 +113,8 @@ def recognise(recipe: Recipe, source: str) -> ConfigDict:
     c.data.kind = "files"
     # Lists of `path label`.
     root, columns = f"data/{recipe.data}", dict(caption_column=None, label_column="label")
-    c.data.train = dict(root=root, captions=f"{root}/train.txt", **columns)
-    c.data.evals = dict(test=dict(root=root, captions=f"{root}/test.txt", **columns))
+    c.data.train = dict(root=root, list=f"{root}/train.txt", **columns)
+    c.data.evals = dict(test=dict(root=root, list=f"{root}/test.txt", **columns))
     c.data.video = dict(
         frames=16, stride=dataset.stride, size=224, crop="resized", repeats=2, views=dataset.views
     )

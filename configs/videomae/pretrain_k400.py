@@ -1,7 +1,7 @@
 """VideoMAE pretraining on Kinetics-400 (Tong et al., arXiv 2203.12602): the released settings.
 
     vtp train --config videomae/pretrain_k400 --workdir runs/videomae \
-        --config.data.train.root=DIR --config.data.train.captions=train.txt
+        --config.data.train.root=DIR --config.data.train.list=train.txt
     vtp train --config videomae/pretrain_k400:ssv2 --workdir runs/ssv2
     vtp train --config videomae/pretrain_k400:ucf101 --workdir runs/ucf101
 
@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.kind = "files"
-    c.data.train = dict(root="data/k400", captions="data/k400/train.txt", caption_column=None)
+    c.data.train = dict(root="data/k400", list="data/k400/train.txt", caption_column=None)
     c.data.evals = dict()
     c.data.video = dict(frames=16, stride=recipe.stride, size=224, crop="multiscale")
     c.data.max_failed = 0.05

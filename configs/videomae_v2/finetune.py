@@ -1,7 +1,7 @@
 """VideoMAE V2: post-pretraining on K710, and fine-tuning (Wang et al., arXiv 2303.16727).
 
     vtp train --config videomae_v2/finetune --workdir runs/v2_k710 \
-        --config.data.train.root=DIR --config.data.train.captions=train.txt
+        --config.data.train.root=DIR --config.data.train.list=train.txt
     vtp train --config videomae_v2/finetune:g_k710_k400 --workdir runs/v2_k710_k400
 
 Each stage is a run. It starts from the run or the imported weights in runs/v2 (of

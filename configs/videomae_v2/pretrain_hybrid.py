@@ -1,7 +1,7 @@
 """VideoMAE V2 pretraining on 1.35 M clips of mixed sources (Wang et al., arXiv 2303.16727).
 
     vtp train --config videomae_v2/pretrain_hybrid --workdir runs/v2 \
-        --config.data.train.root=DIR --config.data.train.captions=hybrid.txt
+        --config.data.train.root=DIR --config.data.train.list=hybrid.txt
 
 Each clip is decoded once and shown as four crops with masks of their own. The decoder predicts
 every second place, and the loss counts the hidden ones among them: 160 tokens encoded, 784
@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.kind = "files"
-    c.data.train = dict(root="data/hybrid", captions="data/hybrid/train.txt", caption_column=None)
+    c.data.train = dict(root="data/hybrid", list="data/hybrid/train.txt", caption_column=None)
     c.data.evals = dict()
     c.data.video = dict(frames=16, stride=4, size=224, crop="multiscale", repeats=4)
     c.data.max_failed = 0.05

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.configs import ROOT, tiny_configs
-from vtp_jax.data import outline, pipeline, shapes, shards, sources, text
+from vtp_jax.data import inputs, outline, pipeline, shapes, shards, sources, text
 from vtp_jax.setup import config
 from vtp_jax.types import UserError
 
@@ -35,7 +35,7 @@ def root(tmp_path_factory):
     said = {f"train/{i:05d}.mp4": ["first", "then"] for i in range(4)}
     (root / "long.json").write_text(json.dumps(said))
     source = sources.load(root, root / "list.csv", label_column="label")
-    (task,), form = shards.plan_files(source, 9), shards.Form(every=1)
+    (task,), form = inputs.plan_files(source, 9), shards.Form(every=1)
     shards.begin(root / "shards", [task], form)
     shards.make_shard(task, root / "shards", form)
     shards.finish(root / "shards")
@@ -51,7 +51,7 @@ def test_of_every_tiny_config(path):
 
 
 def files(root, **more):
-    return dict(root=str(root), captions=str(root / "list.csv"), **more)
+    return dict(root=str(root), list=str(root / "list.csv"), **more)
 
 
 def test_of_files(root):
@@ -61,7 +61,7 @@ def test_of_files(root):
     asked = files(root, label_column="answer", answers=str(root / "answers.txt"))
     check(dict(data, train=asked), labels=2)
     check(dict(data, video=dict(VIDEO, repeats=3)))
-    long = dict(root=str(root), captions=str(root / "long.json"), pieces=2)
+    long = dict(root=str(root), list=str(root / "long.json"), pieces=2)
     size = text.load_sentencepiece(root / "spm.model").facts["vocab_size"]
     words = dict(kind="sentencepiece", length=8, path=str(root / "spm.model"), vocab_size=size)
     check(dict(data, train=long, text=words))
@@ -92,13 +92,13 @@ def test_of_a_set_by_name(tmp_path):
     (tmp_path / "train/00000.mp4").rename(tmp_path / "Disc/00000.mp4")
     (tmp_path / "classInd.txt").write_text("1 Disc\n")
     (tmp_path / "trainlist01.txt").write_text("Disc/00000.mp4 1\n")
-    given = dict(set="ucf101", split="train_1", manual_dir=str(tmp_path))
+    given = dict(set="ucf101", split="train_1", root=str(tmp_path))
     check(dict(kind="sets", video=VIDEO, train=given), labels=1)
 
 
 def test_of_published_vocabularies():
     """Nothing is read: their files are not here. The ids are those of BERT's and CLIP's files."""
-    data = dict(kind="files", train=dict(root="no", captions="no"), video=VIDEO)
+    data = dict(kind="files", train=dict(root="no", list="no"), video=VIDEO)
     ids = dict(pad_id=0, unk_id=100, cls_id=101, sep_id=102, mask_id=103)
     for kind, wanted in (
         ("wordpiece", dict(ids, vocab_size=30522)),
@@ -126,5 +126,5 @@ def test_a_vocabulary_of_another_size_is_reported_and_its_own_numbers_are_used(r
 
 def test_without_tensorflow(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    data = dict(kind="files", train=dict(root="no", captions="no"), video=VIDEO)
+    data = dict(kind="files", train=dict(root="no", list="no"), video=VIDEO)
     assert outline.describe(data, 4).facts["labels"] == 0

@@ -15,7 +15,7 @@ import pytest
 
 from tests import worn
 from tests.configs import ROOT, config_files
-from vtp_jax.data import collect, pipeline, records, shapes, shards, sources, text
+from vtp_jax.data import collect, inputs, pipeline, records, shapes, shards, sources, text
 from vtp_jax.run import sharding
 from vtp_jax.setup import config
 from vtp_jax.types import UserError, check_batch
@@ -58,8 +58,8 @@ def make(root=None, **changes):
         given |= dict(kind="shapes", train=dict(clips=ROWS, side=32, frames=10))
         given |= dict(evals=dict(val=dict(clips=5, side=32, frames=10)))
     else:
-        given |= dict(kind="files", train=dict(root=str(root), captions=str(root / "train.json")))
-        given |= dict(evals=dict(val=dict(root=str(root), captions=str(root / "val.csv"))))
+        given |= dict(kind="files", train=dict(root=str(root), list=str(root / "train.json")))
+        given |= dict(evals=dict(val=dict(root=str(root), list=str(root / "val.csv"))))
     return pipeline.make(**(given | changes))
 
 
@@ -171,7 +171,7 @@ def test_streams(root, tmp_path):
 
 
 def test_stream_of_captions_has_a_row_for_each(corpus):
-    evals = dict(many=dict(root=str(corpus), captions=str(corpus / "train.json")))
+    evals = dict(many=dict(root=str(corpus), list=str(corpus / "train.json")))
     data = make(corpus, evals=evals)
     stream = data.streams["many/captions"]
     rows = [
@@ -227,7 +227,7 @@ def sharded(corpus, tmp_path_factory):
     """The same corpus as shards of five clips each, all frames at high quality."""
     out = tmp_path_factory.mktemp("sharded")
     clips = sources.load(corpus, corpus / "train.json")
-    tasks, form = shards.plan_files(clips, 5), shards.Form(every=1, quality=95, ratio=0.0)
+    tasks, form = inputs.plan_files(clips, 5), shards.Form(every=1, quality=95, ratio=0.0)
     for task in shards.begin(out, tasks, form):
         shards.make_shard(task, out, form)
     shards.finish(out)
@@ -247,9 +247,7 @@ def test_shards_show_what_files_show(corpus, sharded, repeats):
     """The same clips, frames, parts and captions, in training and evaluation."""
     look = dict(video=dict(VIDEO, repeats=repeats, crop="centre", size=32))
     both = [
-        make(
-            corpus, evals=dict(val=dict(root=str(corpus), captions=f"{corpus}/train.json")), **look
-        ),
+        make(corpus, evals=dict(val=dict(root=str(corpus), list=f"{corpus}/train.json")), **look),
         from_shards(sharded, evals=dict(val=dict(root=str(sharded))), **look),
     ]
     assert both[0].spec == both[1].spec
@@ -285,13 +283,13 @@ def test_every_config_takes_shards_by_the_documented_command(path, corpus, shard
 def test_pieces_of_shards_are_those_of_files(corpus, tmp_path):
     said = {f"train/{i:05d}.mp4": ["first it rests", "then it falls"] for i in range(4)}
     (tmp_path / "long.json").write_text(json.dumps(said))
-    (task,) = shards.plan_files(sources.load(corpus, tmp_path / "long.json"), 9)
+    (task,) = inputs.plan_files(sources.load(corpus, tmp_path / "long.json"), 9)
     form = shards.Form(every=1, quality=95, ratio=0.0)
     shards.begin(tmp_path / "out", [task], form)
     shards.make_shard(task, tmp_path / "out", form)
     shards.finish(tmp_path / "out")
     given = dict(evals={}, video=dict(VIDEO, size=32, crop="centre"))
-    train = dict(root=str(corpus), captions=str(tmp_path / "long.json"), pieces=2)
+    train = dict(root=str(corpus), list=str(tmp_path / "long.json"), pieces=2)
     (a,) = take(make(corpus, train=train, **given), 1)
     (b,) = take(make(kind="shards", train=train | dict(root=str(tmp_path / "out")), **given), 1)
     np.testing.assert_array_equal(a["text"], b["text"])
@@ -315,7 +313,7 @@ def test_two_then_three_then_one_process_across_restarts(sharded):
 
 
 def test_a_stride_between_stored_frames_is_refused(corpus, tmp_path):
-    (task,) = shards.plan_files(sources.load(corpus, corpus / "val.csv"), 9)
+    (task,) = inputs.plan_files(sources.load(corpus, corpus / "val.csv"), 9)
     form = shards.Form(every=4)
     shards.begin(tmp_path, [task], form)
     shards.make_shard(task, tmp_path, form)
@@ -351,7 +349,7 @@ def test_tfds_becomes_shards(tmp_path):
     Films(data_dir=str(tmp_path / "tfds")).download_and_prepare()
     name = str(tmp_path / "tfds")
     columns = ("film", "text", "label", "name")
-    tasks = shards.plan_tfds("films", "train", name, 3, columns, "there", "CC0")
+    tasks = inputs.plan_tfds("films", "train", name, 3, columns, "there", "CC0")
     form, out = shards.Form(every=2), tmp_path / "out"
     for task in shards.begin(out, tasks, form):
         shards.make_shard(task, out, form)
@@ -363,9 +361,9 @@ def test_tfds_becomes_shards(tmp_path):
         assert (clip.path, clip.captions) == (f"n{k}", (f"level {k}",))
         assert np.abs(clips.open(number).read(np.arange).astype(int) - 40 * k).max() < 4
     with pytest.raises(UserError, match="no feature 'video'; it has"):
-        shards.plan_tfds("films", "train", name, 3, ("video", "", "", ""), "", "")
+        inputs.plan_tfds("films", "train", name, 3, ("video", "", "", ""), "", "")
     with pytest.raises(UserError, match="TFDS: "):
-        shards.plan_tfds("absent", "train", name, 3, columns, "", "")
+        inputs.plan_tfds("absent", "train", name, 3, columns, "", "")
 
 
 # A worn corpus.
@@ -378,7 +376,7 @@ def worn_corpus(request, tmp_path_factory):
     if request.param == "shards":
         return "shards", dict(root=str(worn.write_shards(root, side=32, frames=8))), worn.SHARDS
     worn.write(root, side=32, frames=8)
-    given = dict(root=str(root), captions=str(root / "train.csv"), max_absent=0.05)
+    given = dict(root=str(root), list=str(root / "train.csv"), max_absent=0.05)
     return "files", given, worn.DAMAGE
 
 
@@ -425,12 +423,25 @@ def test_a_mixture_goes_on_over_rotted_shards(worn_corpus):
     assert wrong == set(bad)
 
 
+def test_keys_of_older_runs_are_read_and_reported(corpus, caplog):
+    """`captions` is now `list`, at any depth; a config with both names is rejected."""
+    old = dict(root=str(corpus), list=str(corpus / "train.json"))
+    with caplog.at_level("WARNING", logger="absl"):
+        data = make(corpus, train=dict(mix=dict(a=old)), evals=dict(val=old))
+    assert data.rows == ROWS and data.streams["val"].rows == ROWS
+    lines = [r.getMessage() for r in caplog.records]
+    assert [x.partition(":")[0] for x in lines] == ["data.train.mix.a", "data.evals.val"]
+    assert all("'captions' is now called 'list'" in x for x in lines)
+    with pytest.raises(UserError, match="data.train: 'captions' is the old name of 'list'"):
+        make(corpus, train=dict(old, list=old["captions"]))
+
+
 # Mixtures.
 
 
 def mixed(root, **more):
     """The files, three times as often as shapes drawn in memory."""
-    files = dict(root=str(root), captions=str(root / "train.json"), weight=3.0)
+    files = dict(root=str(root), list=str(root / "train.json"), weight=3.0)
     drawn = dict(kind="shapes", clips=7, side=32, frames=10)
     return make(root, train=dict(mix=dict(files=files, drawn=drawn)), **more)
 
@@ -482,7 +493,7 @@ def test_unreadable_rows_keep_their_places(corpus, broken):
 
 
 def broken_train(root, **more):
-    return dict(root=str(root), captions=str(root / "train.json"), max_absent=0.1, **more)
+    return dict(root=str(root), list=str(root / "train.json"), max_absent=0.1, **more)
 
 
 def test_counts_are_exact_for_what_was_handed_out(broken):
@@ -597,7 +608,7 @@ def test_errors_of_one_line(changes, told):
 def test_without_text_there_are_no_captions(corpus):
     table = "".join(f"train/{i:05d}.mp4 {i % 3}\n" for i in range(ROWS))
     (corpus / "list.txt").write_text(table)
-    given = dict(root=str(corpus), captions=str(corpus / "list.txt"), caption_column=None)
+    given = dict(root=str(corpus), list=str(corpus / "list.txt"), caption_column=None)
     data = make(corpus, text=None, train=given, evals=dict(val=given))
     assert set(data.spec) == {"video", "id", "valid"} and set(data.streams) == {"val"}
     assert set(data.facts) == {"mean", "std", "labels"} and data.facts["labels"] == 0
@@ -673,7 +684,7 @@ def test_clips_of_a_longer_video_come_in_order_with_their_texts():
 
 def test_pieces_of_files_need_a_caption_each(corpus, tmp_path):
     captions = tmp_path / "long.json"
-    train = dict(root=str(corpus), captions=str(captions), pieces=2)
+    train = dict(root=str(corpus), list=str(captions), pieces=2)
     said = ["first it rests", "then it falls"]
     captions.write_text(json.dumps({f"train/0000{i}.mp4": said for i in range(3)}))
     data = make(corpus, train=train, batch=3)
@@ -723,7 +734,7 @@ def test_a_process_ends_while_tensorflow_reads_ahead(corpus):
         from vtp_jax.data import pipeline
         root = {str(corpus)!r}
         data = pipeline.make(
-            kind="files", batch=4, seed=0, train=dict(root=root, captions=root + "/train.json"),
+            kind="files", batch=4, seed=0, train=dict(root=root, list=root + "/train.json"),
             video=dict(frames=2, stride=2, size=16), text=dict(kind="sentencepiece", length=8),
         )
         batches = data.batches(0)

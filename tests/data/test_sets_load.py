@@ -158,11 +158,14 @@ def test_the_pipeline_opens_sets_by_name(tmp_path):
     one, two = sorted(tmp_path.rglob("train/*.mp4"))
     one.rename(tmp_path / "video7.mp4"), two.rename(tmp_path / "video9.mp4")
     jsfusion(tmp_path, "video9", "video7")
-    given = dict(set="msrvtt", split="test_1k", manual_dir=str(tmp_path))
+    given = dict(set="msrvtt", split="test_1k", root=str(tmp_path))
     clips = opening.open_set("data.train", "sets", given, "train")
     assert [clip.path for clip in clips.source.clips] == ["video9.mp4", "video7.mp4"]
     assert clips.open(1).read(lambda n: np.arange(n)).shape == (4, 32, 32, 3)
-    with pytest.raises(UserError, match="data.train: .*manual_dir"):
+    old = dict(given, manual_dir=given["root"])
+    del old["root"]  # as older runs wrote it
+    assert opening.open_set("data.train", "sets", old, "train").source == clips.source
+    with pytest.raises(UserError, match="data.train: .*root"):
         opening.open_set("data.train", "sets", dict(set="msrvtt", split="test_1k"), "train")
 
 
@@ -174,9 +177,7 @@ def test_the_checker_counts_and_names(tmp_path, capsys, monkeypatch):
     jsfusion(tmp_path, "video2", "video1", "video3", "video1")
     with pytest.raises(SystemExit) as done:
         missing = str(tmp_path / "missing.txt")
-        entry.main(
-            ["check", "--set", "msrvtt", "--manual-dir", str(tmp_path), "--missing", missing]
-        )
+        entry.main(["check", "--set", "msrvtt", "--root", str(tmp_path), "--missing", missing])
     assert done.value.code == 1
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(sets.SETS["msrvtt"].splits)
@@ -189,7 +190,7 @@ def test_the_checker_counts_and_names(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(splits, "test_1k", splits["test_1k"]._replace(rows=2))
     touch(tmp_path, "video2.mp4")
     jsfusion(tmp_path, "video2", "video1")
-    entry.main(["check", "--set=msrvtt", f"--manual-dir={tmp_path}", "--split=test_1k"])
+    entry.main(["check", "--set=msrvtt", f"--root={tmp_path}", "--split=test_1k"])
     assert capsys.readouterr().out == "msrvtt/test_1k: 2 rows, as published; all videos are there\n"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from vtp_jax import prepare
-from vtp_jax.data import ops, records, sets, shapes, shards, sources, tars, video
+from vtp_jax.data import inputs, ops, processes, records, sets, shapes, shards, sources, tars, video
 from vtp_jax.types import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "videos"
@@ -44,7 +44,7 @@ CAUSES = dict(missing=1, not_a_video=2)
 
 
 def make(corpus, out, more=""):
-    given = f"--root {corpus} --captions {corpus}/c.jsonl --source here"
+    given = f"--root {corpus} --list {corpus}/c.jsonl --source here"
     prepare.main(f"shards {given} --out {out} --per-shard 3 --every 1 {more}".split())
     return manifest_of(out)
 
@@ -92,7 +92,7 @@ def test_every_clip_is_there_or_refused_for_a_cause(corpus, made, capsys):
 
 def test_killed_at_any_moment_it_goes_on(corpus, made, tmp_path):
     """Killed with its children at its first shard; then again what stood half done."""
-    argv = f"shards --root {corpus} --captions {corpus}/c.jsonl --source here --out {tmp_path}"
+    argv = f"shards --root {corpus} --list {corpus}/c.jsonl --source here --out {tmp_path}"
     code = "import sys; from vtp_jax import prepare; prepare.main(sys.argv[1:])"
     argv = [sys.executable, "-c", code, *argv.split(), *["--per-shard", "3", "--every", "1"]]
     run = subprocess.Popen([*argv, "--workers", "1"], start_new_session=True)
@@ -152,7 +152,7 @@ class Deadly(NamedTuple):
 
         shards.store = store  # in a process of its own
         for number, media in enumerate(self.media):
-            yield shards.Item(sources.Clip(str(number), ("x",)), media)
+            yield inputs.Item(sources.Clip(str(number), ("x",)), media)
 
 
 def test_a_clip_that_kills_or_hangs_costs_itself_alone(corpus, tmp_path, monkeypatch):
@@ -161,9 +161,9 @@ def test_a_clip_that_kills_or_hangs_costs_itself_alone(corpus, tmp_path, monkeyp
     good = str(corpus / "train/00000.mp4")
     media = (good, "crash", good, "hang", "crash", good)
     form = shards.Form(seconds=0.5)
-    task = shards.Task("a.shard", Deadly(media), len(media))
+    task = inputs.Task("a.shard", Deadly(media), len(media))
     shards.begin(tmp_path, [task], form)
-    steps = shards.run([task], tmp_path, form, workers=1, memory=4.0)
+    steps = processes.run([task], tmp_path, form, workers=1, memory=4.0)
     assert sum(steps) >= len(media) - 1
     manifest = shards.finish(tmp_path)
     assert [c.path for c in records.Shards(tmp_path)] == ["0", "2", "5"]
@@ -179,7 +179,7 @@ class Broken(NamedTuple):
     dies: bool
 
     def __call__(self):
-        yield shards.Item(sources.Clip("0", ("x",)), self.media)
+        yield inputs.Item(sources.Clip("0", ("x",)), self.media)
         if self.dies:
             os._exit(1)
         raise KeyError("of ours")
@@ -189,10 +189,10 @@ class Broken(NamedTuple):
     "dies, told", [(False, "a.shard: KeyError: 'of ours'"), (True, "twice.* 1")]
 )
 def test_what_fails_between_clips_is_no_clips_fault(corpus, tmp_path, dies, told):
-    task = shards.Task("a.shard", Broken(str(corpus / "train/00000.mp4"), dies), 2)
+    task = inputs.Task("a.shard", Broken(str(corpus / "train/00000.mp4"), dies), 2)
     shards.begin(tmp_path, [task], shards.Form())
     with pytest.raises(UserError, match=told):
-        list(shards.run([task], tmp_path, shards.Form(), workers=1, memory=4.0))
+        list(processes.run([task], tmp_path, shards.Form(), workers=1, memory=4.0))
 
 
 def test_an_error_of_ours_costs_one_clip(corpus, tmp_path, monkeypatch):
@@ -206,10 +206,10 @@ def test_an_error_of_ours_costs_one_clip(corpus, tmp_path, monkeypatch):
     told = [sources.Clip("a\ud83d", ("b\ud83d",), source="\udce9"), sources.Clip("c", ("x",))]
 
     def items():
-        yield shards.Item(told[0], film)
-        yield shards.Item(told[1], "other")
+        yield inputs.Item(told[0], film)
+        yield inputs.Item(told[1], "other")
 
-    task = shards.Task("a.shard", items, 2)
+    task = inputs.Task("a.shard", items, 2)
     shards.begin(tmp_path, [task], shards.Form())
     shards.make_shard(task, tmp_path, shards.Form())
     manifest = shards.finish(tmp_path)
@@ -224,9 +224,9 @@ def test_an_error_of_ours_costs_one_clip(corpus, tmp_path, monkeypatch):
 
 def test_one_run_at_a_time(corpus, made, capsys):
     with shards.hold(made):
-        with pytest.raises(UserError, match="another run is at work"):
+        with pytest.raises(UserError, match="another run is active"):
             make(corpus, made)
-        with pytest.raises(UserError, match="another run is at work"):
+        with pytest.raises(UserError, match="another run is active"):
             shards.remove(made, ["id0"])
     make(corpus, made)
 
@@ -235,9 +235,9 @@ def test_a_worker_ends_when_its_run_does(tmp_path):
     """An orphan once put its shard into the folder of the next run."""
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
-    task = shards.Task("a.shard", Deadly(("hang",)), 1)
+    task = inputs.Task("a.shard", Deadly(("hang",)), 1)
     given = (theirs, task, tmp_path, shards.Form(), frozenset(), {}, 4.0)
-    process = context.Process(target=shards.work, args=given, daemon=True)
+    process = context.Process(target=processes.work, args=given, daemon=True)
     process.start()
     theirs.close()
     assert ours.recv() == 0 and process.is_alive()
@@ -247,7 +247,7 @@ def test_a_worker_ends_when_its_run_does(tmp_path):
 
 
 def test_two_writers_do_not_meet(corpus, tmp_path):
-    film, _ = shards.store(shards.Item(sources.Clip("a", ()), f"{corpus}/train/00000.mp4"), FORM)
+    film, _ = shards.store(inputs.Item(sources.Clip("a", ()), f"{corpus}/train/00000.mp4"), FORM)
     one = records.Record("a", (), (), None, "", "", **film)
 
     def some():
@@ -325,7 +325,7 @@ def test_ids_are_unique(corpus, tmp_path):
         with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
             add(tar, "0.mp4", film)
             add(tar, f"{name}.mp4", b"")
-    tasks = shards.plan_tars([str(tmp_path)], "", "", "")
+    tasks = inputs.plan_tars([str(tmp_path)], "", "", "")
     out, form = tmp_path / "out", shards.Form(captioned=False)
     for task in shards.begin(out, tasks, form):
         shards.make_shard(task, out, form)
@@ -335,9 +335,9 @@ def test_ids_are_unique(corpus, tmp_path):
     assert shards.remove(out, ["two/0"])["records"] == 1
 
     def items(keys):
-        return lambda: (shards.Item(sources.Clip(key, ()), film) for key in keys)
+        return lambda: (inputs.Item(sources.Clip(key, ()), film) for key in keys)
 
-    tasks = [shards.Task(f"{n}.shard", items(keys), 2) for n, keys in enumerate(("aba", "cb"))]
+    tasks = [inputs.Task(f"{n}.shard", items(keys), 2) for n, keys in enumerate(("aba", "cb"))]
     out = tmp_path / "again"
     shards.begin(out, tasks, form)
     for task in tasks:
@@ -353,7 +353,7 @@ FORM = shards.Form(every=1, quality=95, ratio=0.0, captioned=False)
 def make_set(name, split, folder, out):
     """In this process."""
     source = sets.load(name, split, folder, parts=True)
-    tasks = shards.plan_files(source, 99)
+    tasks = inputs.plan_files(source, 99)
     for task in shards.begin(out, tasks, FORM):
         shards.make_shard(task, out, FORM)
     return shards.finish(out)
@@ -443,7 +443,7 @@ def test_tars_become_shards(corpus, tmp_path):
 
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
-    item = shards.Item(sources.Clip("a", ("x",)), str(tmp_path / "a.mp4"))
+    item = inputs.Item(sources.Clip("a", ("x",)), str(tmp_path / "a.mp4"))
     with pytest.raises(video.Unreadable, match="missing"):
         shards.store(item, shards.Form())
 
@@ -453,12 +453,12 @@ def test_frames_of_arrays(tmp_path):
     film = shapes.read(shapes.Plan(side=64, frames=10), "train", 0)
 
     def items():
-        yield shards.Item(sources.Clip("a", ("x",), 3), (film, 8.0))
-        yield shards.Item(sources.Clip("b", ("x",)), (film[..., 0], 8.0))
+        yield inputs.Item(sources.Clip("a", ("x",), 3), (film, 8.0))
+        yield inputs.Item(sources.Clip("b", ("x",)), (film[..., 0], 8.0))
         yield tars.Refused("c", "duplicate")
 
     form = shards.Form(every=3, short_side=32)
-    shards.make_shard(shards.Task("a.shard", items, 3), tmp_path, form)
+    shards.make_shard(inputs.Task("a.shard", items, 3), tmp_path, form)
     (one,) = records.Shard(tmp_path / "a.shard").records()
     assert (one.frames, one.rate, one.label, len(one.film[0].frames)) == (10, 8.0, 3, 4)
     assert (one.height, one.width) == (32, 32)
@@ -468,7 +468,7 @@ def test_frames_of_arrays(tmp_path):
 
 
 def test_quality_falls_where_a_clip_would_be_too_large(corpus):
-    item = shards.Item(sources.Clip("a", ("x",)), str(corpus / "train/00000.mp4"))
+    item = inputs.Item(sources.Clip("a", ("x",)), str(corpus / "train/00000.mp4"))
     sizes = []
     for ratio in (0.0, 100.0, 0.01):
         known, _ = shards.store(item, shards.Form(every=1, quality=90, ratio=ratio))
@@ -482,7 +482,7 @@ def test_real_videos_come_out_the_same_or_with_a_cause(tmp_path):
     to pixel, above 26."""
     files = sorted(p for p in REAL.iterdir() if p.suffix in sources.VIDEOS)
     clips = [sources.Clip(p.name, ("x",)) for p in files]
-    (task,) = shards.plan_files(sources.Source(str(REAL), clips), 99)
+    (task,) = inputs.plan_files(sources.Source(str(REAL), clips), 99)
     form = shards.Form()
     shards.make_shard(task, tmp_path, form)
     found = {one.id: one for one in records.Shard(tmp_path / task.name).records()}
@@ -510,13 +510,13 @@ def write_manifest(folder, name, count):
 @pytest.mark.parametrize(
     "argv, told",
     [
-        ("shards --root . --out x", "--root needs --captions"),
+        ("shards --list x --out x", "--list needs --root, the folder of its videos"),
         ("shards --tars no.tar --out x", "'no.tar' is no .tar file"),
-        ("shards --set ucf101 --out x", "--set needs --data-dir"),
-        ("shards --root . --captions no.csv --every 0 --out x", "--every must be 1 or more"),
-        ("shards --root . --captions x --workers 0 --out x", "--workers must be 1 or more"),
-        ("shards --root . --captions x --quality 500 --out x", "--quality .* 1 .* 95 or less"),
-        ("shards --root . --captions x --max-absent -1 --out x", "--max-absent must be 0 or more"),
+        ("shards --set ucf101 --out x", "--set needs --root, the folder of its files"),
+        ("shards --root . --list no.csv --every 0 --out x", "--every must be 1 or more"),
+        ("shards --root . --list x --workers 0 --out x", "--workers must be 1 or more"),
+        ("shards --root . --list x --quality 500 --out x", "--quality .* 1 .* 95 or less"),
+        ("shards --root . --list x --max-absent -1 --out x", "--max-absent must be 0 or more"),
         ("remove --shards . --ids README.md", "no shards in '.'"),
         ("remove --shards . --ids no.txt", "no file 'no.txt'"),
     ],
@@ -563,7 +563,7 @@ def test_splits_of_tfds_in_parts(monkeypatch):
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: type("Films", (), dict(info=Info)))
 
     def plan(split):
-        tasks = shards.plan_tfds("films", split, None, 4, ("video", "", "", ""), "", "")
+        tasks = inputs.plan_tfds("films", split, None, 4, ("video", "", "", ""), "", "")
         return [(task.items.split, task.items.start, task.items.stop) for task in tasks]
 
     assert plan("train[:60%]") == [("train", 0, 4), ("train", 4, 6)]

@@ -54,7 +54,7 @@ def test_other_column_names(folder):
     "name, content, told",
     [
         ("c.csv", "", "is empty"),
-        ("c.csv", "path,caption\n", "lists no captions"),
+        ("c.csv", "path,caption\n", "lists no videos"),
         ("c.csv", "path,captoin\na.mp4,x\n", "no column 'caption'.*path, captoin.*'captoin'"),
         ("c.csv", "file,caption\n", "no column 'path'; it has file, caption"),
         ("c.csv", "path,caption\na.mp4\n", "line 2: 'a.mp4' has no caption"),
@@ -63,7 +63,7 @@ def test_other_column_names(folder):
         ("c.jsonl", '{"path": "a.mp4"}', "no column 'caption'; it has path"),
         ("c.jsonl", '{"path": ', "cannot be read as JSONL"),
         ("c.jsonl", "[1]", "line 1: not an object"),
-        ("c.jsonl", "", "lists no captions"),
+        ("c.jsonl", "", "lists no videos"),
         ("c.json", "[]", "must be {path: caption}, not a list"),
         ("c.json", '{"a.mp4": 3}', "'a.mp4' has no caption"),
         ("c.json", '{"a.mp4": []}', "'a.mp4' has no caption"),
@@ -84,7 +84,7 @@ def test_errors_of_one_line(folder, name, content, told):
 
 def test_more_errors_of_one_line(folder):
     captions = write(folder, "c.csv", FILES["captions.csv"])
-    with pytest.raises(UserError, match="no caption file"):
+    with pytest.raises(UserError, match="no file .*; give a list of videos"):
         sources.load(folder / "videos", folder / "absent.csv")
     with pytest.raises(UserError, match="no folder"):
         sources.load(folder / "absent", captions)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vtp_jax import bench
-from vtp_jax.data import shapes, shards, sources
+from vtp_jax.data import inputs, shapes, shards, sources
 from vtp_jax.measure import data as bench_data
 from vtp_jax.setup import config
 from vtp_jax.types import UserError
@@ -31,9 +31,9 @@ def test_parts_of_what_is_drawn(cfg, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["files", "shards"])
 def test_parts_of_what_is_read(cfg, tmp_path, kind):
     shapes.write(tmp_path, shapes.Plan(train=4, val=1, side=32, frames=8), workers=1)
-    train = dict(root=str(tmp_path), captions=str(tmp_path / "train.csv"))
+    train = dict(root=str(tmp_path), list=str(tmp_path / "train.csv"))
     if kind == "shards":
-        (task,) = shards.plan_files(sources.load(**train), 9)
+        (task,) = inputs.plan_files(sources.load(**train), 9)
         form = shards.Form(every=2)
         for one in shards.begin(tmp_path / "s", [task], form):
             shards.make_shard(one, tmp_path / "s", form)

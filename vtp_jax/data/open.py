@@ -25,6 +25,8 @@ from vtp_jax.data.look import BOXES, SAMPLINGS, Boxes, Look, Reader, cut_frames
 from vtp_jax.data.order import Order, mixed_order, shuffled_order
 from vtp_jax.types import UserError
 
+RENAMED = dict(captions="list", manual_dir="root")  # keys of a set in older config.json
+
 
 class Clips(NamedTuple):
     """A source and how its clips are read.
@@ -95,9 +97,21 @@ def list_parts(
 # Sets of clips.
 
 
+def rename(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A set's section with today's names of keys: those of older runs are read, and reported."""
+    given = dict(given)
+    for old, new in RENAMED.items():
+        if old in given and new in given:
+            raise UserError(f"{where}: '{old}' is the old name of '{new}'; give one of them")
+        if old in given:
+            logging.warning("%s: '%s' is now called '%s'", where, old, new)
+            given[new] = given.pop(old)
+    return given
+
+
 def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Clips:
     """The clips of one set, or of several that are mixed: see `pipeline.make`."""
-    given = dict(given)
+    given = rename(where, given)
     kind = given.pop("kind", kind)
     if kind not in OPENERS:
         raise UserError(f"{where}: kind={kind!r} is not known; known: {', '.join(OPENERS)}")
@@ -117,10 +131,10 @@ def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Cli
 def choose_kind(where: str, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The kind and arguments of a set of a config whose kind is `shards`.
 
-    A config's sets name caption files, and no flag removes a key. So what only files have is
+    A config's sets name lists of files, and no flag removes a key. So what only files have is
     dropped for shards, and a set other than training's that has no shards is read from files.
     """
-    if "captions" in given and not where.startswith("data.train") and not holds_shards(given):
+    if "list" in given and not where.startswith("data.train") and not holds_shards(given):
         logging.info("%s: no shards in %s, so files are read", where, given.get("root"))
         return "files", given
     files, own = (set(inspect.signature(OPENERS[kind]).parameters) for kind in ("files", "shards"))
@@ -160,7 +174,7 @@ def open_files(
     split: str,
     *,
     root: str,
-    captions: str,
+    list: str,
     path_column: str = "path",
     caption_column: str | None = "caption",
     label_column: str | None = None,
@@ -168,11 +182,11 @@ def open_files(
     max_absent: float = 0.0,
     pieces: int = 1,
 ) -> Clips:
-    """The videos that a caption file names: see `sources.load`. `split` changes nothing. pieces:
-    more than 1 where the captions of a video, as many, are those of its equal parts, in order."""
+    """The videos that the file `list` names: see `sources.load`. `split` changes nothing. pieces:
+    above 1, the number of captions of each video, which are those of its equal parts, in order."""
     source = sources.load(
         root,
-        captions,
+        list,
         path_column=path_column,
         caption_column=caption_column,
         label_column=label_column,
@@ -181,7 +195,7 @@ def open_files(
     )
     if pieces > 1 and (odd := [c for c in source.clips if len(c.captions) != pieces]):
         raise UserError(
-            f"{captions}: '{odd[0].path}' has {len(odd[0].captions)} captions; "
+            f"{list}: '{odd[0].path}' has {len(odd[0].captions)} captions; "
             f"pieces={pieces} needs one for each of its parts"
         )
     return from_source(source, pieces)
@@ -240,12 +254,12 @@ def open_community(
     *,
     set: str,
     split: str,
-    manual_dir: str,
+    root: str,
     answers: int | str = 1500,
     max_absent: float = 0.0,
 ) -> Clips:
     """A split of one of the community's data sets, by name: see `sets.load`."""
-    return from_source(sets.load(set, split, manual_dir, answers=answers, max_absent=max_absent))
+    return from_source(sets.load(set, split, root, answers=answers, max_absent=max_absent))
 
 
 def open_shards(split: str, *, root: str, pieces: int = 1) -> Clips:

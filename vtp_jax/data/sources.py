@@ -103,7 +103,7 @@ def join(parts: Sequence[Source]) -> Source:
 
 def load(
     root: str | os.PathLike[str],
-    captions: str | os.PathLike[str],
+    list: str | os.PathLike[str],
     *,
     path_column: str = "path",
     caption_column: str | None = "caption",
@@ -111,7 +111,7 @@ def load(
     answers: str | os.PathLike[str] | None = None,
     max_absent: float = 0.0,
 ) -> Source:
-    """The videos under `root` that the file `captions` (.csv, .jsonl, .json or .txt) names.
+    """The videos under `root` that the file `list` (.csv, .jsonl, .json or .txt) names.
 
     caption_column: None where there are no captions; label_column: None where there are no classes.
     answers: a file with an answer on each line. The captions are questions then, each row a clip of
@@ -120,36 +120,36 @@ def load(
     max_absent: the share of named files that may be absent. They keep their places in the list and
     count as unreadable (`missing`) when their turn comes. Anything else wrong is a UserError.
     """
-    root, captions = Path(root), Path(captions)
+    root, file = Path(root), Path(list)
     if not root.is_dir():
         raise UserError(f"no folder '{root}'; `root` must be the folder that holds the videos")
     columns = dict(path=path_column, caption=caption_column, label=label_column)
     known = None if answers is None else read_answers(Path(answers))
     merged: dict[str, Clip] = {}
-    rows = read_rows(captions, {k: name for k, name in columns.items() if name}, known)
+    rows = read_rows(file, {k: name for k, name in columns.items() if name}, known)
     for number, row in enumerate(rows):
         path, label = row["path"], row.get("label")
         if not is_inside(root, path):
             raise UserError(
-                f"{captions}, {row['where']}: '{path}' leads out of {root}; set `root` to a folder "
+                f"{file}, {row['where']}: '{path}' leads out of {root}; set `root` to a folder "
                 "that holds all the videos"
             )
         key = path if known is None else f"{path}?{number}"
         clip = merged.setdefault(key, Clip(path, (), label, **row["known"]))
         if clip.label != label:
-            raise UserError(f"{captions}: '{path}' has labels {clip.label} and {label}; keep one")
+            raise UserError(f"{file}: '{path}' has labels {clip.label} and {label}; keep one")
         merged[key] = clip._replace(
             captions=clip.captions + tuple(filter(None, [row["caption"]])),
             spans=clip.spans + tuple(filter(None, [row["span"]])),
         )
     if not merged:
-        raise UserError(f"{captions} lists no captions; it needs a row for every video")
+        raise UserError(f"{file} lists no videos; it needs a row for every video")
     absent = [clip.path for clip in merged.values() if not (root / clip.path).is_file()]
     if len(absent) > max_absent * len(merged):
         if len(absent) == len(merged) and next(find_videos(root), None) is None:
             raise UserError(f"the folder {root} holds no videos; put them there or mend `root`")
         raise UserError(
-            f"{captions} names {len(absent)} of {len(merged)} files that are not in {root}, "
+            f"{file} names {len(absent)} of {len(merged)} files that are not in {root}, "
             f"first '{absent[0]}'; mend `root` or the paths, or allow a share with max_absent"
         )
     return Source(str(root), tuple(merged.values()))
@@ -234,7 +234,7 @@ def read_rows(
     if reader is None:
         raise UserError(f"{file}: unknown format; known: {', '.join(readers)}")
     if not file.is_file():
-        raise UserError(f"no caption file '{file}'; give one as {', '.join(readers)}")
+        raise UserError(f"no file '{file}'; give a list of videos as {', '.join(readers)}")
     try:
         for where, found in reader(file, columns):
             row = {k: found[k] if k in columns else None for k in ("path", "caption", "label")}

@@ -67,12 +67,12 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
 
 
-def read(name: str, split: str, manual_dir: Place) -> Iterator[Row]:
-    """The rows of a split, in the order of its files, which lie anywhere below `manual_dir`.
+def read(name: str, split: str, root: Place) -> Iterator[Row]:
+    """The rows of a split, in the order of its files, which lie anywhere below `root`.
 
     Raises UserError, at once or when the row's turn comes, on files that are absent or wrong.
     """
-    chosen, folder, origin = find(name, split), open_folder(manual_dir), f"{name}/{split}"
+    chosen, folder, origin = find(name, split), open_folder(root), f"{name}/{split}"
     if lacking := find_lacking(chosen, folder):
         raise UserError(
             f"{origin} needs {lacking[0]}, which is nowhere below {folder.root}; "
@@ -95,9 +95,9 @@ def find_lacking(split: Split, folder: Folder) -> list[str]:
     return [file for file in needed if not folder.annotations(file)]
 
 
-def locate(rows: Iterable[Row], manual_dir: Place) -> Iterator[Found]:
+def locate(rows: Iterable[Row], root: Place) -> Iterator[Found]:
     """Each row with its file: the one cut for it, or else the whole video of which it is a part."""
-    folder = open_folder(manual_dir)
+    folder = open_folder(root)
     for row in rows:
         if path := folder.find(row.media):
             yield Found(row, path, None)
@@ -113,7 +113,7 @@ def locate(rows: Iterable[Row], manual_dir: Place) -> Iterator[Found]:
 def load(
     name: str,
     split: str,
-    manual_dir: str | os.PathLike[str],
+    root: str | os.PathLike[str],
     *,
     answers: int | str = 1500,
     max_absent: float = 0.0,
@@ -131,7 +131,7 @@ def load(
     unreadable (`missing`). parts: whether a clip may be the `part` of a longer video, which shards
     can store and nothing else can read.
     """
-    chosen, folder = find(name, split), open_folder(manual_dir)
+    chosen, folder = find(name, split), open_folder(root)
     known: Mapping[str, int] = {}
     if chosen.vocabulary and isinstance(answers, str):
         known = read_answers(Path(answers))
@@ -226,10 +226,10 @@ class Report(NamedTuple):
         return sized and not (self.lacking or self.wrong or self.missing or self.repeated)
 
 
-def check(name: str, manual_dir: Place, split: str | None = None) -> list[Report]:
+def check(name: str, root: Place, split: str | None = None) -> list[Report]:
     """A report on a split, or on each of a set's. Files are looked for, not decoded."""
     splits = [split] if split is not None else list(find_set(name).splits)
-    folder = open_folder(manual_dir)
+    folder = open_folder(root)
     return [check_split(name, one, folder) for one in splits]
 
 

@@ -2,8 +2,8 @@
 
 vtp sets list
 vtp sets list --set msrvtt
-vtp sets check --set msrvtt --manual-dir data/msrvtt
-vtp sets extract --manual-dir data/finevideo --out data/finevideo/videos
+vtp sets check --set msrvtt --root data/msrvtt
+vtp sets extract --root data/finevideo --out data/finevideo/videos
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def main(argv: Sequence[str]) -> None:
     about = "report what is missing of a set; exit code 1 if anything is"
     command = commands.add("check", check_set, about)
     command.add_argument("--set", required=True, help="the name of a set")
-    command.add_argument("--manual-dir", required=True, help="the folder of its files")
+    command.add_argument("--root", required=True, help="the folder of its files")
     command.add_argument("--split", help="that one alone")
     command.add_argument("--missing", help="a file to write the names of all absent videos to")
 
     about = "write the videos in FineVideo's parquet files to a folder; existing files are kept"
     command = commands.add("extract", extract, about)
-    command.add_argument("--manual-dir", required=True, help="the folder of the parquet files")
+    command.add_argument("--root", required=True, help="the folder of the parquet files")
     command.add_argument("--out", required=True, help="a folder below it")
     commands.run(argv)
 
@@ -75,7 +75,7 @@ def show(file: str) -> str:
 
 
 def check_set(args: argparse.Namespace) -> None:
-    reports = sets.check(args.set, args.manual_dir, args.split)
+    reports = sets.check(args.set, args.root, args.split)
     for report in reports:
         print(f"{args.set}/{report.split}: {'; '.join(tell(report))}")
     if args.missing:
@@ -111,9 +111,9 @@ def tell(report: sets.Report) -> Iterator[str]:
 
 
 def extract(args: argparse.Namespace) -> None:
-    files = sets.Folder(args.manual_dir).annotations(pretraining.FINEVIDEO[0])
+    files = sets.Folder(args.root).annotations(pretraining.FINEVIDEO[0])
     if not files:
-        raise UserError(f"no parquet files train-*.parquet below {args.manual_dir}")
+        raise UserError(f"no parquet files train-*.parquet below {args.root}")
     written = sum(pretraining.extract_finevideo(file, Path(args.out)) for file in files)
     print(f"{args.out}: {written} videos written")
 

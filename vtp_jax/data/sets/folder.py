@@ -24,7 +24,7 @@ class Folder:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise UserError(f"no folder '{root}'; manual_dir must hold the files of the set")
+            raise UserError(f"no folder '{root}'; root must be the folder of the set's files")
         self.media: dict[str, list[str]] = collections.defaultdict(list)
         self.others: list[str] = []
         seen: set[str] = set()
