@@ -31,6 +31,28 @@ def test_sample_frames_as_the_reference(length, frames, stride, seed):
     assert got.min() >= 0 and got.max() < length
 
 
+def test_every_walk_ends_where_the_reference_ends():
+    """All lengths to 80 and strides to 4, from starts at both ends: the last frame of a video is
+    never taken, and no number passes the one before it."""
+    for length in range(1, 81):
+        starts = {0, 1, length // 2, *range(length - 10, length)} & set(range(length))
+        for stride in range(1, 5):
+            for start in starts:
+                got = ops.walk(length, 8, stride, start)
+                assert got.tolist() == reference_walk(length, 8, stride, start)
+
+
+def test_parts_follow_each_other_without_gap_or_overlap():
+    """All lengths to 80 in up to 5 parts; what is left over after the last part is not taken."""
+    for parts in range(1, 6):
+        for length in range(parts, 81):
+            whole = ops.in_parts(parts, np.arange, length)
+            np.testing.assert_array_equal(whole, np.arange(length // parts * parts))
+            asked = []
+            ops.in_parts(parts, lambda n, asked=asked: asked.append(n) or np.arange(1), length)
+            assert asked == [length // parts] * parts
+
+
 def test_sample_frames_starts_are_uniform():
     """A video of 66 frames has three starts for 16 frames of stride 4: [0, 66 - 63)."""
     rng = np.random.default_rng(0)

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from absl import logging
 
 from tests.configs import ROOT, tiny_configs
 from vtp_jax.data import inputs, outline, pipeline, shapes, shards, sources, text
@@ -77,6 +78,14 @@ def test_of_shards_and_mixtures(root):
         check(dict(kind="files", video=VIDEO, train=train), **unknown)
 
 
+def test_labels_that_the_config_does_not_name_are_reported(root, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    data = dict(kind="shards", video=VIDEO, train=dict(root=str(root / "shards")))
+    assert "label" in pipeline.make(**data, batch=4, seed=0).spec
+    assert len(lines) == 1 and "data.train has labels that it does not name" in lines[0]
+
+
 def test_of_sources_that_take_turns(root):
     """The spec is that of `train`; classes are those of all, known only if they are of all."""
     drawn = dict(kind="shapes", clips=30, side=32, frames=10, label="shape")
@@ -114,13 +123,14 @@ def test_of_published_vocabularies():
         outline.describe(dict(data, text=words), 4)
 
 
-def test_a_vocabulary_of_another_size_is_reported_and_its_own_numbers_are_used(root, caplog):
+def test_a_vocabulary_of_another_size_is_reported_and_its_own_numbers_are_used(root, monkeypatch):
     words = dict(kind="wordpiece", length=8, path=str(root / "vocab.txt"))
     data = dict(kind="shapes", train=dict(clips=4), video=VIDEO, text=words)
-    with caplog.at_level("WARNING", logger="absl"):
-        facts = pipeline.make(**data, batch=4, seed=0).facts
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    facts = pipeline.make(**data, batch=4, seed=0).facts
     assert (facts["vocab_size"], facts["mask_id"]) == (len(BERT), 4)
-    (line,) = (r.getMessage() for r in caplog.records)
+    (line,) = lines
     assert "vocab_size=7 (not 30522)" in line and "mask_id=4 (not 103)" in line and "\n" not in line
 
 

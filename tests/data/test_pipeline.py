@@ -12,10 +12,21 @@ import time
 
 import numpy as np
 import pytest
+from absl import logging
 
 from tests import worn
 from tests.configs import ROOT, config_files
-from vtp_jax.data import collect, inputs, pipeline, records, shapes, shards, sources, text
+from vtp_jax.data import (
+    collect,
+    inputs,
+    pipeline,
+    records,
+    shapes,
+    shards,
+    sources,
+    text,
+    workers,
+)
 from vtp_jax.run import sharding
 from vtp_jax.setup import config
 from vtp_jax.types import UserError, check_batch
@@ -298,6 +309,70 @@ def test_pieces_of_shards_are_those_of_files(corpus, tmp_path):
         collect.choose_captions(records.Shards(tmp_path / "out")[0], 3, 0, 0, 0)
 
 
+def test_each_record_is_read_once_for_a_row(sharded, monkeypatch):
+    """Pixels, captions and label come from one reading; the captions' stream reads no record."""
+    reads, real = collections.Counter(), records.Shard.header
+
+    def header(shard, index):
+        reads[shard.path, index] += 1
+        return real(shard, index)
+
+    monkeypatch.setattr(records.Shard, "header", header)
+    monkeypatch.setattr(pipeline, "run_tfdata", workers.run_here)  # which makes none ahead
+    data = from_shards(sharded, evals=dict(val=dict(root=str(sharded))), text=TEXT)
+    passes = dict(
+        train=lambda: take(data, 3),  # an epoch
+        video=lambda: list(data.streams["val"].batches()),
+        captions=lambda: list(data.streams["val/captions"].batches()),
+    )
+    for name, run in passes.items():
+        reads.clear()
+        assert sum(int(batch["valid"].sum()) for batch in run()) >= ROWS
+        assert set(reads.values()) <= {1} and len(reads) == (0 if name == "captions" else ROWS)
+
+
+# Files of no config.
+
+
+@pytest.mark.parametrize("kind", ["files", "shards", "sets", "mix", "also", "shapes"])
+def test_files_of_no_config_become_streams_for_any_kind(kind, corpus, sharded, tmp_path):
+    """By the config's own look, without its test views, and in its own words."""
+    files, drawn = dict(root=str(corpus), list=str(corpus / "train.json")), dict(clips=9, side=32)
+    train = dict(
+        files=files,
+        shards=dict(root=str(sharded)),
+        sets=dict(set="ucf101", split="train_1", root=str(tmp_path)),
+        mix=dict(mix=dict(a=dict(files), b=dict(drawn, kind="shapes"))),
+        also=files,
+        shapes=drawn,
+    )
+    video = corpus / "val/00000.mp4"
+    (tmp_path / "PurpleDisc").mkdir()
+    (tmp_path / "PurpleDisc/v.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "classInd.txt").write_text("1 PurpleDisc\n")
+    (tmp_path / "trainlist01.txt").write_text("PurpleDisc/v.mp4 1\n")
+    cfg = dict(kind=kind, train=train[kind], video=dict(VIDEO, views=(2, 3)), text=TEXT)
+    if kind in ("mix", "also"):
+        cfg["kind"] = "files"
+    if kind == "also":
+        cfg["also"] = dict(more=dict(train=dict(drawn, kind="shapes"), batch=2))
+    told = ["purple disc", "disc"]
+    streams = pipeline.given(cfg, [video, corpus / "val/00001.mp4"], told, at_once=8, ways=4)
+    (batch,), (words,) = (list(stream.batches()) for stream in streams.values())
+    check_batch(batch), check_batch(words)
+    assert list(streams) == ["given", "given/captions"]
+    assert batch["valid"].tolist() == words["valid"].tolist() == [True, True, False, False]
+    wanted = next(make(corpus).streams["val"].batches())["video"][:2]
+    np.testing.assert_array_equal(batch["video"][:2], wanted)
+    own = pipeline.make(**cfg, batch=4, seed=0)
+    np.testing.assert_array_equal(batch["text"], words["text"])
+    assert own.decode(words["text"][:2]) == told and streams["given"].rows == 2
+    path = str(tmp_path / "spm.model")
+    text.train([*told, *told], path, 40)
+    gone = dict(cfg, train=dict(root="gone"), text=dict(TEXT, path=path))  # a kept tokenizer
+    assert pipeline.given(gone, [video], None)["given"].rows == 1
+
+
 def test_two_then_three_then_one_process_across_restarts(sharded):
     """Together they give what one process gives in one go: ids, words and pixels."""
 
@@ -423,13 +498,13 @@ def test_a_mixture_goes_on_over_rotted_shards(worn_corpus):
     assert wrong == set(bad)
 
 
-def test_keys_of_older_runs_are_read_and_reported(corpus, caplog):
+def test_keys_of_older_runs_are_read_and_reported(corpus, monkeypatch):
     """`captions` is now `list`, at any depth; a config with both names is rejected."""
-    old = dict(root=str(corpus), list=str(corpus / "train.json"))
-    with caplog.at_level("WARNING", logger="absl"):
-        data = make(corpus, train=dict(mix=dict(a=old)), evals=dict(val=old))
+    old = {"root": str(corpus), "captions": str(corpus / "train.json")}
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    data = make(corpus, train=dict(mix=dict(a=old)), evals=dict(val=old))
     assert data.rows == ROWS and data.streams["val"].rows == ROWS
-    lines = [r.getMessage() for r in caplog.records]
     assert [x.partition(":")[0] for x in lines] == ["data.train.mix.a", "data.evals.val"]
     assert all("'captions' is now called 'list'" in x for x in lines)
     with pytest.raises(UserError, match="data.train: 'captions' is the old name of 'list'"):

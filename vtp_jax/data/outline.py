@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
 from vtp_jax.data import sets, sources
 from vtp_jax.data import text as tokens
@@ -98,6 +99,14 @@ def is_labelled(kind: str, given: Mapping[str, Any]) -> bool:
         if found:
             return True
     return False
+
+
+def check_labels(where: str, kind: str, given: Mapping[str, Any], classes: int) -> None:
+    """Reports labels that a set has and its section does not name, or the other way round: then a
+    plan or a measurement of this config assumes other batches."""
+    if is_labelled(kind, given) != (classes > 0):
+        found = "labels that it does not name" if classes else "no labels, which it names"
+        logging.warning("%s has %s; set label_column as the data is", where, found)
 
 
 def is_drawn(kind: str, given: Mapping[str, Any]) -> bool:

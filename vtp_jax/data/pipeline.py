@@ -98,6 +98,7 @@ def make(
         check_views(own, where, "repeats", look.repeats > 1)
         check_stride(own, where, look)
         order, classes = make_order(own, rows, process, seed), own.source.survey().classes
+        outline.check_labels(where, kind, one.train, classes)
         ledger = Ledger(own.source, max_failed)
         return alternate.Training(
             spec=outline.make_spec(

@@ -132,7 +132,7 @@ def examples(name: str, split: str, folder: sets.Folder) -> Iterator[tuple[int, 
 
 def import_tfds() -> Any:
     """TFDS, whose TensorFlow is kept off the accelerators."""
-    from vtp_jax.data.pipeline import import_tensorflow
+    from vtp_jax.data.workers import import_tensorflow
 
     import_tensorflow()
     try:
