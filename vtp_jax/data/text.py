@@ -77,7 +77,7 @@ def load_sentencepiece(path: str | os.PathLike[str]) -> Tokenizer:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"no SentencePiece model '{path}'; train one: python -m vtp_jax.prepare tokenizer "
+            f"no SentencePiece model '{path}'; train one: vtp prepare tokenizer "
             f"--captions FILE --out {path}"
         )
     return read_model(path.read_bytes(), str(path))

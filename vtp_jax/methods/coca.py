@@ -9,7 +9,7 @@ Idea:      a decoder cut in two. Its lower half reads the words alone: a class t
            gives the text's embedding. Its upper half attends to what is seen, too, and tells each
            next word. So one pass gives contrast and captioning: L = L_con + 2 L_cap. What is seen
            is pooled by attention: 256 learned queries for the captions, one more for contrast.
-Command:   python -m vtp_jax.train --config configs/coca/pretrain.py --workdir DIR
+Command:   vtp train --config coca/pretrain --workdir DIR
 Published: ImageNet zero-shot 86.3 (B 82.6, L 84.8), frozen 90.6; K400 / 600 / 700 frozen 88.0 /
            88.5 / 81.1; MSR-VTT full zero-shot R@1 / 5 / 10: text-to-video 30.0 / 52.4 / 61.6,
            video-to-text 49.9 / 73.4 / 81.4; COCO captions CIDEr 143.6.

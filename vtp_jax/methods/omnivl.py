@@ -13,8 +13,8 @@ Idea:      one visual encoder for images and videos, which come in alternating b
            labels serve as texts. A decoder that attends to the visual tokens tells pairs from hard
            wrong ones (VLM), and a causal decoder generates the text (LM).
            L = L_UniVLC + L_VLM + L_LM, all weights 1.
-Command:   python -m vtp_jax.train --config configs/omnivl/pretrain.py:images --workdir DIR
-           python -m vtp_jax.train --config configs/omnivl/pretrain.py --workdir DIR
+Command:   vtp train --config omnivl/pretrain:images --workdir DIR
+           vtp train --config omnivl/pretrain --workdir DIR
 Published: fine-tuned text-to-video R@1 / R@5 / R@10: MSR-VTT 47.8 / 74.2 / 83.8, DiDeMo 52.4 / 79.5
            / 85.4; zero-shot: MSR-VTT 34.6 / 58.4 / 66.6, DiDeMo 33.3 / 58.7 / 68.5. MSRVTT-QA 44.1.
 

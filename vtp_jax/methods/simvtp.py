@@ -8,7 +8,7 @@ Idea:      hide 90 % of a video's tubes and 75 % of its caption's words; one enc
            left of both and must restore both. The same encoder, run on each alone, gives the
            embeddings of video-text contrast (VTC); run on right and wrong pairs, it tells them
            apart (VTM). L = L_v + L_t + L_vtc + L_vtm, all weights 1.
-Command:   python -m vtp_jax.train --config configs/simvtp/pretrain_webvid.py --workdir DIR
+Command:   vtp train --config simvtp/pretrain_webvid --workdir DIR
 Published: MSR-VTT 1k-A text-to-video R@1 53.6 / R@5 82.8 / R@10 90.8 (ViT-B, 200 epochs of
            WebVid-2M, fine-tuned; best epoch chosen on the test set); 43.8 R@1 with 10 % of it.
 

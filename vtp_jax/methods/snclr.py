@@ -14,7 +14,7 @@ Idea:      MoCo v3, with K more positives for every key: its nearest neighbours 
            with p the softmax of cosines / t over the keys and neighbours of all rows, w a softmax
            of the query's cosines (before the predictor) with its K neighbours; both views in turn.
            Keys come from a moving average of encoder and projector and have no gradient.
-Command:   python -m vtp_jax.train --config configs/snclr/pretrain_imagenet.py --workdir DIR
+Command:   vtp train --config snclr/pretrain_imagenet --workdir DIR
 Published: linear classification, detection and segmentation "on par or better" than the methods of
            its time; no figures are available here.
 

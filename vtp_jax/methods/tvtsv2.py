@@ -12,7 +12,7 @@ Idea:      CLIP learns videos without forgetting: each block of its image tower 
            transcript, which it receives without their order. Transcripts of speech recognisers are
            noisy, and a text tower trained on them unlearns CLIP's: its first three quarters are
            frozen. L = L_vtc + 2 L_sort.
-Command:   python -m vtp_jax.train --config configs/tvtsv2/pretrain_yt_webvid.py --workdir DIR
+Command:   vtp train --config tvtsv2/pretrain_yt_webvid --workdir DIR
 Published: zero-shot MSR-VTT text-to-video R@1 B/32 34.5, B/16 35.9, H/14 38.2 (CLIP B/16: 31.8);
            DiDeMo 31.2, 33.4, 34.6; K400 top-1 B/16 54.3, H/14 59.6 (CLIP B/16: 48.0).
 

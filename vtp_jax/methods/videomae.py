@@ -12,8 +12,8 @@ Idea:      hide 90 % of a video's tubes; an encoder reads the rest, a small deco
            hidden cubes, each normalised by itself: L = mean squared error over hidden cubes.
            V2 masks the decoder too: it is asked at half of the places only, "running cells" that
            move on by one place each frame, and the loss counts where a place was hidden as well.
-Command:   python -m vtp_jax.train --config configs/videomae/pretrain_k400.py --workdir DIR
-           python -m vtp_jax.train --config configs/videomae_v2/pretrain_hybrid.py --workdir DIR
+Command:   vtp train --config videomae/pretrain_k400 --workdir DIR
+           vtp train --config videomae_v2/pretrain_hybrid --workdir DIR
 Published: VideoMAE, K400 top-1 at 16 x 224^2, 5 x 3 views: S 79.0, B 81.5, L 85.2, H 86.6; SSv2,
            2 x 3 views: S 66.8, B 70.8; UCF101 91.3.
            V2-g: K400 87.2, by way of K710 88.4; SSv2 77.0. Decoder masking costs 0.1 of SSv2 top-1

@@ -1,6 +1,6 @@
 """Starting from weights that are there already: `warm_start=[(path, from, to), ...]`.
 
-path is a folder with a checkpoint of ours (a run's, or what `python -m vtp_jax.convert import`
+path is a folder with a checkpoint of ours (a run's, or what `vtp convert import`
 made). from is a regular expression on the whole names of its arrays, such as
 `params/(encoder|patch_embed)/(.*)`; to is the name here, with \\1, \\2 for the groups. Names begin
 with `params/` or `extra/`. What nothing fills must be listed in `fresh`: no parameter keeps its
@@ -59,7 +59,7 @@ def load(
         path, pattern, template = compiled(source)
         if not Path(path).is_dir():
             raise UserError(
-                f"warm_start: there is no folder {path}; make it with `python -m vtp_jax.convert "
+                f"warm_start: there is no folder {path}; make it with `vtp convert "
                 f"import`, name another, --config.warm_start.{place}.0=DIR, or start without: "
                 f"'--config.warm_start=()' '--config.fresh=()'"
             )

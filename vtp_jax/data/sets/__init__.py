@@ -154,12 +154,12 @@ def load(
         raise UserError(
             f"{name}/{split}: {len(longer)} of {len(clips)} rows are parts of longer videos, first "
             f"'{longer[0]}'; cut them into files of such names, or make shards of them: "
-            f"`python -m vtp_jax.prepare shards --set {name} --split {split}`"
+            f"`vtp prepare shards --set {name} --split {split}`"
         )
     if len(absent) > max_absent * len(clips):
         raise UserError(
             f"{name}/{split}: {len(absent)} of {len(clips)} videos are nowhere below "
-            f"{folder.root}, first '{absent[0]}'; `python -m vtp_jax.data.sets check --set {name}` "
+            f"{folder.root}, first '{absent[0]}'; `vtp sets check --set {name}` "
             "names them; allow a share with max_absent"
         )
     return sources.Source(str(folder.root), tuple(clips))
