@@ -283,6 +283,7 @@ def check() -> float:
 
     from vtp_jax import masking
     from vtp_jax.convert import rules
+    from vtp_jax.convert.families import simvtp as published
     from vtp_jax.methods import simvtp
 
     given, spec, facts = setting("tiny", 4, True)
@@ -304,7 +305,7 @@ def check() -> float:
     mine = float(simvtp.total(net, found))
 
     theirs = torch_net("tiny", facts, video).eval()
-    table = rules.simvtp(sizes.ENCODERS["tiny"].heads, sizes.DECODERS["tiny"].heads)
+    table = published.pretrain_rules(sizes.ENCODERS["tiny"].heads, sizes.DECODERS["tiny"].heads)
     tensors = rules.to_theirs(table, params)
     theirs.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in tensors.items()})
     with torch.no_grad():

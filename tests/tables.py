@@ -23,7 +23,7 @@ from typing import NamedTuple
 from benchmarks import learning
 from tests.configs import ROOT, config_files
 from tests.tasks import bases
-from vtp_jax.convert import formats
+from vtp_jax.convert.families import FORMATS
 from vtp_jax.data.sets import __main__ as sets
 from vtp_jax.setup import config
 
@@ -118,8 +118,8 @@ def matrix() -> Iterator[str]:
 
 
 def file_formats() -> Iterator[str]:
-    found = ((f"`{name}`", one.about, f"{one.tolerance:.0e}")
-             for name, one in formats.FORMATS.items())  # fmt: skip
+    found = ((f"`{name}`", one.about, f"{one.proof.tolerance:.0e}")
+             for name, one in FORMATS.items() if one.proof)  # fmt: skip
     return rows(("format", "weights of", "tolerance"), found)
 
 

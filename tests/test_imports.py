@@ -28,17 +28,19 @@ ALLOWED = {
     "setup": BASE | {"nn", "data", "evals", "run"},
     "show": {"types", "run", "evals", "setup"},
     "measure": BASE | {"data", "run", "setup"},
-    "convert": {"types", "tree", "pickles"},  # names, files and the reference; the rest are entries
+    "convert": BASE | PARTS | {"pickles", "methods", "tasks", "run", "setup", "reference"},
+    "reference": {"types"},  # what conversions are checked against shares nothing with the rest
 }
 
 
-CONVERSION = {"folder", "formats", "nets"}  # entries, which may import all
+def room_of(name: str) -> str:
+    """The room of a module of `vtp_jax`."""
+    parts = name.split(".")
+    return "reference" if parts[1:3] == ["convert", "reference"] else parts[1]
 
 
 def room(path: Path) -> str:
-    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    converts = first == "convert" and path.stem in CONVERSION
-    return "entries" if path.stem == "__main__" or converts else first
+    return "entries" if path.stem == "__main__" else room_of(module(path))
 
 
 def imported(path: Path):
@@ -56,9 +58,11 @@ def test_import_directions(path):
     assert not any(n == "configs" or n.startswith("configs.") for n in names)
     if room(path) != "data":
         assert not any(n.split(".")[0] == "tensorflow" for n in names)
-    ours = {n.split(".")[1] for n in names if n.startswith("vtp_jax.")}
+    ours = {room_of(n) for n in names if n.startswith("vtp_jax.")}
     if room(path) in ALLOWED:
         assert ours <= ALLOWED[room(path)] | {room(path)}, path
+    if room(path) == "reference":  # numpy alone
+        assert not {n.split(".")[0] for n in names} & {"jax", "flax", "torch"}, path
     if room(path) == "methods":  # one method never imports another
         others = {n for n in names if n.split(".")[:2] == ["vtp_jax", "methods"]}
         assert not others, path

@@ -2,6 +2,7 @@
 written where anything is wrong."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.arrays import fill
-from vtp_jax import tree
+from vtp_jax import masking, tree
 from vtp_jax.convert import __main__ as convert
-from vtp_jax.convert import files, folder, rules
-from vtp_jax.convert.formats import FORMATS
+from vtp_jax.convert import export, files, formats, rules
+from vtp_jax.convert.families import FORMATS
 from vtp_jax.methods import simvtp, tvtsv2, videomae
 from vtp_jax.nn import text, vit
 from vtp_jax.nn.sizes import Size
@@ -33,52 +34,59 @@ SPEC = dict(
 NET = dict(size=TINY, decoder="tiny", cube=(2, 8, 8), dtype="float32")
 
 
-def words():
-    return simvtp.make(**NET, vocab_size=40, text_length=16)
+def words(**changes):
+    return simvtp.make(**NET, **{**dict(vocab_size=40, text_length=16), **changes})
 
 
-def image(**more):
-    return vit.ViT(TINY, 9, cube=(1, 8, 8), **more)
+def image(places, **more):
+    return vit.ViT(TINY, places, cube=(1, 8, 8), **more)
 
 
-def cubes(n=9):
+def make_vit(key, pooling="class", classes=5, places=9):
+    params = image(places, pooling=pooling).init(key, cubes(places))["params"]
+    head = dict(kernel=np.zeros((128, classes)), bias=np.zeros(classes))
+    return {**params, **({"head": head} if classes else {})}
+
+
+def cubes(n):
     return jnp.zeros((1, n, 192))
 
 
-def make_mae(key):
-    encoder = image().init(key, cubes())["params"]
-    mask = simvtp.masking.tokens(key, 1, 9, 0.5)
-    decoder = vit.Decoder(Size(64, 1, 1, 128), 9, 192)
+def make_mae(key, places=9):
+    encoder = image(places).init(key, cubes(places))["params"]
+    mask = masking.tokens(key, 1, places, 0.5)
+    decoder, seen = vit.Decoder(Size(64, 1, 1, 128), places, 192), 1 + mask.keep.shape[1]
     return dict(
         encoder=encoder,
-        decoder=decoder.init(key, jnp.zeros((1, 6, 128)), mask)["params"],
+        decoder=decoder.init(key, jnp.zeros((1, seen, 128)), mask)["params"],
     )
 
 
-def make_clip(key):
-    visual = image(style=CLIP, first_norm=True, features=32).init(key, cubes())["params"]
-    tower = text.CausalText(TINY, 32, 40, 8)
-    ids = jnp.zeros((1, 6), jnp.int32)
-    words = tower.init(key, ids)["params"]
-    return dict(visual=visual, text=words, logit_scale=np.float32(2.6))
+def make_clip(key, places=9, length=8):
+    visual = image(places, style=CLIP, first_norm=True, features=32)
+    tower = text.CausalText(TINY, 32, 40, length)
+    ids = jnp.zeros((1, min(6, length)), jnp.int32)
+    return dict(
+        visual=visual.init(key, cubes(places))["params"],
+        text=tower.init(key, ids)["params"],
+        logit_scale=np.float32(2.6),
+    )
 
 
-def make_tvtsv2(key):
+def make_tvtsv2(key, side=16, **changes):
+    """At side 8 there is one patch, and the spec is of one frame."""
+    frames = 4 if side == 16 else 1
+    sizes = dict(frames=5, text_length=8, turns=4)
     method = tvtsv2.make(
-        size=TINY, text_size=TINY, features=64, side=16, patch=8, frames=5, vocab_size=40,
-        text_length=8,
+        size=TINY, text_size=TINY, features=64, side=side, patch=8, vocab_size=40,
+        **{**sizes, **changes},
     )  # fmt: skip
-    return method.init(key, SPEC)
+    video = jax.ShapeDtypeStruct((2, frames, side, side, 3), np.uint8)
+    return method.init(key, {**SPEC, "video": video})
 
 
-def make_vit(pooling, head):
-    def make(key):
-        params = dict(image(pooling=pooling).init(key, cubes())["params"])
-        if head:
-            params["head"] = dict(kernel=np.zeros((128, 5)), bias=np.zeros(5))
-        return params
-
-    return make
+def make_classifier(key, classes=7):
+    return classify.make(base=videomae.make(**NET), classes=classes, drop=[DROP]).init(key, SPEC)
 
 
 DROP = r"decoder.*|encoder_norm.*|mask_token|encoder_to_decoder.*"
@@ -91,12 +99,10 @@ CASES = {
     "simvtp": lambda key: words().init(key, SPEC),
     "simvtp_finetune": lambda key: retrieve.make(base=words(), drop=TOWERS).init(key, SPEC),
     "videomae": lambda key: videomae.make(**NET).init(key, SPEC),
-    "videomae_finetune": lambda key: classify.make(
-        base=videomae.make(**NET), classes=7, drop=[DROP]
-    ).init(key, SPEC),
+    "videomae_finetune": make_classifier,
     "bert_embeddings": lambda key: {"text_embed": words().init(key, SPEC)["text_embed"]},
-    "vit": make_vit("class", True),
-    "vit_mean": make_vit("mean", False),
+    "vit": make_vit,
+    "vit_mean": partial(make_vit, pooling="mean", classes=0),
     "mae": make_mae,
     "clip": make_clip,
     "open_clip": make_clip,
@@ -108,29 +114,29 @@ CASES["hf_videomae_finetune"] = CASES["videomae_finetune"]
 HEADS = {"heads": 2, "decoder-heads": 1, "text-heads": 2}
 
 
-def tensors_of(name, dtype="float32"):
+def tensors_of(name, dtype="float32", make=None):
     """Tensors under the format's names, none of which is zero."""
-    params = fill(CASES[name], jax.random.key(0), seed=1)
+    params = fill(make or CASES[name], jax.random.key(0), seed=1)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     form = FORMATS[name]
     heads = {n: HEADS[n] for n in form.stacks}
     flat = tree.flatten(params)
-    table = convert.formats.table(form, heads, flat.keys())
+    table = formats.table(form, heads, flat.keys())
     return rules.to_theirs(table, params), params, heads
 
 
 def put(path, name, tensors, heads):
-    """A file as it comes from others; Hugging Face's stand in folders."""
+    """A file as it is published; Hugging Face's are folders."""
     if not name.startswith("hf_"):
         files.write(path / "given.safetensors", tensors)
         return path / "given.safetensors"
     (path / "given").mkdir()
     files.write(path / "given" / "model.safetensors", tensors)
-    source = folder.Source(
-        rules.to_ours(convert.formats.table(FORMATS[name], heads, tensors.keys()), tensors),
-        name, heads, (4, 16, 16), folder.DEFAULTS, (), None, "a test",
+    source = export.Source(
+        rules.to_ours(formats.table(FORMATS[name], heads, tensors.keys()), tensors),
+        name, heads, (4, 16, 16), export.DEFAULTS, (), None, "a test",
     )  # fmt: skip
-    folder.write_json(path / "given" / "config.json", folder.hf_config(source, name))
+    export.write_json(path / "given" / "config.json", export.hf_config(source, name))
     return path / "given"
 
 
@@ -181,6 +187,38 @@ def test_in_out_and_in_again_is_the_identity(name, tmp_path, capsys):
     convert.main(["import", *again, *flags(heads)])
     equal(tree.flatten(checkpoint.restore_params(tmp_path / "c")), first)
     assert "difference" in capsys.readouterr().out
+
+
+# What is inferred from shapes, or drawn for the proof, where a table has a single row.
+SMALLEST = {
+    "vit": partial(make_vit, classes=1, places=2),  # an image that is not square
+    "mae": partial(make_mae, places=1),
+    "clip": partial(make_clip, places=1, length=1),
+    "tvtsv2": partial(make_tvtsv2, side=8, frames=1, text_length=1, turns=1),
+    "tvtsv2_h14": partial(make_tvtsv2, turns=1),
+    "videomae_finetune": partial(make_classifier, classes=1),
+}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_nets_are_proved_too(name):
+    tensors, params, heads = tensors_of(name, make=SMALLEST[name])
+    worst = formats.check(FORMATS[name], params, tensors, heads)
+    assert worst and max(worst.values()) < 1e-9
+
+
+def test_half_of_an_optional_part_is_an_error():
+    tensors, _, heads = tensors_of("vit")
+    del tensors["head.bias"]
+    with pytest.raises(UserError, match=r"missing \['head.bias'\], unexpected none"):
+        rules.to_ours(formats.table(FORMATS["vit"], heads, tensors.keys()), tensors)
+
+
+def test_a_norm_of_no_width_has_no_heads():
+    tensors, *_ = tensors_of("bert_embeddings")
+    odd = {"blocks.0.norm1.weight": np.zeros(()), **tensors}
+    with pytest.raises(UserError, match="'blocks.0.norm1.weight' is 1 wide: no published net"):
+        formats.heads_of(FORMATS["vit"], odd, {})
 
 
 @pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16])

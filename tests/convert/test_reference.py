@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.methods import test_simvtp_golden as rule
-from vtp_jax.convert import reference
+from vtp_jax.convert.reference import bert, simvtp, timm
+from vtp_jax.convert.reference import videomae as videomaes
 from vtp_jax.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -50,7 +51,7 @@ def run_simvtp(name: str, **changes: Any) -> dict[str, np.ndarray]:
     t, x = pretrained(name)
     heads = [len(t[f"{part}.norm.weight"]) // 64 for part in ("encoder", "decoder")]
     given = ("video", "mask", "ids", "attention_mask")
-    return reference.simvtp(t, *(changes.pop(k, x[k]) for k in given), *heads, **changes)
+    return simvtp.pretrain(t, *(changes.pop(k, x[k]) for k in given), *heads, **changes)
 
 
 @pytest.mark.parametrize("name", ["simvtp_tiny", "simvtp_small"])
@@ -114,7 +115,7 @@ def test_simvtp_finetuned(name):
     assert set(shapes) == set(case["grad_norms"])
     x = rule.make_inputs(dict(case, masked_per_frame=0, negatives=[]))
     clean = np.where(x["labels"] < 0, x["ids"], x["labels"])
-    out = reference.simvtp_finetune(
+    out = simvtp.finetune(
         make_tensors(shapes), x["video"], clean, x["attention_mask"], case["heads"]
     )
     check(out["video"], case["video"])
@@ -148,7 +149,7 @@ def videomae() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, 
 def reconstruct(**changes: Any) -> dict[str, np.ndarray]:
     t, _, x = videomae()
     given = dict(t=t, video=x["video"], mask=x["mask"], heads=3, decoder_heads=4)
-    return reference.videomae_pretrain(**given | changes)
+    return videomaes.pretrain(**given | changes)
 
 
 def test_videomae_pretraining():
@@ -158,7 +159,7 @@ def test_videomae_pretraining():
 def test_videomae_classification():
     golden = load("videomae_tiny")
     _, t, x = videomae()
-    out = reference.videomae_classify(t, x["video"], heads=3)
+    out = videomaes.classify(t, x["video"], heads=3)
     check(out["pooled"], golden["pooled"])
     np.testing.assert_allclose(out["logits"], golden["logits"], rtol=0, atol=RTOL)
 
@@ -181,12 +182,12 @@ def test_bert_embeddings_by_any_prefix_and_by_old_names():
     t = {f"{n}_embeddings.weight": (9, d) for n in ("word", "position", "token_type")}
     t = make_tensors({**t, "LayerNorm.weight": (d,), "LayerNorm.bias": (d,)})
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-    x = reference.bert_embeddings(t, ids)
+    x = bert.embeddings(t, ids)
     for prefix in ("embeddings.", "bert.embeddings."):
         renamed = {prefix + old.get(name, name): a for name, a in t.items()}
-        assert np.array_equal(reference.bert_embeddings(renamed, ids), x)
+        assert np.array_equal(bert.embeddings(renamed, ids), x)
     with pytest.raises(UserError, match="one tensor .*word_embeddings.weight is needed, not 2"):
-        reference.bert_embeddings({**t, **{f"b.{n}": a for n, a in t.items()}}, ids)
+        bert.embeddings({**t, **{f"b.{n}": a for n, a in t.items()}}, ids)
 
 
 def make_vit(d: int = 12, patches: int = 6) -> dict[str, np.ndarray]:
@@ -207,19 +208,19 @@ def test_vit_whose_positions_leave_out_the_class_token():
     with_zero, t = make_vit(), make_vit()
     with_zero["pos_embed"][:, 0] = 0
     t["pos_embed"] = t["pos_embed"][:, 1:]
-    whole, less = (reference.vit(x, IMAGE, heads=3) for x in (with_zero, t))
+    whole, less = (timm.vit(x, IMAGE, heads=3) for x in (with_zero, t))
     assert np.array_equal(whole["tokens"], less["tokens"])
     assert set(less) == {"raw", "tokens", "pooled"}  # no head, no logits
 
 
 def test_vit_with_fc_norm_averages_the_patches():
     t = make_vit()
-    first = reference.vit(t, IMAGE, heads=3)
+    first = timm.vit(t, IMAGE, heads=3)
     t = {
         name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: x
         for name, x in t.items()
     }
-    out = reference.vit(t, IMAGE, heads=3)
+    out = timm.vit(t, IMAGE, heads=3)
     assert np.array_equal(out["raw"], first["raw"])
     x = first["raw"][:, 1:].mean(1)
     x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
@@ -238,7 +239,7 @@ def test_vit_with_a_norm_before_the_blocks_has_cubes_without_bias():
     cube = IMAGE[0, :, :4, 8:].reshape(-1)
     x = t["patch_embed.proj.weight"].reshape(12, -1) @ cube + t["pos_embed"][0, 3]
     x = 2 * (x - x.mean()) / np.sqrt(x.var() + 1e-6) + 1
-    np.testing.assert_allclose(reference.vit(t, IMAGE, heads=3)["raw"][0, 3], x, atol=RTOL)
+    np.testing.assert_allclose(timm.vit(t, IMAGE, heads=3)["raw"][0, 3], x, atol=RTOL)
 
 
 def test_mistakes_are_told():
@@ -250,7 +251,9 @@ def test_mistakes_are_told():
         reconstruct(heads=5)
     mask = x["mask"].copy()
     mask[0, np.flatnonzero(mask[0])[:1]] = False
-    with pytest.raises(UserError, match=r"hides unlike numbers of tokens: \[43 44\]"):
+    with pytest.raises(
+        UserError, match=r"hides a different number of tokens in each row: \[43 44\]"
+    ):
         reconstruct(mask=mask)
     with pytest.raises(UserError, match=r"cuts cubes of \(3, 2, 16, 16\)"):
         reconstruct(video=x["video"][..., :40])

@@ -1,16 +1,18 @@
 """Every table of names: all tensors find their place, and come back bit for bit.
 
-Their names and shapes are restated here by hand, at full depth and small width.
+The published names and shapes are restated here by hand, at full depth and small width.
 """
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from vtp_jax import tree
 from vtp_jax.convert import rules
+from vtp_jax.convert.families import FORMATS, bert, clip, huggingface, simvtp, timm, videomae
 from vtp_jax.types import UserError
 
 D, E, HEADS = 12, 8, 2  # widths of encoders and decoders
@@ -70,7 +72,7 @@ WORD_EMBED = {
 }  # fmt: skip
 
 
-def videomae() -> Shapes:
+def videomae_shapes() -> Shapes:
     return {
         "mask_token": (1, 1, E),
         **conv("encoder.patch_embed.proj", CUBE),
@@ -83,16 +85,16 @@ def videomae() -> Shapes:
     }
 
 
-def simvtp() -> Shapes:
+def simvtp_shapes() -> Shapes:
     return {
-        **videomae(),
+        **videomae_shapes(),
         **under("text_embeddings.", WORD_EMBED),
         **linear("text_cls", WORDS, D),
         **linear("vtm_head", 2, D),
     }
 
 
-def videomae_finetune() -> Shapes:
+def videomae_finetune_shapes() -> Shapes:
     return {
         **conv("patch_embed.proj", CUBE),
         **blocks("blocks", 12, beit(D)),
@@ -101,7 +103,7 @@ def videomae_finetune() -> Shapes:
     }
 
 
-def simvtp_finetune() -> Shapes:
+def simvtp_finetune_shapes() -> Shapes:
     towers = {**blocks("blocks", 12, beit(D)), **norm("fc_norm", D)}
     return {
         **under("video_encoder.", {**conv("patch_embed.proj", CUBE), **towers}),
@@ -109,7 +111,7 @@ def simvtp_finetune() -> Shapes:
     }
 
 
-def hf_videomae(bias: tuple[str, str]) -> Shapes:
+def hf_videomae_shapes(bias: tuple[str, str]) -> Shapes:
     return {
         "mask_token": (1, 1, E),
         **conv("videomae.embeddings.patch_embeddings.projection", CUBE),
@@ -122,7 +124,7 @@ def hf_videomae(bias: tuple[str, str]) -> Shapes:
     }
 
 
-def hf_videomae_classifier(bias: tuple[str, str]) -> Shapes:
+def hf_videomae_classifier_shapes(bias: tuple[str, str]) -> Shapes:
     return {
         **conv("videomae.embeddings.patch_embeddings.projection", CUBE),
         **blocks("videomae.encoder.layer", 12, hf(D, bias)),
@@ -146,7 +148,7 @@ def clip_block(d: int) -> Shapes:
     }  # fmt: skip
 
 
-def vit() -> Shapes:
+def vit_shapes() -> Shapes:
     return {
         "cls_token": (1, 1, D),
         "pos_embed": (1, PLACES, D),
@@ -155,9 +157,9 @@ def vit() -> Shapes:
     }
 
 
-def mae() -> Shapes:
+def mae_shapes() -> Shapes:
     return {
-        **vit(),
+        **vit_shapes(),
         **norm("norm", D),
         **linear("decoder_embed", E, D),
         "mask_token": (1, 1, E),
@@ -168,7 +170,7 @@ def mae() -> Shapes:
     }
 
 
-def clip(text: str) -> Shapes:
+def clip_shapes(text: str) -> Shapes:
     visual = {
         "conv1.weight": (D, *PATCH),
         "class_embedding": (D,),
@@ -209,7 +211,7 @@ def cross_block(d: int, e: int) -> Shapes:
     }  # fmt: skip
 
 
-def bert() -> Shapes:
+def bert_shapes() -> Shapes:
     return {
         **under("embeddings.", WORD_EMBED),
         **blocks("encoder.layer", 12, bert_block(D)),
@@ -217,38 +219,63 @@ def bert() -> Shapes:
     }
 
 
-# name -> the table, their tensors, and how many there are in the published file
-TABLES = {
-    "videomae": (rules.videomae(HEADS, HEADS), videomae(), 218),
-    "simvtp": (rules.simvtp(HEADS, HEADS), simvtp(), 227),
-    "videomae_finetune": (rules.videomae_finetune(HEADS), videomae_finetune(), 162),
+# name -> (its rules, their tensors, the number of tensors in the published file)
+TABLES: dict[str, Callable[[], tuple[list[rules.Rule], Shapes, int]]] = {
+    "videomae": lambda: (videomae.pretrain_rules(HEADS, HEADS), videomae_shapes(), 218),
+    "simvtp": lambda: (simvtp.pretrain_rules(HEADS, HEADS), simvtp_shapes(), 227),
+    "videomae_finetune": lambda: (
+        videomae.finetune_rules(HEADS),
+        videomae_finetune_shapes(),
+        162,
+    ),
     # The file's 330 less the video tower's text table and the text tower's cubes.
-    "simvtp_finetune": (rules.simvtp_finetune(HEADS), simvtp_finetune(), 330 - 5 - 2),
-    "hf_videomae_v4": (rules.hf_videomae(HEADS, HEADS, rules.HF_V4), hf_videomae(V4), 250),
-    "hf_videomae_v5": (rules.hf_videomae(HEADS, HEADS), hf_videomae(V5), 250),
-    "hf_classifier_v4": (
-        rules.hf_videomae_classifier(HEADS, rules.HF_V4),
-        hf_videomae_classifier(V4),
+    "simvtp_finetune": lambda: (
+        simvtp.finetune_rules(HEADS),
+        simvtp_finetune_shapes(),
+        330 - 5 - 2,
+    ),
+    "hf_videomae_v4": lambda: (
+        huggingface.pretrain_rules(HEADS, HEADS, huggingface.V4),
+        hf_videomae_shapes(V4),
+        250,
+    ),
+    "hf_videomae_v5": lambda: (
+        huggingface.pretrain_rules(HEADS, HEADS),
+        hf_videomae_shapes(V5),
+        250,
+    ),
+    "hf_classifier_v4": lambda: (
+        huggingface.finetune_rules(HEADS, huggingface.V4),
+        hf_videomae_classifier_shapes(V4),
         186,
     ),
-    "hf_classifier_v5": (rules.hf_videomae_classifier(HEADS), hf_videomae_classifier(V5), 186),
-    "timm": (rules.timm_vit(HEADS), {**vit(), **norm("norm", D), **linear("head", 7, D)}, 152),
-    "timm_mean": (
-        rules.timm_vit(HEADS, "fc_norm"),
-        {**vit(), **norm("fc_norm", D), **linear("head", 7, D)},
+    "hf_classifier_v5": lambda: (
+        huggingface.finetune_rules(HEADS),
+        hf_videomae_classifier_shapes(V5),
+        186,
+    ),
+    "timm": lambda: (timm.vit_rules(HEADS), {**vit_shapes(), **ENDS, **norm("norm", D)}, 152),
+    "timm_mean": lambda: (
+        timm.vit_rules(HEADS, "fc_norm"),
+        {**vit_shapes(), **ENDS, **norm("fc_norm", D)},
         152,
     ),
-    "mae_encoder": (rules.timm_vit(HEADS, head=None), {**vit(), **norm("norm", D)}, 150),
-    "mae": (rules.mae(HEADS, HEADS), mae(), 254),
-    "bert": (rules.bert(HEADS), bert(), 199),
-    "bert_cross": (
-        rules.bert(HEADS) + rules.bert_cross("encoder", "encoder.layer", HEADS),
-        {**bert(), **blocks("encoder.layer", 12, cross_block(D, E))},
+    "mae_encoder": lambda: (
+        timm.vit_rules(HEADS, head=None),
+        {**vit_shapes(), **norm("norm", D)},
+        150,
+    ),
+    "mae": lambda: (timm.mae_rules(HEADS, HEADS), mae_shapes(), 254),
+    "bert": lambda: (bert.bert_rules(HEADS), bert_shapes(), 199),
+    "bert_cross": lambda: (
+        bert.bert_rules(HEADS) + bert.cross_rules("encoder", "encoder.layer", HEADS),
+        {**bert_shapes(), **blocks("encoder.layer", 12, cross_block(D, E))},
         199 + 12 * 10,
     ),
-    "clip": (rules.clip(HEADS, HEADS), clip(""), 302),
-    "open_clip": (rules.clip(HEADS, HEADS, "text."), clip("text."), 302),
+    "clip": lambda: (clip.clip_rules(HEADS, HEADS), clip_shapes(""), 302),
+    "open_clip": lambda: (clip.clip_rules(HEADS, HEADS, "text."), clip_shapes("text."), 302),
 }
+ENDS = linear("head", 7, D)
 
 
 def draw(shapes: Shapes, dtype: str = "float32") -> dict[str, np.ndarray]:
@@ -259,7 +286,7 @@ def draw(shapes: Shapes, dtype: str = "float32") -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", TABLES)
 def test_there_and_back_is_the_identity_bit_for_bit(name, dtype):
-    table, shapes, count = TABLES[name]
+    table, shapes, count = TABLES[name]()
     theirs = draw(shapes, dtype)
     ours = rules.to_ours(table, theirs)
     back = rules.to_theirs(table, ours)
@@ -273,7 +300,7 @@ def test_there_and_back_is_the_identity_bit_for_bit(name, dtype):
 @pytest.mark.parametrize("name", TABLES)
 def test_gradients_convert_by_the_same_rules(name):
     """Layouts only move numbers: they commute with sums, and lose and invent none."""
-    table, shapes, _ = TABLES[name]
+    table, shapes, _ = TABLES[name]()
     a = draw(shapes)
     b = {key: np.asarray(np.flip(tensor) * 3) for key, tensor in a.items()}
     both = tree.flatten(rules.to_ours(table, {key: np.asarray(a[key] + b[key]) for key in a}))
@@ -288,7 +315,7 @@ def test_gradients_convert_by_the_same_rules(name):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_all_that_is_missing_or_unexpected_is_named(name):
-    table, shapes, _ = TABLES[name]
+    table, shapes, _ = TABLES[name]()
     theirs, gone = draw(shapes), list(shapes)[:: max(1, len(shapes) // 5)]
     for key in gone:
         theirs[f"strange.{key}"] = theirs.pop(key)
@@ -300,7 +327,7 @@ def test_all_that_is_missing_or_unexpected_is_named(name):
 
 
 def test_another_net_and_a_wrong_shape_are_refused():
-    table, shapes, _ = TABLES["videomae_finetune"]
+    table, shapes, _ = TABLES["videomae_finetune"]()
     with pytest.raises(UserError, match=r"missing .*'blocks.0.attn.qkv.weight'.* unexpected .*'x'"):
         rules.to_ours(table, {"x": np.zeros(1)})
     theirs = draw(shapes)
@@ -310,7 +337,7 @@ def test_another_net_and_a_wrong_shape_are_refused():
 
 
 def test_parameters_that_no_rule_names_are_refused():
-    table, shapes, _ = TABLES["videomae_finetune"]
+    table, shapes, _ = TABLES["videomae_finetune"]()
     ours = rules.to_ours(table, draw(shapes))
     with pytest.raises(UserError, match="extra/kernel"):
         rules.to_theirs(table, {**ours, "extra": {"kernel": np.zeros(1)}})
@@ -321,15 +348,17 @@ def test_unused_tensors_are_listed_and_no_rule_wants_them():
     theirs |= under("text_encoder.", conv("patch_embed.proj", CUBE))
     theirs["text_encoder.text_embeddings.position_ids"] = (1, PLACES)
     assert len(theirs) == 330 - 323 + 1
-    unused = rules.UNUSED["simvtp_finetune"]
+    unused = FORMATS["simvtp_finetune"].unused
     assert all(any(re.fullmatch(u, name) for u in unused) for name in theirs)
-    for name, patterns in rules.UNUSED.items():
-        wanted = [n for n in TABLES[name][1] if any(re.fullmatch(u, n) for u in patterns)]
+    unused = {name: FORMATS[name].unused for name in ("simvtp", "simvtp_finetune", "clip")}
+    for name, patterns in {**unused, "bert": bert.UNUSED}.items():
+        assert patterns
+        wanted = [n for n in TABLES[name]()[1] if any(re.fullmatch(u, n) for u in patterns)]
         assert not wanted, name
 
 
 def test_tables_go_under_prefixes():
-    table, shapes, _ = TABLES["hf_videomae_v5"]
+    table, shapes, _ = TABLES["hf_videomae_v5"]()
     theirs = draw(under("module.", shapes))
     moved = rules.to_ours(rules.under(table, "net/", "module."), theirs)
     plain = rules.to_ours(table, {k.removeprefix("module."): v for k, v in theirs.items()})

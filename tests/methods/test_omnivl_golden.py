@@ -16,6 +16,7 @@ from flax import traverse_util
 from tests.parity import GOLDEN, check_probe, close, make_tensor
 from vtp_jax import masking, tree
 from vtp_jax.convert import rules
+from vtp_jax.convert.families import bert, timm
 from vtp_jax.methods import omnivl
 from vtp_jax.objectives import contrastive, momentum
 
@@ -27,10 +28,10 @@ TABLE = "text_encoder{}.embeddings.word_embeddings.weight"
 
 def encoder_rules(twin=""):
     """BLIP's names of what encodes; of its twin they end in `_m`."""
-    words = rules.bert_embeddings("text_embed", "embeddings")
-    words += rules.stack("encoder", "encoder.layer", HEADS, rules.BERT)
+    words = bert.embedding_rules("text_embed", "embeddings")
+    words += rules.stack("encoder", "encoder.layer", HEADS, bert.BERT)
     return [
-        *rules.under(rules.timm_vit(HEADS, head=None), "visual/", f"visual_encoder{twin}."),
+        *rules.under(timm.vit_rules(HEADS, head=None), "visual/", f"visual_encoder{twin}."),
         *rules.under(words, "text/", f"text_encoder{twin}."),
         *rules.linear("video_proj", f"vision_proj{twin}"),
         *rules.linear("text_proj", f"text_proj{twin}"),
@@ -38,11 +39,11 @@ def encoder_rules(twin=""):
 
 
 def blip_rules():
-    decoder = rules.stack("decoder", "text_decoder.bert.encoder.layer", HEADS, rules.BERT)
+    decoder = rules.stack("decoder", "text_decoder.bert.encoder.layer", HEADS, bert.BERT)
     head = "text_decoder.cls.predictions"
     return [
         *encoder_rules(),
-        *rules.bert_cross("text/encoder", "text_encoder.encoder.layer", HEADS),
+        *bert.cross_rules("text/encoder", "text_encoder.encoder.layer", HEADS),
         *rules.linear("match_head", "itm_head"),
         *(r for r in decoder if "/attn/" in r.ours or "/norm1/" in r.ours),
         *rules.linear("word_head/fc", f"{head}.transform.dense"),

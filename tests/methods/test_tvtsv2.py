@@ -12,7 +12,9 @@ import pytest
 
 from vtp_jax import masking, tree
 from vtp_jax.convert import __main__ as convert
-from vtp_jax.convert import files, reference, rules
+from vtp_jax.convert import files, rules
+from vtp_jax.convert.families.clip import clip_rules
+from vtp_jax.convert.reference import clip as reference
 from vtp_jax.methods import tvtsv2
 from vtp_jax.nn import bind, sizes, spacetime
 from vtp_jax.nn.transformer import CLIP
@@ -325,7 +327,7 @@ def write_clip(path):
     params = jax.tree.map(
         lambda x: (np.asarray(x) + 0.1 * rng.standard_normal(x.shape)).astype(np.float32), params
     )
-    tensors = rules.to_theirs(rules.clip(2, 2), params)
+    tensors = rules.to_theirs(clip_rules(2, 2), params)
     files.write(path, tensors)
     return tensors
 
@@ -349,13 +351,13 @@ def test_it_starts_as_clip(tmp_path):
     net = tvtsv2.make(**SMALL, mean=(0.0,) * 3, std=(1.0,) * 3, sep_id=None)
     image = jnp.asarray(pixels.transpose(0, 2, 3, 1)[:, None], jnp.float32)
     got = jax.jit(net.encode["video"])(params, {}, dict(video=image))["embedding"]
-    told = reference.clip_image(tensors, pixels, 2, "quick_gelu")["embedding"]
+    told = reference.image(tensors, pixels, 2, "quick_gelu")["embedding"]
     np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
 
     words = {k: example()[k][:, 0] for k in ("text", "text_mask")}
     ids = np.asarray(words["text"])
     got = jax.jit(net.encode["text"])(params, {}, words)["embedding"]
-    told = reference.clip_text(tensors, ids, 2, "quick_gelu")["embedding"]
+    told = reference.text(tensors, ids, 2, "quick_gelu")["embedding"]
     np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
 
 

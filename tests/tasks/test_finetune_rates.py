@@ -7,6 +7,7 @@ import pytest
 
 from vtp_jax import tree
 from vtp_jax.convert import rules
+from vtp_jax.convert.families import simvtp as published
 from vtp_jax.methods import simvtp
 from vtp_jax.run import optim
 from vtp_jax.setup import shipped
@@ -36,7 +37,7 @@ def official(setting: str, rates: str) -> dict[str, float]:
             value.reshape(value.shape + (1,) * (shape.ndim - value.ndim)), shape.shape
         )
 
-    theirs = rules.to_theirs(rules.simvtp_finetune(HEADS), tree.map_named(fill, shapes))
+    theirs = rules.to_theirs(published.finetune_rules(HEADS), tree.map_named(fill, shapes))
     assert all((x == x.flat[0]).all() for x in theirs.values())
     return {name: float(x.flat[0]) for name, x in theirs.items()}
 

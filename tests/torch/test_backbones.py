@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from vtp_jax.convert import rules
+from vtp_jax.convert.families import clip, timm
+from vtp_jax.convert.families.bert import bert_rules, cross_rules
 from vtp_jax.nn import embed, sizes, text, vit
 from vtp_jax.nn.transformer import CLIP
 from vtp_jax.types import TokenMask
@@ -104,7 +106,7 @@ def image():
 def test_vit():
     config = transformers.ViTConfig(**WIDTHS, **IMAGE, layer_norm_eps=1e-6, num_labels=5)
     theirs = build(transformers.ViTForImageClassification, config)
-    params = rules.to_ours(rules.timm_vit(SIZE.heads), rename(theirs, TIMM))
+    params = rules.to_ours(timm.vit_rules(SIZE.heads), rename(theirs, TIMM))
     head = params.pop("head")
     pooled = ours(vit.ViT(SIZE, PLACES, PATCH), params, None, cubes())
     close(pooled @ head["kernel"] + head["bias"], theirs(image()).logits)
@@ -121,7 +123,7 @@ def test_mae():
         decoder_intermediate_size=DECODER.mlp,
     )
     theirs = build(transformers.ViTMAEForPreTraining, config)
-    params = rules.to_ours(rules.mae(SIZE.heads, DECODER.heads), rename(theirs, MAE))
+    params = rules.to_ours(timm.mae_rules(SIZE.heads, DECODER.heads), rename(theirs, MAE))
     noise = RNG.uniform(size=(2, PLACES)).astype(np.float32)
     out = theirs(image(), noise=torch.from_numpy(noise))
     dropped = out.mask.numpy() > 0
@@ -157,7 +159,7 @@ def test_clip(end_id):
     tensors = rename(theirs, OPENAI)
     for name in ("visual.proj", "text_projection"):
         tensors[name] = tensors[name].T  # linear layers there, plain matrices in the release
-    params = rules.to_ours(rules.clip(SIZE.heads, TEXT.heads), tensors)
+    params = rules.to_ours(clip.clip_rules(SIZE.heads, TEXT.heads), tensors)
     out = theirs(torch.from_numpy(IDS), image())
 
     visual = vit.ViT(SIZE, PLACES, PATCH, style=CLIP, first_norm=True, features=10)
@@ -173,7 +175,7 @@ def test_clip(end_id):
 def test_bert():
     config = transformers.BertConfig(**WIDTHS, vocab_size=50, max_position_embeddings=9)
     theirs = build(transformers.BertModel, config)
-    params = rules.to_ours(rules.bert(SIZE.heads), rename(theirs, []))
+    params = rules.to_ours(bert_rules(SIZE.heads), rename(theirs, []))
     mask = IDS > 0
     out = theirs(torch.from_numpy(IDS), torch.from_numpy(mask.astype(np.int64)))
     bert = text.Bert(SIZE, vocab_size=50, length=9)
@@ -192,7 +194,7 @@ def test_bert_that_attends_to_other_tokens():
         add_cross_attention=True,
     )
     theirs = build(transformers.BertModel, config)
-    names = rules.bert(SIZE.heads) + rules.bert_cross("encoder", "encoder.layer", SIZE.heads)
+    names = bert_rules(SIZE.heads) + cross_rules("encoder", "encoder.layer", SIZE.heads)
     params = rules.to_ours(names, rename(theirs, []))
     other = RNG.standard_normal((2, 4, 16)).astype(np.float32)
     other_mask = np.array([[True] * 4, [True, False, True, False]])

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from vtp_jax import masking
-from vtp_jax.convert import files, hf, rules
+from vtp_jax.convert import files, hf_folder, rules
+from vtp_jax.convert.families import huggingface
 from vtp_jax.methods import videomae
 from vtp_jax.nn.sizes import Size
 from vtp_jax.objectives import reconstruction
@@ -75,9 +76,9 @@ def pretraining() -> Kind:
 
     sizes = dict(frames=FRAMES, side=SIDE, cube=CUBE)
     return Kind(
-        hf.PRETRAINING,
-        hf.pretraining_config(encoder=ENCODER, decoder=DECODER, **sizes),
-        rules.hf_videomae(ENCODER.heads, DECODER.heads, rules.HF_V4),
+        hf_folder.PRETRAINING,
+        hf_folder.pretraining_config(encoder=ENCODER, decoder=DECODER, **sizes),
+        huggingface.pretrain_rules(ENCODER.heads, DECODER.heads, huggingface.V4),
         run,
         shapes_of(videomae.make(**recipe)),
     )
@@ -98,9 +99,9 @@ def classification() -> Kind:
 
     sizes = dict(frames=FRAMES, side=SIDE, cube=CUBE)
     return Kind(
-        hf.CLASSIFICATION,
-        hf.classification_config(encoder=ENCODER, labels=LABELS, **sizes),
-        rules.hf_videomae_classifier(ENCODER.heads, rules.HF_V4),
+        hf_folder.CLASSIFICATION,
+        hf_folder.classification_config(encoder=ENCODER, labels=LABELS, **sizes),
+        huggingface.finetune_rules(ENCODER.heads, huggingface.V4),
         run,
         shapes_of(method),
     )
@@ -124,16 +125,20 @@ def random_params(shapes: Any) -> Any:
 
 
 def write_folder(folder: Path, kind: Kind, tensors: dict[str, np.ndarray]) -> Path:
-    files.write(folder / "model.safetensors", tensors, hf.METADATA)
+    files.write(folder / "model.safetensors", tensors, hf_folder.METADATA)
     (folder / "config.json").write_text(json.dumps(kind.config))
     (folder / "preprocessor_config.json").write_text(
-        json.dumps(hf.preprocessor_config(side=SIDE, mean=MEAN, std=STD))
+        json.dumps(hf_folder.preprocessor_config(side=SIDE, mean=MEAN, std=STD))
     )
     return folder
 
 
 def run_theirs(kind: Kind, model: Any, pixels: Any = PIXELS) -> dict[str, np.ndarray]:
-    mask = {"bool_masked_pos": torch.tensor(MASK)} if kind.architecture == hf.PRETRAINING else {}
+    mask = (
+        {"bool_masked_pos": torch.tensor(MASK)}
+        if kind.architecture == hf_folder.PRETRAINING
+        else {}
+    )
     with torch.no_grad():
         out = model.eval()(torch.tensor(pixels), **mask)
     return {name: out[name].numpy() for name in ("logits", "loss") if name in out}
@@ -155,17 +160,17 @@ def test_their_folder_in_our_net(kind, tmp_path):
             norm = name.endswith("weight") and p.ndim == 1
             p.copy_(norm + spread * torch.randn(p.shape, generator=generator))
     model.save_pretrained(tmp_path)
-    said = hf.read_config(tmp_path)
+    said = hf_folder.read_config(tmp_path)
     assert said.architecture == kind.architecture
     assert (said.heads, said.eps, said.frames, said.side) == (4, 1e-6, FRAMES, SIDE)
-    params = rules.to_ours(kind.rules, hf.one_name(files.read(tmp_path).tensors))
+    params = rules.to_ours(kind.rules, huggingface.one_name(files.read(tmp_path).tensors))
     check(kind.run(params), run_theirs(kind, model))
 
 
 def test_our_net_in_a_folder_of_theirs(kind, tmp_path):
     params = random_params(kind.shapes)
     tensors = rules.to_theirs(kind.rules, params)
-    write_folder(tmp_path, kind, hf.add_names(tensors))
+    write_folder(tmp_path, kind, huggingface.add_names(tensors))
     model, info = kind.theirs.from_pretrained(tmp_path, output_loading_info=True)
     assert {name: list(found) for name, found in info.items() if found} == {}
     assert model.config.layer_norm_eps == 1e-6
@@ -174,13 +179,13 @@ def test_our_net_in_a_folder_of_theirs(kind, tmp_path):
     np.testing.assert_allclose(pixels, PIXELS, atol=1e-6)
     check(kind.run(params), run_theirs(kind, model, pixels))
     # And back again, bit for bit.
-    back = rules.to_ours(kind.rules, hf.one_name(files.read(tmp_path).tensors))
+    back = rules.to_ours(kind.rules, huggingface.one_name(files.read(tmp_path).tensors))
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 def test_labels(classification, tmp_path):
     write_folder(tmp_path, classification, {"x": np.zeros(1, np.float32)})
-    assert hf.read_config(tmp_path).labels == LABELS
+    assert hf_folder.read_config(tmp_path).labels == LABELS
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.id2label == dict(enumerate(LABELS))
     assert config.label2id == {label: i for i, label in enumerate(LABELS)}
@@ -193,10 +198,10 @@ def test_a_bias_that_is_left_out_is_noticed(kind, tmp_path):
     (name, *_) = (n for n in tensors if n.endswith("layer.1.attention.attention.q_bias"))
     del tensors[name]
     with pytest.raises(UserError, match=f"biases are missing, under either name: {name}$"):
-        hf.one_name(tensors)
+        huggingface.one_name(tensors)
     with pytest.raises(UserError, match=f"missing .*{name}"):
         rules.to_ours(kind.rules, tensors)
-    write_folder(tmp_path, kind, hf.add_names(tensors))
+    write_folder(tmp_path, kind, huggingface.add_names(tensors))
     model, info = kind.theirs.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {name.replace("q_bias", "query.bias")}
     with pytest.raises(AssertionError, match="logits"):
@@ -208,7 +213,7 @@ def test_default_epsilons_cost_what_the_documentation_says(kind):
     variance of what is normed."""
     config = transformers.VideoMAEConfig(**kind.config)
     model = kind.theirs(config).double()
-    pretraining = kind.architecture == hf.PRETRAINING
+    pretraining = kind.architecture == hf_folder.PRETRAINING
     norm = model.decoder.norm if pretraining else model.fc_norm
     head = model.decoder.head if pretraining else model.classifier
     assert norm.eps == DEFAULT_EPS
@@ -218,10 +223,10 @@ def test_default_epsilons_cost_what_the_documentation_says(kind):
     norm.register_forward_hook(lambda _, x, y: variances.append(x[0].var(-1, unbiased=False)))
     pixels = PIXELS.astype(np.float64)
     default = run_theirs(kind, model, pixels)["logits"]
-    norm.eps = hf.EPS
+    norm.eps = hf_folder.EPS
     right = run_theirs(kind, model, pixels)["logits"]
     variance = variances[0].numpy()
-    predicted = np.sqrt((variance + hf.EPS) / (variance + DEFAULT_EPS)) - 1
+    predicted = np.sqrt((variance + hf_folder.EPS) / (variance + DEFAULT_EPS)) - 1
     cost = default / right - 1
     np.testing.assert_allclose(cost, np.broadcast_to(predicted[..., None], cost.shape), rtol=1e-4)
 
@@ -242,24 +247,24 @@ def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 def test_both_names_become_one_again():
     tensors = some_tensors()
-    both = hf.add_names(tensors)
+    both = huggingface.add_names(tensors)
     assert len(both) == len(tensors) + 2
     new = {n: x for n, x in both.items() if not n.endswith("_bias")}
     for named in (tensors, both, new):
-        assert equal(hf.one_name(named), tensors)
+        assert equal(huggingface.one_name(named), tensors)
 
 
 def test_biases_of_keys_are_left_out():
     tensors = some_tensors()
     trained = {"videomae.encoder.layer.0.attention.attention.key.bias": np.ones(4)}
-    assert equal(hf.one_name({**tensors, **trained}), tensors)
+    assert equal(huggingface.one_name({**tensors, **trained}), tensors)
 
 
 def test_two_names_that_differ_are_refused():
-    both = hf.add_names(some_tensors())
+    both = huggingface.add_names(some_tensors())
     (name,) = (n for n in both if n.endswith("value.bias"))
     with pytest.raises(UserError, match="v_bias and .*value.bias are two names .* differ"):
-        hf.one_name({**both, name: both[name] + 1})
+        huggingface.one_name({**both, name: both[name] + 1})
 
 
 # --- config.json
@@ -267,13 +272,15 @@ def test_two_names_that_differ_are_refused():
 
 def test_cubes_that_are_not_square_are_refused():
     with pytest.raises(UserError, match="8 x 4 pixels"):
-        hf.classification_config(encoder=ENCODER, labels=LABELS, frames=4, side=24, cube=(2, 8, 4))
+        hf_folder.classification_config(
+            encoder=ENCODER, labels=LABELS, frames=4, side=24, cube=(2, 8, 4)
+        )
 
 
 def test_what_a_config_does_not_say_is_as_transformers_has_it(tmp_path):
-    said = dict(model_type="videomae", architectures=[hf.CLASSIFICATION])
+    said = dict(model_type="videomae", architectures=[hf_folder.CLASSIFICATION])
     (tmp_path / "config.json").write_text(json.dumps(said))
-    found, theirs = hf.read_config(tmp_path), transformers.VideoMAEConfig()
+    found, theirs = hf_folder.read_config(tmp_path), transformers.VideoMAEConfig()
     assert found.heads == theirs.num_attention_heads
     assert found.decoder_heads == theirs.decoder_num_attention_heads
     assert (found.eps, found.frames) == (theirs.layer_norm_eps, theirs.num_frames)
@@ -283,10 +290,10 @@ def test_what_a_config_does_not_say_is_as_transformers_has_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(model_type="vit"), "not of a VideoMAE"),
+        (dict(model_type="vit"), "does not describe a VideoMAE"),
         (dict(architectures=None), "architecture none; known"),
         (dict(architectures=["VideoMAEModel"]), "architecture VideoMAEModel; known"),
-        (dict(hidden_act="relu"), "hidden_act is 'relu'; a net of ours has 'gelu'"),
+        (dict(hidden_act="relu"), "hidden_act is 'relu'; vtp_jax supports 'gelu'"),
         (dict(use_mean_pooling=True), "use_mean_pooling is True"),
         (dict(qkv_bias=False), "qkv_bias is False"),
         (dict(qv_bias=False), "qv_bias is False"),
@@ -297,22 +304,22 @@ def test_what_a_config_does_not_say_is_as_transformers_has_it(tmp_path):
 def test_configs_of_other_nets_are_refused(pretraining, tmp_path, change, message):
     (tmp_path / "config.json").write_text(json.dumps(pretraining.config | change))
     with pytest.raises(UserError, match=message):
-        hf.read_config(tmp_path)
+        hf_folder.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"videomae"'])
 def test_what_is_no_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match="not JSON|not of a VideoMAE"):
-        hf.read_config(tmp_path)
+    with pytest.raises(UserError, match="not JSON|does not describe a VideoMAE"):
+        hf_folder.read_config(tmp_path)
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(UserError, match="no '.*config.json'"):
-        hf.read_config(tmp_path)
+        hf_folder.read_config(tmp_path)
 
 
 def test_the_wrong_heads_of_vit_s_are_doubted(pretraining, tmp_path):
     small = pretraining.config | dict(hidden_size=384, num_attention_heads=16)
     (tmp_path / "config.json").write_text(json.dumps(small))
-    assert "the original ViT-S has 6" in hf.read_config(tmp_path).doubt
+    assert "the original ViT-S has 6" in hf_folder.read_config(tmp_path).doubt

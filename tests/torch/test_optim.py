@@ -17,6 +17,7 @@ import pytest
 from tests.parity import make_tensor
 from vtp_jax import masking, schedules
 from vtp_jax.convert import pytorch, rules
+from vtp_jax.convert.families import simvtp as published
 from vtp_jax.methods import simvtp
 from vtp_jax.nn.sizes import Size
 from vtp_jax.run import optim
@@ -172,13 +173,14 @@ class Recipe(NamedTuple):
 
 
 DUAL = Recipe(
-    make_finetuning, finetuning_loss, rules.simvtp_finetune(ENCODER.heads), None,
+    make_finetuning, finetuning_loss, published.finetune_rules(ENCODER.heads), None,
     (0.9, 0.999), 7.5e-5, 2.5e-7, finetune_msrvtt.rates(ENCODER.depth, official=False),
     {"pos_embed", "cls_token"}, layer_scale(0.75),
 )  # fmt: skip
 RECIPES = {
     "pretraining": Recipe(
-        make_pretraining, pretraining_loss, rules.simvtp(ENCODER.heads, DECODER.heads), DECODER,
+        make_pretraining, pretraining_loss,
+        published.pretrain_rules(ENCODER.heads, DECODER.heads), DECODER,
         (0.9, 0.95), 6e-4, 4e-5, DECAY, {"pos_embed", "cls_token", "mask_token"}, lambda _: 1.0,
     ),
     "finetuning": DUAL,

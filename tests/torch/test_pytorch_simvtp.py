@@ -17,6 +17,7 @@ import pytest
 
 from vtp_jax import masking
 from vtp_jax.convert import files, pytorch, rules
+from vtp_jax.convert.families import simvtp as published
 from vtp_jax.methods import simvtp
 from vtp_jax.nn.sizes import Size
 from vtp_jax.tasks import retrieve
@@ -101,10 +102,10 @@ def build(folder: Path, dtype: Any, pool_padding: bool, finetuned: bool) -> Case
             size=ENCODER, decoder=DECODER, cube=CUBE, dtype=net.dtype, pool_padding=pool_padding,
             vocab_size=WORDS, text_length=PLACES, pad_id=1,
         )  # fmt: skip
-        table, extra = rules.simvtp(ENCODER.heads, DECODER.heads), {}
+        table, extra = published.pretrain_rules(ENCODER.heads, DECODER.heads), {}
         if finetuned:
             method = retrieve.make(base=method, pool_padding=pool_padding, drop=DROPPED)
-            table, extra = rules.simvtp_finetune(ENCODER.heads), {"video": {}, "text": {}}
+            table, extra = published.finetune_rules(ENCODER.heads), {"video": {}, "text": {}}
         params = randomise(
             jax.eval_shape(lambda rng: method.init(rng, spec), jax.random.key(0)), dtype
         )

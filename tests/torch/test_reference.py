@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from vtp_jax.convert import reference
+from vtp_jax.convert.reference import bert, clip, huggingface, timm, videomae
 
 torch = pytest.importorskip("torch", reason="torch is installed by `make test`")
 transformers = pytest.importorskip("transformers", reason="installed by `make test`")
@@ -101,7 +101,7 @@ def test_videomae_pretraining(naming, averaged):
     video, mask = draw(1, 2, 6, 3, 32, 48), hide(2, 18, 11)
     theirs = call(model, video, mask)
     t = rename(tensors(model), naming)
-    ours = reference.hf_videomae_pretrain(t, video, mask, heads=4, decoder_heads=3)
+    ours = huggingface.pretrain(t, video, mask, heads=4, decoder_heads=3)
     check(ours["pixels"], theirs.logits)
     check(ours["tokens"], call(model.videomae, video, mask).last_hidden_state)
 
@@ -112,7 +112,7 @@ def test_videomae_classification(naming, averaged):
     model = randomise(transformers.VideoMAEForVideoClassification(config))
     video = draw(1, 2, 6, 3, 32, 48)
     t = rename(tensors(model), naming)
-    check(reference.hf_videomae_classify(t, video, heads=4)["logits"], call(model, video).logits)
+    check(huggingface.classify(t, video, heads=4)["logits"], call(model, video).logits)
 
 
 def test_the_epsilon_of_the_config_is_taken():
@@ -120,7 +120,7 @@ def test_the_epsilon_of_the_config_is_taken():
     config = transformers.VideoMAEConfig(**VIDEO, layer_norm_eps=1e-3)
     model = randomise(transformers.VideoMAEForPreTraining(config))
     video, mask = 1e-2 * draw(1, 2, 6, 3, 32, 48), hide(2, 18, 11)
-    ours = reference.hf_videomae_pretrain(tensors(model), video, mask, 4, 3, eps=1e-3)
+    ours = huggingface.pretrain(tensors(model), video, mask, 4, 3, eps=1e-3)
     check(ours["pixels"], call(model, video, mask).logits)
 
 
@@ -144,7 +144,7 @@ def test_official_names_differ_by_epsilons_alone():
     parts = tuple(f"attention.attention.{x}.weight" for x in ("query", "key", "value"))
     t = fuse(rename(tensors(model), names), parts, "attn.qkv.weight")
     video, mask = draw(1, 2, 6, 3, 32, 48), hide(2, 18, 11)
-    ours = reference.videomae_pretrain(t, video.swapaxes(1, 2), mask, 4, 3)
+    ours = videomae.pretrain(t, video.swapaxes(1, 2), mask, 4, 3)
     check(ours["pixels"], call(model, video, mask).logits)
 
 
@@ -158,7 +158,7 @@ def test_bert_embeddings():
     model = randomise(transformers.BertModel(config))
     ids = np.random.default_rng(2).integers(0, 50, (3, 7))
     t = {n: x for n, x in tensors(model).items() if n.startswith("embeddings.")}
-    check(reference.bert_embeddings(t, ids), call(model.embeddings, ids))
+    check(bert.embeddings(t, ids), call(model.embeddings, ids))
 
 
 # --- Images
@@ -188,7 +188,7 @@ def test_vit():
     config = transformers.ViTConfig(**IMAGE, num_labels=5, layer_norm_eps=1e-6)
     model = randomise(transformers.ViTForImageClassification(config))
     image = draw(1, 2, 3, 32, 48)
-    ours = reference.vit(to_timm(model), image, heads=4)
+    ours = timm.vit(to_timm(model), image, heads=4)
     theirs = call(model.vit, image).last_hidden_state
     check(ours["tokens"], theirs)
     check(ours["pooled"], theirs[:, 0])
@@ -202,7 +202,7 @@ def test_mae():
     )
     image, noise = draw(1, 2, 3, 48, 48), np.random.default_rng(5).uniform(size=(2, 9))
     keep = noise.argsort(1)[:, :3]  # 0.4 of 9, rounded down
-    ours = reference.mae(to_timm(model), image, keep, heads=4, decoder_heads=3)
+    ours = timm.mae(to_timm(model), image, keep, heads=4, decoder_heads=3)
     check(ours["tokens"], call(model.vit, image, noise=noise).last_hidden_state)
     check(ours["pixels"], call(model, image, noise=noise).logits)
 
@@ -247,7 +247,7 @@ def test_clip(act):
     t = to_openai(model)
 
     image = draw(1, 2, 3, 48, 48)
-    ours = reference.clip_image(t, image, 4, act)
+    ours = clip.image(t, image, 4, act)
     theirs = call(model.vision_model, image)
     check(ours["raw"], theirs.last_hidden_state)
     check(ours["tokens"][:, 0], theirs.pooler_output)
@@ -255,9 +255,9 @@ def test_clip(act):
 
     ids = np.random.default_rng(2).integers(1, 48, (3, 7))
     ids[np.arange(3), [6, 4, 2]] = 49  # the end of the text; what follows is never seen
-    ours = reference.clip_text(t, ids, 3, act)
+    ours = clip.text(t, ids, 3, act)
     check(ours["tokens"], call(model.text_model, ids).last_hidden_state)
     check(ours["embedding"], call(model.get_text_features, ids).pooler_output)
 
     custom = {f"text.{n}": x for n, x in t.items() if not n.startswith("visual.")}
-    assert np.array_equal(reference.clip_text(custom, ids, 3, act)["tokens"], ours["tokens"])
+    assert np.array_equal(clip.text(custom, ids, 3, act)["tokens"], ours["tokens"])

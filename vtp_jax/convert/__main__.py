@@ -1,13 +1,13 @@
-"""Brings weights in and out: PyTorch, safetensors, npz and Hugging Face folders.
+"""Imports and exports weights: PyTorch, safetensors, npz and Hugging Face folders.
 
     vtp convert import --from FILE --format videomae --out DIR
     vtp convert export --checkpoint DIR --format safetensors|torch|hf --out DIR
     vtp convert formats
 
 An import is a folder with a checkpoint, which `config.warm_start` and `export` read, and
-convert.json, which says where it came from. An export is of a run or of an import. Both end with
-a proof: our net and a reference that shares no code with it, on the same inputs; where they
-differ by more than the format's tolerance, nothing is written. Files are never executed.
+convert.json, which records where it came from. An export is of a run or of an import. Both end with
+a proof: the net and a reference that shares no code with it, on the same inputs; where they differ
+by more than the format's tolerance, nothing is written. Files are never executed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import numpy as np
 from jaxtyping import Num
 
 from vtp_jax import tree
-from vtp_jax.convert import files, folder, formats, hf, rules
-from vtp_jax.convert.formats import FORMATS, Format
+from vtp_jax.convert import export, files, formats, hf_folder, rules
+from vtp_jax.convert.families import FORMATS
+from vtp_jax.convert.formats import Format
 from vtp_jax.run import checkpoint, metrics
 from vtp_jax.setup import cli
 from vtp_jax.types import State, UserError
@@ -38,16 +39,18 @@ Tensors = Mapping[str, Num[np.ndarray, "..."]]
 
 def main(argv: Sequence[str]) -> None:
     commands = cli.Commands("convert", __doc__)
-    bring = commands.add("import", bring_in, "turn published weights into a checkpoint")
-    bring.add_argument("--from", dest="source", required=True, help="a file, or a folder of one")
+    bring = commands.add("import", import_file, "turn published weights into a checkpoint")
+    bring.add_argument("--from", dest="source", required=True, help="a file, or its folder")
     bring.add_argument("--format", required=True, choices=FORMATS, help="see `formats`")
     bring.add_argument("--out", required=True, help="a new folder")
     for name in ("heads", "decoder-heads", "text-heads"):
         bring.add_argument(f"--{name}", type=int, help="if not as in the published sizes")
-    take = commands.add("export", take_out, "write the weights of a run or of an import to a file")
+    take = commands.add(
+        "export", export_folder, "write the weights of a run or of an import to a file"
+    )
     take.add_argument("--checkpoint", required=True, help="the folder of a run or of an import")
     take.add_argument("--step", default="latest", help="a step, latest or best")
-    take.add_argument("--format", required=True, choices=folder.FILES)
+    take.add_argument("--format", required=True, choices=export.FILES)
     take.add_argument("--out", required=True, help="a new folder")
     commands.add("formats", show, "list what can be imported")
     commands.run(argv)
@@ -58,22 +61,22 @@ def show(args: argparse.Namespace) -> None:
     metrics.print_table("formats", ("format", "of"), rows)
 
 
-def bring_in(args: argparse.Namespace) -> None:
+def import_file(args: argparse.Namespace) -> None:
     form, out, source = FORMATS[args.format], new_folder(args.out), Path(args.source)
     file = files.read(source)
     files.check_finite(file.tensors, source)
     tensors, aside = formats.sort_out(form, file.tensors)
-    said = hf.read_config(source) if args.format in folder.NAMES.values() else None
+    config = hf_folder.read_config(source) if args.format in export.NAMES.values() else None
     given = {name: getattr(args, name.replace("-", "_")) for name in form.stacks}
-    if said:
-        own = {"heads": said.heads, "decoder-heads": said.decoder_heads}
+    if config:
+        own = {"heads": config.heads, "decoder-heads": config.decoder_heads}
         given = {name: n or own[name] for name, n in given.items()}
-        if said.doubt:
-            print(said.doubt)
+        if config.doubt:
+            print(config.doubt)
     heads = formats.heads_of(form, tensors, given)
     params = rules.to_ours(formats.table(form, heads, tensors.keys()), tensors)
-    print(f"{source}: {told(tensors)}; {say_heads(heads)}")
-    say("left aside, no part of the net", [*aside, *file.dropped])
+    print(f"{source}: {describe(tensors)}; {list_heads(heads)}")
+    print_names("left aside, no part of the net", [*aside, *file.dropped])
     worst = prove(form, params, tensors, heads)
 
     facts = dict(
@@ -82,37 +85,37 @@ def bring_in(args: argparse.Namespace) -> None:
         video=(16, 224, 224), labels=(), largest_difference=worst,
         vtp_jax=importlib.metadata.version("vtp_jax"),
     )  # fmt: skip
-    if said:
-        facts.update(video=(said.frames, said.side, said.side), labels=said.labels)
+    if config:
+        facts.update(video=(config.frames, config.side, config.side), labels=config.labels)
     with whole(out) as new:
         # Arrays keep the dtypes of the file.
         state = State(jnp.zeros((), jnp.int32), params, {}, {})
         with checkpoint.Checkpoints(new, every=1, config=facts) as saved:
             saved.save(0, state)
         (new / "lock").unlink(missing_ok=True)
-        folder.write_json(new / folder.FACTS, facts)
+        export.write_json(new / export.FACTS, facts)
     print(f"written to {out}: {tree.size(params) / 1e6:.1f} M parameters")
 
 
-def take_out(args: argparse.Namespace) -> None:
+def export_folder(args: argparse.Namespace) -> None:
     out = new_folder(args.out)
-    source = folder.find(Path(args.checkpoint), args.step)
-    name = folder.written_name(source.name, args.format)
+    source = export.find(Path(args.checkpoint), args.step)
+    name = export.written_name(source.name, args.format)
     form, flat = FORMATS[name], tree.flatten(source.params)
     tensors = rules.to_theirs(formats.table(form, source.heads, flat.keys()), source.params)
-    print(f"{args.checkpoint}, {source.origin}: {told(tensors)}; {say_heads(source.heads)}")
+    print(f"{args.checkpoint}, {source.origin}: {describe(tensors)}; {list_heads(source.heads)}")
     with whole(out) as new:
-        path = new / folder.FILES[args.format]
+        path = new / export.FILES[args.format]
         wrapper = "model" if args.format == "torch" else ""
-        files.write(path, form.untidy(tensors), hf.METADATA, wrapper)
-        # What is proved is what was written, read again.
+        files.write(path, form.untidy(tensors), hf_folder.METADATA, wrapper)
+        # What is proved is what was written, read back.
         written, _ = formats.sort_out(form, files.read(path).tensors)
         table = formats.table(form, source.heads, written.keys())
         back = tree.flatten(rules.to_ours(table, written))
         if changed := [n for n, x in flat.items() if not np.array_equal(x, back[n])]:
-            raise UserError(f"{path.name} came back from the disk with another {changed[0]}")
+            raise UserError(f"{path.name} has another {changed[0]} when it is read back")
         worst = prove(form, source.params, written, source.heads)
-        folder.furnish(new, source, name, worst)
+        export.furnish(new, source, name, worst)
     print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
 
 
@@ -120,17 +123,18 @@ def prove(
     form: Format, params: Any, tensors: Tensors, heads: Mapping[str, int]
 ) -> dict[str, float]:
     """`formats.check`, printed. Raises UserError above the tolerance."""
-    worst = formats.check(form, params, tensors, heads)
+    assert form.proof is not None
+    worst, limit = formats.check(form, params, tensors, heads), form.proof.tolerance
     rows = [(name, f"{value:.1e}") for name, value in worst.items()]
     metrics.print_table(
-        f"largest difference to the reference, of the RMS (limit {form.tolerance:.0e})",
+        f"largest difference from the reference, of the RMS (limit {limit:.0e})",
         ("output", "difference"),
         rows,
     )
-    if bad := [name for name, value in worst.items() if not value <= form.tolerance]:
+    if bad := [name for name, value in worst.items() if not value <= limit]:
         raise UserError(
             f"{bad[0]} differs from the reference by {worst[bad[0]]:.1e} of its RMS, above "
-            f"{form.tolerance:.0e}; nothing is written. Are the numbers of heads right?"
+            f"{limit:.0e}; nothing is written. Are the numbers of heads right?"
         )
     return worst
 
@@ -144,7 +148,7 @@ def new_folder(path: str) -> Path:
 
 @contextlib.contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` if all goes well, and vanishes if not."""
+    """A folder that becomes `out` on success, and is removed otherwise."""
     out.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -155,7 +159,7 @@ def whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def told(tensors: Tensors) -> str:
+def describe(tensors: Tensors) -> str:
     kinds = ", ".join(f"{n} {name}" for name, n in dtypes(tensors).items())
     return f"{len(tensors)} tensors ({kinds})"
 
@@ -164,11 +168,11 @@ def dtypes(tensors: Tensors) -> dict[str, int]:
     return dict(collections.Counter(str(x.dtype) for x in tensors.values()))
 
 
-def say_heads(heads: Mapping[str, int]) -> str:
+def list_heads(heads: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in heads.items()) or "no attention"
 
 
-def say(what: str, names: Sequence[str]) -> None:
+def print_names(what: str, names: Sequence[str]) -> None:
     if names:
         more = f", ... ({len(names)} in all)" if len(names) > 12 else ""
         print(f"{what}: {', '.join(names[:12])}{more}")

@@ -1,266 +1,189 @@
-"""Our nets on the inputs that a conversion is tried on, with all sizes read off the parameters.
+"""What the families' nets share: sizes read off parameters, batches, and inputs drawn for a check.
 
-Parameters come in fp64, and everything is computed so. Nothing is hidden from the outputs: pixels
-are taken as they are given, dropout is off.
+Parameters come in fp64, and everything is computed in it, without dropout.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vtp_jax import masking
-from vtp_jax.methods import simvtp as simvtps
-from vtp_jax.methods import tvtsv2 as tvtsv2s
-from vtp_jax.methods import videomae as videomaes
 from vtp_jax.nn import embed, sizes
-from vtp_jax.nn import text as texts
-from vtp_jax.nn import vit as vits
-from vtp_jax.nn.transformer import VIT, Style
-from vtp_jax.tasks import classify, retrieve
-from vtp_jax.types import Params
+from vtp_jax.types import Params, Spec, UserError
 
 Arrays = Mapping[str, Any]
 Heads = Mapping[str, int]
 
-ROWS, WORDS = 2, 6  # of the inputs
-PLAIN: dict[str, Any] = dict(mean=(0.0,) * 3, std=(1.0,) * 3, dtype="float64")  # pixels as given
+ROWS, WORDS = 2, 6  # of drawn inputs, at most
+# ImageNet's statistics as the released code has them, in fp32. Nets whose targets are pixels take
+# pixels in [0, 1]; `batch_of` undoes the normalising of the inputs with the same numbers.
+MEAN, STD = (
+    tuple(float(np.float32(x)) for x in v) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+)
+PIXELS: dict[str, Any] = dict(mean=MEAN, std=STD, dtype="float64")
+# Nets without pixel targets take normalised pixels as they come.
+NORMALISED: dict[str, Any] = dict(mean=(0.0,) * 3, std=(1.0,) * 3, dtype="float64")
 
 
 class Net(NamedTuple):
-    """Our net for some parameters. init: key -> parameters of its own, for their shapes."""
+    """This implementation's net at the sizes of some parameters, on given inputs.
+
+    init: key -> parameters, traced for their shapes
+    run:  parameters -> outputs, under the names of the reference's
+    step: parameters -> (loss, outputs under the official code's names), as the official code
+          trains; "after" among them is a tree of parameters that the step has changed. None for
+          nets without a method here
+    """
 
     init: Callable[[Any], Any]
-    run: Callable[[], Mapping[str, Any]]
+    run: Callable[[Any], Mapping[str, Any]]
+    step: Callable[[Any], tuple[Any, Mapping[str, Any]]] | None = None
 
 
-def size(blocks: Params, heads: int) -> sizes.Size:
-    """The size of stacked blocks."""
+def size_of(blocks: Params, heads: int) -> sizes.Size:
+    """The size of stacked blocks; heads cannot be read off them."""
     depth, width, mlp = blocks["mlp"]["fc1"]["kernel"].shape
     return sizes.Size(width, depth, heads, mlp)
 
 
-def batch_of(inputs: Arrays) -> dict[str, Any]:
-    batch: dict[str, Any] = dict(valid=jnp.ones(ROWS, bool))
+def cube_of(patch_embed: Params) -> embed.Triple:
+    t, h, w, *_ = patch_embed["kernel"].shape
+    return t, h, w
+
+
+def side_of(position: Any, has_class: bool = True) -> int:
+    """Patches along a side of the square picture that a position table covers."""
+    return math.isqrt(len(position) - has_class)
+
+
+def frames_last(video: Any) -> Any:
+    """ "b c t h w" -> fp64 "b t h w c"."""
+    return jnp.asarray(np.asarray(video, np.float64).transpose(0, 2, 3, 4, 1))
+
+
+def image_rows(image: Any) -> Any:
+    """ "b c h w" -> clips of one frame, fp64 "b 1 h w c"."""
+    return jnp.asarray(np.asarray(image, np.float64).transpose(0, 2, 3, 1))[:, None]
+
+
+def batch_of(inputs: Arrays, unit: bool) -> dict[str, Any]:
+    """The batch of a method from official inputs: video "b 3 t h w", normalised; ids "b [k] l";
+    attention_mask. unit: pixels are brought back to [0, 1] with ImageNet's statistics."""
+    batch: dict[str, Any] = {}
     if "video" in inputs:
-        batch["video"] = jnp.asarray(
-            np.asarray(inputs["video"], np.float64).transpose(0, 2, 3, 4, 1)
-        )
+        video = frames_last(inputs["video"])
+        batch["video"] = video * jnp.array(STD) + jnp.array(MEAN) if unit else video
+    if "image" in inputs:
+        batch["video"] = image_rows(inputs["image"])
     if "ids" in inputs:
         batch["text"] = jnp.asarray(inputs["ids"], jnp.int32)
-        batch["text_mask"] = jnp.asarray(inputs["attention_mask"])
-    return batch
+    if "attention_mask" in inputs:
+        batch["text_mask"] = jnp.asarray(np.asarray(inputs["attention_mask"], bool))
+    return {**batch, "valid": jnp.ones(len(next(iter(batch.values()))), bool)}
 
 
-def spec_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+def spec_of(batch: Mapping[str, Any]) -> Spec:
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
 
-def simvtp(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    net = simvtps.SimVTP(
-        size(params["encoder"]["blocks"], heads["heads"]),
-        size(params["decoder"]["blocks"], heads["decoder-heads"]),
-        cube=params["patch_embed"]["kernel"].shape[:3],
-        vocab_size=len(params["text_embed"]["word"]),
-        text_length=len(params["text_embed"]["position"]),
-        dropout=0.0,
-        contrast_text="masked",
-        match_text="masked",
-        **PLAIN,
-    )
-    batch = batch_of(inputs)
-
-    def run() -> dict[str, Any]:
-        hidden = jnp.asarray(inputs["mask"])
-        draws = simvtps.Draws(
-            masking.of_dropped(hidden, int(hidden[0].sum())),
-            jnp.zeros(batch["text"].shape, bool),
-            batch["text"],
-            jnp.roll(jnp.arange(ROWS), 1),
-        )
-        out = simvtps.forward(net, params, batch, draws)
-        return {n: getattr(out, n) for n in ("pixels", "words", "match", "video", "text")}
-
-    return Net(lambda key: simvtps.init(net, key, spec_of(batch)), run)
+# Inputs from a person: mistakes that would give numbers without a meaning.
 
 
-def simvtp_finetune(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    base = simvtps.make(
-        size=size(params["video"]["encoder"]["blocks"], heads["heads"]),
-        decoder="tiny",  # a fine-tuned net has none
-        cube=params["video"]["patch_embed"]["kernel"].shape[:3],
-        vocab_size=len(params["text"]["text_embed"]["word"]),
-        text_length=len(params["text"]["text_embed"]["position"]),
-        **PLAIN,
-    )
-    task, extra = retrieve.make(base=base), {kind: {} for kind in retrieve.KINDS}
-    batch = batch_of(inputs)
-    return Net(
-        lambda key: task.init(key, spec_of(batch)),
-        lambda: {k: task.encode[k](params, extra, batch)["embedding"] for k in retrieve.KINDS},
-    )
+def check_pixels(inputs: Arrays, name: str = "video") -> None:
+    """Raises UserError unless the pixels are "b 3 t h w" of a video, or "b 3 h w" of an image."""
+    axes, shape = ("T, H, W" if name == "video" else "H, W"), np.shape(inputs[name])
+    if len(shape) != 2 + len(axes.split(", ")) or shape[1] != len(MEAN):
+        raise UserError(f"inputs['{name}'] is {shape}; it must be (B, {len(MEAN)}, {axes})")
 
 
-def videomae(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    net = videomaes.VideoMAE(
-        size(params["encoder"]["blocks"], heads["heads"]),
-        size(params["decoder"]["blocks"], heads["decoder-heads"]),
-        cube=params["patch_embed"]["kernel"].shape[:3],
-        mask="tubes", ratio=0.5, decoder_ratio=0.0, drop_path=0.0, remat=None, unroll=1, **PLAIN,
-    )  # fmt: skip
-    batch = batch_of(inputs)
-
-    def run() -> dict[str, Any]:
-        hidden = jnp.asarray(inputs["mask"])
-        mask = masking.of_dropped(hidden, int(hidden[0].sum()))
-        draws = videomaes.Draws(mask, mask.drop, jnp.ones(mask.drop.shape, bool))
-        return dict(pixels=videomaes.forward(net, params, batch, draws)[0])
-
-    return Net(lambda key: videomaes.init(net, key, spec_of(batch)), run)
+def check_shapes(inputs: Arrays, **shapes: tuple[int, ...]) -> None:
+    """Raises UserError where an input that is given has another shape."""
+    for name, shape in shapes.items():
+        if name in inputs and np.shape(inputs[name]) != shape:
+            raise UserError(f"inputs['{name}'] is {np.shape(inputs[name])}; it must be {shape}")
 
 
-def videomae_finetune(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    base = videomaes.make(
-        size=size(params["base"]["encoder"]["blocks"], heads["heads"]),
-        decoder="tiny",
-        cube=params["base"]["patch_embed"]["kernel"].shape[:3],
-        **PLAIN,
-    )
-    task, batch = classify.make(base=base, classes=len(params["head"]["bias"])), batch_of(inputs)
-    return Net(
-        lambda key: task.init(key, spec_of(batch)),
-        lambda: dict(logits=task.encode["classes"](params, {"base": {}}, batch)["classes"]),
-    )
+def check_ids(inputs: Arrays, words: int, **least: int) -> None:
+    """Raises UserError on ids outside [least, words)."""
+    for name, low in least.items():
+        ids = np.asarray(inputs.get(name, 0))
+        if ((ids < low) | (ids >= words)).any():
+            raise UserError(f"inputs['{name}'] has ids beyond the vocabulary of {words}")
 
 
-def word(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    params = params["text_embed"]
-    words, width = params["word"].shape
-    length, types = (len(params[n]) for n in ("position", "type"))
-    net = embed.WordEmbed(words, width, 0, length, types, dropout=0.0, dtype=jnp.float64)
-    ids = jnp.asarray(inputs["ids"], jnp.int32)
-    return Net(
-        lambda key: dict(text_embed=net.init(key, ids)["params"]),
-        lambda: dict(tokens=net.apply({"params": params}, ids)),
-    )
+def same_count(inputs: Arrays, name: str) -> int:
+    """The number of True in each row. Raises UserError where rows differ."""
+    counts = np.asarray(inputs[name], bool).sum(axis=1)
+    if (counts != counts[0]).any():
+        raise UserError(f"inputs['{name}'] marks different numbers of tokens in different rows")
+    return int(counts[0])
 
 
-def vit_of(params: Params, heads: int, style: Style, pooling: str = "class") -> vits.ViT:
-    return vits.ViT(
-        size(params["encoder"]["blocks"], heads),
-        len(params["position"]) - 1,
-        cube=params["patch_embed"]["kernel"].shape[:3],
-        style=style,
-        first_norm="norm_pre" in params,
-        pooling=pooling,
-        features=params["proj"]["kernel"].shape[-1] if "proj" in params else None,
-        dtype=jnp.float64,
-    )
+# Inputs drawn for a check: the smallest that use every tensor.
+
+Draw = Callable[[Mapping[str, Any], np.random.Generator], dict[str, np.ndarray]]
 
 
-def cubes_of(params: Params, inputs: Arrays) -> Any:
-    image = jnp.asarray(np.asarray(inputs["image"], np.float64).transpose(0, 2, 3, 1))[:, None]
-    return embed.cut(image, params["patch_embed"]["kernel"].shape[:3])
+def draw_video(kernel: str, cubes: int = 2) -> Draw:
+    """Normalised pixels, `cubes` cubes along each axis, and a mask of half of them."""
+
+    def draw(tensors: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        _, c, t, h, w = tensors[kernel].shape
+        video = rng.standard_normal((ROWS, c, cubes * t, cubes * h, cubes * w))
+        mask = np.argsort(rng.random((ROWS, cubes**3)), axis=1) < cubes**3 // 2
+        return dict(video=video.astype(np.float32), mask=mask)
+
+    return draw
 
 
-def vit(pooling: str) -> Callable[[Params, Arrays, Heads], Net]:
-    def make(params: Params, inputs: Arrays, heads: Heads) -> Net:
-        body = {n: p for n, p in params.items() if n != "head"}
-        net, cubes = vit_of(body, heads["heads"], VIT, pooling), cubes_of(body, inputs)
+def draw_words(table: str, positions: str) -> Draw:
+    """ids "b l", the second row two words shorter, and their attention_mask; l is WORDS, or the
+    rows of the position table where it has fewer."""
 
-        def run() -> dict[str, Any]:
-            bound = net.bind({"params": body})
-            raw = bound.encode(cubes)
-            found = dict(raw=raw, pooled=bound.pool(raw))
-            if head := params.get("head"):
-                found["logits"] = found["pooled"] @ head["kernel"] + head["bias"]
-            return found
+    def draw(tensors: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        length, words = min(WORDS, len(tensors[positions])), len(tensors[table])
+        ids = rng.integers(min(1, words - 1), words, (ROWS, length))
+        attention = np.arange(length) < np.array([[length], [max(1, length - 2)]])
+        return dict(ids=np.where(attention, ids, 0), attention_mask=attention)
 
-        return Net(lambda key: net.init(key, cubes)["params"], run)
-
-    return make
+    return draw
 
 
-def mae(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    body, head = params["encoder"], params["decoder"]
-    net, cubes = vit_of(body, heads["heads"], VIT), cubes_of(body, inputs)
-    keep = jnp.asarray(inputs["keep"], jnp.int32)
-    b, n, p = cubes.shape
-    hidden = jnp.ones((b, n), bool).at[jnp.arange(b)[:, None], keep].set(False)
-    mask = masking.of_dropped(hidden, n - keep.shape[1])
-    blocks = head["stack"]["blocks"]
-    decoder = vits.Decoder(size(blocks, heads["decoder-heads"]), n, p, dtype=jnp.float64)
-
-    def encode(params: Params) -> Any:
-        bound = net.bind({"params": params})
-        return bound.norm(bound.encode(masking.take(cubes, keep), keep))
-
-    def init(key: Any) -> Params:
-        first = net.init(key, cubes)["params"]
-        return dict(encoder=first, decoder=decoder.init(key, encode(first), mask)["params"])
-
-    def run() -> dict[str, Any]:
-        tokens = encode(body)
-        return dict(tokens=tokens, pixels=decoder.apply({"params": head}, tokens, mask))
-
-    return Net(init, run)
+def factors(n: int) -> tuple[int, int]:
+    """Rows and columns of a grid of n places, as nearly square as they can be."""
+    rows = next(r for r in range(math.isqrt(n), 0, -1) if n % r == 0)
+    return rows, n // rows
 
 
-def clip(style: Style) -> Callable[[Params, Arrays, Heads], Net]:
-    def make(params: Params, inputs: Arrays, heads: Heads) -> Net:
-        visual, words = params["visual"], params["text"]
-        image, cubes = vit_of(visual, heads["heads"], style), cubes_of(visual, inputs)
-        text = texts.CausalText(
-            size(words["encoder"]["blocks"], heads["text-heads"]),
-            words["proj"]["kernel"].shape[-1],
-            *(len(words[n]) for n in ("word", "position")),
-            style=style,
-            dtype=jnp.float64,
-        )
-        ids = jnp.asarray(inputs["ids"], jnp.int32)
-        return Net(
-            lambda key: dict(
-                visual=image.init(key, cubes)["params"], text=text.init(key, ids)["params"]
-            ),
-            lambda: dict(
-                image=image.apply({"params": visual}, cubes),
-                text=text.apply({"params": words}, ids),
-            ),
-        )
+def draw_image(kernel: str, table: str) -> Draw:
+    """An image with as many patches as the position table has rows, without the class token's, and
+    half of them to keep."""
 
-    return make
+    def draw(tensors: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        _, c, h, w = tensors[kernel].shape
+        rows, columns = factors(n := max(1, tensors[table].shape[-2] - 1))
+        image = rng.standard_normal((ROWS, c, rows * h, columns * w)).astype(np.float32)
+        keep = np.argsort(rng.random((ROWS, n)), axis=1)[:, : n // 2]
+        return dict(image=image, keep=np.sort(keep, axis=1))
+
+    return draw
 
 
-def tvtsv2(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]:
-    def make(params: Params, inputs: Arrays, heads: Heads) -> Net:
-        visual, words = params["visual"], params["text"]
-        grid = math.isqrt(len(visual["position"]) - 1)
-        patch, frames = visual["patch_embed"]["kernel"].shape[1], len(visual["time_position"])
-        method = tvtsv2s.make(
-            size=size(visual["encoder"]["blocks"], heads["heads"]),
-            text_size=size(words["encoder"]["blocks"], heads["text-heads"]),
-            features=visual["proj"]["kernel"].shape[-1],
-            side=grid * patch, patch=patch, frames=frames, sorted_by=sorted_by, act=act,
-            turns=len(params["sorter"]["head"]["bias"]),
-            vocab_size=len(words["word"]), text_length=len(words["position"]), **PLAIN,
-        )  # fmt: skip
-        net = method.init.args[0]
-        batch = dict(
-            valid=jnp.ones(ROWS, bool),
-            video=jnp.asarray(np.asarray(inputs["video"], np.float64).transpose(0, 2, 3, 4, 1)),
-            text=jnp.asarray(inputs["ids"], jnp.int32),
-        )
+def together(*draws: Draw) -> Draw:
+    return lambda tensors, rng: {k: v for draw in draws for k, v in draw(tensors, rng).items()}
 
-        def run() -> dict[str, Any]:
-            hidden = jnp.tile(jnp.asarray(~inputs["keep"]), (1, batch["video"].shape[1]))
-            mask = masking.of_dropped(hidden, int(hidden[0].sum()))
-            return tvtsv2s.forward(net, params, batch, mask)._asdict()
 
-        return Net(lambda key: method.init(key, spec_of(batch)), run)
+def named(heads: Heads) -> dict[str, int]:
+    """Numbers of heads as keyword arguments of the references."""
+    return {name.replace("-", "_"): n for name, n in heads.items()}
 
-    return make
+
+def need(inputs: Arrays, names: Sequence[str]) -> None:
+    """Raises UserError where an input is missing."""
+    if missing := [name for name in names if name not in inputs]:
+        raise UserError(f"inputs have no '{missing[0]}'; needed: {', '.join(names)}")

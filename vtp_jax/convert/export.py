@@ -1,4 +1,4 @@
-"""What is exported, and what an exported folder holds beside the weights."""
+"""What can be exported, and what an exported folder holds in addition to the weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vtp_jax import tree
-from vtp_jax.convert import hf, pytorch
-from vtp_jax.convert.formats import FORMATS
+from vtp_jax.convert import hf_folder, nets, pytorch
+from vtp_jax.convert.families import FORMATS
 from vtp_jax.methods.simvtp import SimVTP
 from vtp_jax.nn import sizes
 from vtp_jax.run import checkpoint
@@ -31,8 +31,7 @@ RUNS = {
     ("videomae", "classify"): "videomae_finetune",
 }
 
-
-# What the nets take for granted where a config does not say.
+# The nets' defaults, where a config has no value.
 DEFAULTS: Mapping[str, Any] = {
     name: SimVTP.__dataclass_fields__[name].default
     for name in ("mean", "std", "pad_id", "dropout", "pool_padding")
@@ -55,7 +54,7 @@ class Source(NamedTuple):
 
 
 def find(path: Path, which: str) -> Source:
-    """The run or the import in a folder. Raises UserError for what has no PyTorch names."""
+    """The run or the import in a folder. Raises UserError for nets without published names."""
     if (path / FACTS).exists():
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
         return Source(
@@ -102,13 +101,13 @@ def written_name(name: str, kind: str) -> str:
 
 
 def furnish(new: Path, source: Source, name: str, worst: Mapping[str, float]) -> None:
-    """Writes what belongs beside the weights of format `name`."""
+    """Writes what goes along with the weights of format `name`."""
     if name in ("simvtp", "simvtp_finetune"):
         config = simvtp_config(source, name)
         shutil.copy(pytorch.MODULE, new)
     elif name in NAMES.values():
         config = hf_config(source, name)
-        processor = hf.preprocessor_config(
+        processor = hf_folder.preprocessor_config(
             side=source.video[1], mean=source.settings["mean"], std=source.settings["std"]
         )
         write_json(new / "preprocessor_config.json", processor)
@@ -120,44 +119,41 @@ def furnish(new: Path, source: Source, name: str, worst: Mapping[str, float]) ->
     (new / "README.md").write_text(card(source, name, worst), encoding="utf-8")
 
 
-def size_of(source: Source, part: str, heads: str = "heads") -> sizes.Size:
-    """The size of the one stack of blocks below a parameter name."""
-    flat = tree.flatten(source.params)
-    kernel = flat[f"{part}/blocks/mlp/fc1/kernel"]
-    depth, width, mlp = kernel.shape
-    return sizes.Size(width, depth, source.heads[heads], mlp)
+def sizes_of(source: Source, encoder: Params) -> dict[str, sizes.Size]:
+    """The sizes of the encoder, whose parameters are given, and of the decoder where there is
+    one."""
+    found = dict(encoder=nets.size_of(encoder["encoder"]["blocks"], source.heads["heads"]))
+    if "decoder" in source.params:
+        blocks = source.params["decoder"]["blocks"]
+        found["decoder"] = nets.size_of(blocks, source.heads["decoder-heads"])
+    return found
 
 
 def simvtp_config(source: Source, name: str) -> dict[str, Any]:
     """config.json of the PyTorch module that goes along."""
     towers = name == "simvtp_finetune"
-    flat = tree.flatten(source.params)
-    video, text = ("video/", "text/") if towers else ("", "")
+    video, text = (source.params[kind] if towers else source.params for kind in ("video", "text"))
     return pytorch.config(
-        encoder=size_of(source, f"{video}encoder"),
-        decoder=None if towers else size_of(source, "decoder", "decoder-heads"),
+        **{"decoder": None, **sizes_of(source, video)},
         video=source.video,
-        cube=flat[f"{video}patch_embed/kernel"].shape[:3],
-        vocab_size=len(flat[f"{text}text_embed/word"]),
-        text_length=len(flat[f"{text}text_embed/position"]),
+        cube=nets.cube_of(video["patch_embed"]),
+        vocab_size=len(text["text_embed"]["word"]),
+        text_length=len(text["text_embed"]["position"]),
         **source.settings,
     )
 
 
 def hf_config(source: Source, name: str) -> dict[str, Any]:
     """config.json for transformers."""
-    base = "base/" if name == NAMES["videomae_finetune"] else ""
-    frames, side, _ = source.video
+    classifies, (frames, side, _) = name == NAMES["videomae_finetune"], source.video
+    base = source.params["base"] if classifies else source.params
     common: dict[str, Any] = dict(
-        encoder=size_of(source, f"{base}encoder"),
-        frames=frames,
-        side=side,
-        cube=tree.flatten(source.params)[f"{base}patch_embed/kernel"].shape[:3],
+        **sizes_of(source, base), frames=frames, side=side, cube=nets.cube_of(base["patch_embed"])
     )
-    if base:
-        labels = source.labels or [f"LABEL_{i}" for i in range(len(source.params["head"]["bias"]))]
-        return hf.classification_config(labels=labels, **common)
-    return hf.pretraining_config(decoder=size_of(source, "decoder", "decoder-heads"), **common)
+    if not classifies:
+        return hf_folder.pretraining_config(**common)
+    labels = source.labels or [f"LABEL_{i}" for i in range(len(source.params["head"]["bias"]))]
+    return hf_folder.classification_config(labels=labels, **common)
 
 
 USES = {
@@ -175,6 +171,7 @@ USES["simvtp_finetune"] = USES["simvtp"]
 def card(source: Source, name: str, worst: Mapping[str, float]) -> str:
     """README.md of the folder."""
     form = FORMATS[name]
+    assert form.proof is not None
     count = sum(np.size(x) for x in tree.flatten(source.params).values())
     rows = "\n".join(f"| {output} | {value:.1e} |" for output, value in worst.items())
     use = f"\n```python\n{USES[name]}\n```\n" if name in USES else ""
@@ -183,9 +180,9 @@ def card(source: Source, name: str, worst: Mapping[str, float]) -> str:
 {count / 1e6:.1f} M parameters, exported by vtp_jax from {source.origin}. Videos of
 {" x ".join(map(str, source.video))} (frames x height x width).
 {use}
-Before this folder was written, its weights were read again and run, in fp64, through a net of
+Before this folder was written, its weights were read back and run, in fp64, through a net of
 vtp_jax and through a reference that shares no code with it. Largest difference, in units of each
-output's root mean square (the limit is {form.tolerance:.0e}):
+output's root mean square (the limit is {form.proof.tolerance:.0e}):
 
 | output | difference |
 |---|---|
