@@ -1,150 +1,126 @@
-"""How far our nets are from others': `python -m benchmarks.parity` measures it and mends the table
-in docs/parity.md. Needs the repository's tests, whose goldens and rules it reads.
+"""Measures how far every net is from its reference: `python -m benchmarks.parity`, some minutes.
 
-Two kinds of rows. Against a release: numbers recorded once from the authors' code, on weights and
-inputs that a rule makes; losses and every gradient's norm and product with a fixed draw. Against
-the reference of `vtp_jax.convert`: outputs of small nets, one for each file format.
+Two kinds of rows. Against official code: numbers that it gave once, on weights and inputs that a
+rule makes (tests/goldens.py): the losses, and every gradient's norm and product with a fixed draw.
+Against the references of `vtp_jax.convert`: the outputs of a small net of each file format. Figures
+go to benchmarks/results/parity.json, from which tests/tables.py makes the table of docs/parity.md.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from tests.convert import test_convert
-from tests.methods import test_simvtp_golden, test_videomae_golden
-from tests.parity import GOLDEN, make_tensor
-from tests.tasks import test_retrieve_golden
-from vtp_jax import parity
-from vtp_jax.convert import formats, rules
-from vtp_jax.methods import videomae
-from vtp_jax.objectives import reconstruction
+from tests import goldens
+from tests.goldens import GOLDENS, Golden
+from vtp_jax.convert import formats
+from vtp_jax.convert.families import FORMATS, STEPS
 from vtp_jax.run import metrics
 from vtp_jax.setup import cli
 
-PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
-BEGIN, END = "<!-- table: python -m benchmarks.parity -->", "<!-- end of the table -->"
-Pairs = Iterator[tuple[float, float, float]]  # ours, theirs, the scale of the latter
+RESULTS = Path(__file__).parent / "results" / "parity.json"
+REFERENCE = "vtp_jax/convert/reference"
 
 
 class Row(NamedTuple):
+    """A comparison: what is compared with what, and the largest difference that passes."""
+
     net: str
     reference: str
     what: str
-    difference: float
     tolerance: float
 
+    @property
+    def key(self) -> str:
+        return f"{self.net}: {self.what}"
 
-def relative(pairs: Pairs) -> float:
+
+def rows() -> Iterator[Row]:
+    """Every comparison, without running any."""
+    for net, (name, _) in GOLDENS.items():
+        step = STEPS[name].step
+        assert step is not None
+        yield Row(net, step.source, "losses", 1e-9)
+        if net not in FORWARD:
+            yield Row(net, step.source, "gradients", 1e-7)
+    for name, form in FORMATS.items():
+        assert form.proof is not None
+        yield Row(f"`{name}`: {form.about}", REFERENCE, "outputs", form.proof.tolerance)
+
+
+FORWARD = ("TVTSv2, one text", "TVTSv2, H/14")  # goldens without gradients
+
+
+def relative(pairs: Iterable[tuple[float, float, float]]) -> float:
+    """The largest difference of (found, expected, scale), relative to the larger of the latter."""
     return max(abs(a - b) / max(abs(b), scale, 1e-300) for a, b, scale in pairs)
 
 
-def gradients(grads: dict[str, np.ndarray], golden: dict[str, Any]) -> Pairs:
-    for name, norm in golden["grad_norms"].items():
-        x = np.array(grads[name], np.float64)
-        if "word_embeddings" in name:  # the release's [PAD] row has none
-            x[0] = 0
-        # What is 0 there (a bias of k, say) is 0 here to rounding of the whole gradient.
-        yield float(np.linalg.norm(x)), norm, 1e-3 * golden["global_grad_norm"]
-        if probe := golden.get("grad_probes", {}).get(name):
-            drawn = np.random.RandomState(4).standard_normal(x.size)
-            yield float(x.ravel() @ drawn), probe, norm
+def compare(golden: Golden) -> Iterator[tuple[str, float]]:
+    """(what, the largest relative difference) of a golden's numbers."""
+    out = golden.run(grads=bool(golden.norms))
+    yield "losses", relative((float(out[n]), x, 0.0) for n, x in golden.losses.items())
+    if golden.norms:
+        # A gradient that is 0 there (of a bias of k, say) is rounding of the whole gradient here.
+        whole = golden.case.get("global_grad_norm") or max(golden.norms.values())
+        found = goldens.gradients(golden, out)
+        yield "gradients", relative((a, b, max(scale, 1e-3 * whole)) for _, a, b, scale in found)
 
 
-def from_parity(method: str, weights: Any, inputs: Any, golden: dict[str, Any]) -> list[float]:
-    """Largest relative differences of losses and of gradients."""
-    out = parity.METHODS[method](weights, inputs, True)
-    out = {name: np.asarray(x) for name, x in out.items()}
-    losses = relative((float(out[n]), golden[n], 0.0) for n in out if n.startswith("loss"))
-    grads = {n.removeprefix("grad/"): x for n, x in out.items() if n.startswith("grad/")}
-    return [losses, relative(gradients(grads, golden))]
+def measure() -> Iterator[tuple[str, float]]:
+    """(key of a row, its difference)."""
+    from tests.convert import small
 
-
-def simvtp(name: str) -> list[float]:
-    (golden,) = json.loads((GOLDEN / f"{name}.json").read_text()).values()
-    case = test_simvtp_golden.describe(golden)
-    shapes = test_simvtp_golden.name_tensors(case)
-    weights = {n: make_tensor(n, shape) for n, shape in shapes.items()}
-    return from_parity("simvtp", weights, test_simvtp_golden.make_inputs(case), golden)
-
-
-def simvtp_finetune(name: str) -> list[float]:
-    case = test_retrieve_golden.CASES[name]
-    weights = test_retrieve_golden.make_weights(case)
-    return from_parity("simvtp_finetune", weights, test_retrieve_golden.make_inputs(case), case)
-
-
-def videomae_step(name: str) -> list[float]:
-    golden = test_videomae_golden.load(name, "pretrain")
-    method, batch = test_videomae_golden.build(golden)
-    net = method.loss.args[0]
-    table = rules.videomae(golden["encoder"]["heads"], golden["decoder"]["heads"])
-    params = test_videomae_golden.weights(table, method, batch)
-    draws = test_videomae_golden.draws_of(golden, net)
-
-    def loss(params: Any) -> Any:
-        predicted, target = videomae.forward(net, params, batch, draws)
-        return reconstruction.squared_error(predicted, target, draws.scored).value()
-
-    value, grads = jax.jit(jax.value_and_grad(loss))(params)
-    theirs = rules.to_theirs(table, jax.device_get(grads))
-    return [
-        relative(iter([(float(value), golden["loss"], 0.0)])),
-        relative(gradients(theirs, golden)),
-    ]
-
-
-RELEASES = [
-    ("SimVTP, released widths", "wufeim/SimVTP @558d24e", simvtp, "simvtp_tiny"),
-    ("SimVTP, other sizes", "wufeim/SimVTP @558d24e", simvtp, "simvtp_small"),
-    ("SimVTP fine-tuned", "wufeim/SimVTP @558d24e", simvtp_finetune, "small"),
-    ("VideoMAE", "MCG-NJU/VideoMAE @14ef8d8", videomae_step, "videomae"),
-    ("VideoMAE V2", "OpenGVLab/VideoMAEv2 @29eab1e", videomae_step, "videomae_v2"),
-]
-
-
-def measure() -> Iterator[Row]:
-    with jax.enable_x64(True):
-        for net, reference, compare, name in RELEASES:
-            for what, value in zip(("losses", "gradients"), compare(name), strict=True):
-                yield Row(net, reference, what, value, 1e-9 if what == "losses" else 1e-7)
-    for name, form in formats.FORMATS.items():
-        tensors, params, heads = test_convert.tensors_of(name)
+    for net, (_, make) in GOLDENS.items():
+        for what, value in compare(make()):
+            yield f"{net}: {what}", value
+    for name, form in FORMATS.items():
+        tensors, params, heads = small.tensors_of(name)
         worst = formats.check(form, jax.tree.map(jnp.asarray, params), tensors, heads)
-        output = max(worst, key=lambda n: worst[n])
-        net = f"`{name}`: {form.about}"
-        yield Row(net, "convert/reference.py", f"outputs ({output})", worst[output], form.tolerance)
+        yield f"`{name}`: {form.about}: outputs", max(worst.values())
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    head = "| net | held against | what | largest difference | tolerance |\n|---|---|---|---|---|"
-    lines = (
-        f"| {r.net} | {r.reference} | {r.what} | {r.difference:.1e} | {r.tolerance:.0e} |"
-        for r in rows
-    )
-    return "\n".join([head, *lines])
+def results() -> Mapping[str, float]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def table() -> Iterator[str]:
+    """The table of docs/parity.md: the rows of the code, with the figures of the last run."""
+    found = results()
+    yield "| net | compared with | what | largest difference | tolerance |"
+    yield "|---|---|---|---|---|"
+    for row in rows():
+        value = f"{found[row.key]:.1e}" if row.key in found else "not measured yet"
+        yield f"| {row.net} | {row.reference} | {row.what} | {value} | {row.tolerance:.0e} |"
+
+
+def steps() -> Iterator[str]:
+    """The table of what `python -m vtp_jax.parity` takes and gives."""
+    yield "| method | official code | inputs, and outputs |"
+    yield "|---|---|---|"
+    for name, form in STEPS.items():
+        assert form.step is not None
+        yield f"| `{name}` | {form.step.source} | {form.step.about} |"
 
 
 def main(_: Sequence[str]) -> None:
-    rows = []
-    for row in measure():
-        print(f"{row.net}, {row.what}: {row.difference:.1e}", flush=True)
-        rows.append(row)
-    page = PAGE.read_text(encoding="utf-8")
-    new = f"{BEGIN}\n\n{markdown(rows)}\n\n{END}"
-    PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: new, page, flags=re.S), encoding="utf-8")
-    cells = [
-        (r.net, r.reference, r.what, f"{r.difference:.1e}", f"{r.tolerance:.0e}") for r in rows
-    ]
-    metrics.print_table("parity", ("net", "held against", "what", "difference", "limit"), cells)
-    if bad := [r.net for r in rows if not r.difference <= r.tolerance]:
+    from tests import tables
+
+    found = {}
+    for key, value in measure():
+        print(f"{key}: {value:.1e}", flush=True)
+        found[key] = float(f"{value:.2e}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    tables.main()
+    cells = [(r.net, r.what, f"{found[r.key]:.1e}", f"{r.tolerance:.0e}") for r in rows()]
+    metrics.print_table("parity", ("net", "what", "difference", "limit"), cells)
+    if bad := [row.key for row in rows() if not found[row.key] <= row.tolerance]:
         raise SystemExit(f"above its tolerance: {', '.join(bad)}")
 
 

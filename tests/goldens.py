@@ -383,20 +383,20 @@ def snclr() -> Golden:
     )  # fmt: skip
 
 
-# Rows of the table of docs/parity.md: name -> the golden.
-GOLDENS: dict[str, Callable[[], Golden]] = {
-    "SimVTP, released widths": lambda: simvtp("simvtp_tiny"),
-    "SimVTP, other sizes": lambda: simvtp("simvtp_small"),
-    "SimVTP fine-tuned": lambda: simvtp_finetune("small"),
-    "VideoMAE": lambda: videomae("videomae"),
-    "VideoMAE, classifier": lambda: videomae_finetune("videomae"),
-    "VideoMAE V2": lambda: videomae("videomae_v2"),
-    "VideoMAE V2, classifier": lambda: videomae_finetune("videomae_v2"),
-    "CoCa": coca,
-    "TVTSv2": lambda: tvtsv2("four"),
-    "TVTSv2, one text": lambda: tvtsv2("one"),
-    "TVTSv2, H/14": lambda: tvtsv2("patches"),
-    "SNCLR": snclr,
+# Rows of the table of docs/parity.md: name -> (format, the golden).
+GOLDENS: dict[str, tuple[str, Callable[[], Golden]]] = {
+    "SimVTP, released widths": ("simvtp", lambda: simvtp("simvtp_tiny")),
+    "SimVTP, other sizes": ("simvtp", lambda: simvtp("simvtp_small")),
+    "SimVTP fine-tuned": ("simvtp_finetune", lambda: simvtp_finetune("small")),
+    "VideoMAE": ("videomae", lambda: videomae("videomae")),
+    "VideoMAE, classifier": ("videomae_finetune", lambda: videomae_finetune("videomae")),
+    "VideoMAE V2": ("videomae_v2", lambda: videomae("videomae_v2")),
+    "VideoMAE V2, classifier": ("videomae_finetune", lambda: videomae_finetune("videomae_v2")),
+    "CoCa": ("coca", coca),
+    "TVTSv2": ("tvtsv2", lambda: tvtsv2("four")),
+    "TVTSv2, one text": ("tvtsv2", lambda: tvtsv2("one")),
+    "TVTSv2, H/14": ("tvtsv2_h14", lambda: tvtsv2("patches")),
+    "SNCLR": ("snclr", snclr),
 }
 
 

@@ -11,6 +11,8 @@ its NAME is a key of TABLES. What it is made from:
     formats    the file formats of vtp_jax.convert
     sets       vtp_jax.data.sets
     learning   benchmarks/results/learning.jsonl
+    parity     the steps and formats of vtp_jax.convert, and benchmarks/results/parity.json
+    steps      the training steps of vtp_jax.convert
 """
 
 import ast
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import learning
+from benchmarks import learning, parity
 from tests.configs import ROOT, config_files
 from tests.tasks import bases
 from vtp_jax.convert.families import FORMATS
@@ -130,6 +132,8 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
     formats=file_formats,
     sets=sets.table,
     learning=learning.table,
+    parity=parity.table,
+    steps=parity.steps,
 )
 
 

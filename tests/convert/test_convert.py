@@ -4,125 +4,17 @@ written where anything is wrong."""
 import json
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.arrays import fill
-from vtp_jax import masking, tree
+from tests.convert import small
+from vtp_jax import tree
 from vtp_jax.convert import __main__ as convert
 from vtp_jax.convert import export, files, formats, rules
 from vtp_jax.convert.families import FORMATS
-from vtp_jax.methods import simvtp, tvtsv2, videomae
-from vtp_jax.nn import text, vit
-from vtp_jax.nn.sizes import Size
-from vtp_jax.nn.transformer import CLIP
 from vtp_jax.run import checkpoint
-from vtp_jax.tasks import classify, retrieve
 from vtp_jax.types import UserError
-
-TINY = Size(128, 2, 2, 256)
-SPEC = dict(
-    valid=jax.ShapeDtypeStruct((2,), bool),
-    video=jax.ShapeDtypeStruct((2, 4, 16, 16, 3), np.uint8),
-    text=jax.ShapeDtypeStruct((2, 6), np.int32),
-    text_mask=jax.ShapeDtypeStruct((2, 6), bool),
-    label=jax.ShapeDtypeStruct((2,), np.int32),
-)
-NET = dict(size=TINY, decoder="tiny", cube=(2, 8, 8), dtype="float32")
-
-
-def words(**changes):
-    return simvtp.make(**NET, **{**dict(vocab_size=40, text_length=16), **changes})
-
-
-def image(places, **more):
-    return vit.ViT(TINY, places, cube=(1, 8, 8), **more)
-
-
-def make_vit(key, pooling="class", classes=5, places=9):
-    params = image(places, pooling=pooling).init(key, cubes(places))["params"]
-    head = dict(kernel=np.zeros((128, classes)), bias=np.zeros(classes))
-    return {**params, **({"head": head} if classes else {})}
-
-
-def cubes(n):
-    return jnp.zeros((1, n, 192))
-
-
-def make_mae(key, places=9):
-    encoder = image(places).init(key, cubes(places))["params"]
-    mask = masking.tokens(key, 1, places, 0.5)
-    decoder, seen = vit.Decoder(Size(64, 1, 1, 128), places, 192), 1 + mask.keep.shape[1]
-    return dict(
-        encoder=encoder,
-        decoder=decoder.init(key, jnp.zeros((1, seen, 128)), mask)["params"],
-    )
-
-
-def make_clip(key, places=9, length=8):
-    visual = image(places, style=CLIP, first_norm=True, features=32)
-    tower = text.CausalText(TINY, 32, 40, length)
-    ids = jnp.zeros((1, min(6, length)), jnp.int32)
-    return dict(
-        visual=visual.init(key, cubes(places))["params"],
-        text=tower.init(key, ids)["params"],
-        logit_scale=np.float32(2.6),
-    )
-
-
-def make_tvtsv2(key, side=16, **changes):
-    """At side 8 there is one patch, and the spec is of one frame."""
-    frames = 4 if side == 16 else 1
-    sizes = dict(frames=5, text_length=8, turns=4)
-    method = tvtsv2.make(
-        size=TINY, text_size=TINY, features=64, side=side, patch=8, vocab_size=40,
-        **{**sizes, **changes},
-    )  # fmt: skip
-    video = jax.ShapeDtypeStruct((2, frames, side, side, 3), np.uint8)
-    return method.init(key, {**SPEC, "video": video})
-
-
-def make_classifier(key, classes=7):
-    return classify.make(base=videomae.make(**NET), classes=classes, drop=[DROP]).init(key, SPEC)
-
-
-DROP = r"decoder.*|encoder_norm.*|mask_token|encoder_to_decoder.*"
-TOWERS = dict(
-    video=[DROP, "text_embed/.*", "text_cls/.*", "vtm_head/.*"],
-    text=[DROP, "patch_embed/.*", "text_cls/.*", "vtm_head/.*"],
-)
-# format -> key -> parameters
-CASES = {
-    "simvtp": lambda key: words().init(key, SPEC),
-    "simvtp_finetune": lambda key: retrieve.make(base=words(), drop=TOWERS).init(key, SPEC),
-    "videomae": lambda key: videomae.make(**NET).init(key, SPEC),
-    "videomae_finetune": make_classifier,
-    "bert_embeddings": lambda key: {"text_embed": words().init(key, SPEC)["text_embed"]},
-    "vit": make_vit,
-    "vit_mean": partial(make_vit, pooling="mean", classes=0),
-    "mae": make_mae,
-    "clip": make_clip,
-    "open_clip": make_clip,
-    "tvtsv2": make_tvtsv2,
-    "tvtsv2_h14": make_tvtsv2,
-}
-CASES["hf_videomae"] = CASES["videomae"]
-CASES["hf_videomae_finetune"] = CASES["videomae_finetune"]
-HEADS = {"heads": 2, "decoder-heads": 1, "text-heads": 2}
-
-
-def tensors_of(name, dtype="float32", make=None):
-    """Tensors under the format's names, none of which is zero."""
-    params = fill(make or CASES[name], jax.random.key(0), seed=1)
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    form = FORMATS[name]
-    heads = {n: HEADS[n] for n in form.stacks}
-    flat = tree.flatten(params)
-    table = formats.table(form, heads, flat.keys())
-    return rules.to_theirs(table, params), params, heads
 
 
 def put(path, name, tensors, heads):
@@ -153,7 +45,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_in_out_and_in_again_is_the_identity(name, tmp_path, capsys):
-    tensors, params, heads = tensors_of(name)
+    tensors, params, heads = small.tensors_of(name)
     given = put(tmp_path, name, tensors, heads)
     convert.main(
         [
@@ -191,31 +83,31 @@ def test_in_out_and_in_again_is_the_identity(name, tmp_path, capsys):
 
 # What is inferred from shapes, or drawn for the proof, where a table has a single row.
 SMALLEST = {
-    "vit": partial(make_vit, classes=1, places=2),  # an image that is not square
-    "mae": partial(make_mae, places=1),
-    "clip": partial(make_clip, places=1, length=1),
-    "tvtsv2": partial(make_tvtsv2, side=8, frames=1, text_length=1, turns=1),
-    "tvtsv2_h14": partial(make_tvtsv2, turns=1),
-    "videomae_finetune": partial(make_classifier, classes=1),
+    "vit": partial(small.make_vit, classes=1, places=2),  # an image that is not square
+    "mae": partial(small.make_mae, places=1),
+    "clip": partial(small.make_clip, places=1, length=1),
+    "tvtsv2": partial(small.make_tvtsv2, side=8, frames=1, text_length=1, turns=1),
+    "tvtsv2_h14": partial(small.make_tvtsv2, turns=1),
+    "videomae_finetune": partial(small.make_classifier, classes=1),
 }
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_the_smallest_nets_are_proved_too(name):
-    tensors, params, heads = tensors_of(name, make=SMALLEST[name])
+    tensors, params, heads = small.tensors_of(name, make=SMALLEST[name])
     worst = formats.check(FORMATS[name], params, tensors, heads)
     assert worst and max(worst.values()) < 1e-9
 
 
 def test_half_of_an_optional_part_is_an_error():
-    tensors, _, heads = tensors_of("vit")
+    tensors, _, heads = small.tensors_of("vit")
     del tensors["head.bias"]
     with pytest.raises(UserError, match=r"missing \['head.bias'\], unexpected none"):
         rules.to_ours(formats.table(FORMATS["vit"], heads, tensors.keys()), tensors)
 
 
 def test_a_norm_of_no_width_has_no_heads():
-    tensors, *_ = tensors_of("bert_embeddings")
+    tensors, *_ = small.tensors_of("bert_embeddings")
     odd = {"blocks.0.norm1.weight": np.zeros(()), **tensors}
     with pytest.raises(UserError, match="'blocks.0.norm1.weight' is 1 wide: no published net"):
         formats.heads_of(FORMATS["vit"], odd, {})
@@ -223,7 +115,7 @@ def test_a_norm_of_no_width_has_no_heads():
 
 @pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16])
 def test_half_precision_stays_what_it_is(dtype, tmp_path):
-    tensors, _, heads = tensors_of("videomae", dtype)
+    tensors, _, heads = small.tensors_of("videomae", dtype)
     given = put(tmp_path, "videomae", tensors, heads)
     out = tmp_path / "a"
     convert.main(["import", "--from", str(given), "--format", "videomae", "--out", str(out)])
@@ -254,7 +146,7 @@ def refuse(tmp_path, name, tensors, match, *more):
 
 
 def test_what_is_wrong_is_listed_and_nothing_is_written(tmp_path):
-    tensors, *_ = tensors_of("videomae")
+    tensors, *_ = small.tensors_of("videomae")
     lacking = {k: v for k, v in tensors.items() if k not in ("mask_token", "decoder.norm.bias")}
     refuse(tmp_path, "videomae", lacking, "missing .*decoder.norm.bias.*mask_token")
     more = {**tensors, "head.extra": tensors["mask_token"], "other": tensors["mask_token"]}
@@ -275,7 +167,7 @@ def test_what_is_wrong_is_listed_and_nothing_is_written(tmp_path):
 
 def test_a_conversion_that_is_not_right_is_refused(tmp_path, monkeypatch):
     """As Hugging Face's once was: two biases silently zero."""
-    tensors, *_ = tensors_of("videomae")
+    tensors, *_ = small.tensors_of("videomae")
     forget = rules.Layout(lambda x: 0 * x.reshape(2, -1), lambda x: x.reshape(-1))
     right = FORMATS["videomae"].rules
 
@@ -297,7 +189,7 @@ def test_a_full_folder_is_not_written_into(tmp_path):
 
 
 def test_a_bert_is_read_for_its_embeddings_alone(tmp_path, capsys):
-    tensors, params, _ = tensors_of("bert_embeddings")
+    tensors, params, _ = small.tensors_of("bert_embeddings")
     old = {
         f"bert.{k}".replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v
         for k, v in tensors.items()

@@ -1,29 +1,22 @@
 """The reference forward passes against numbers of the released models, 1e-12 in fp64; and laws.
 
-tests/golden holds what the authors' code gave for weights and inputs that a rule makes of tensor
-names and seeds. `transformers` is compared in tests/torch.
+tests/goldens.py explains the numbers. `transformers` is compared in tests/torch.
 """
 
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.methods import test_simvtp_golden as rule
+from tests import goldens
+from tests.goldens import Golden, load, make_tensors
 from vtp_jax.convert.reference import bert, simvtp, timm
 from vtp_jax.convert.reference import videomae as videomaes
 from vtp_jax.types import UserError
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 RTOL = 1e-12
-
-
-def load(name: str) -> Any:
-    return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def check(x: np.ndarray, golden: dict[str, Any]) -> None:
@@ -33,22 +26,16 @@ def check(x: np.ndarray, golden: dict[str, Any]) -> None:
     np.testing.assert_allclose(found, wanted, rtol=RTOL, atol=RTOL * golden["std"])
 
 
-def make_tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    return {name: rule.make_tensor(name, shape) for name, shape in shapes.items()}
-
-
 # --- SimVTP, pretraining
 
 
-@functools.lru_cache(1)  # the larger one weighs 250 MB
-def pretrained(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    (golden,) = load(name).values()
-    case = rule.describe(golden)
-    return make_tensors(rule.name_tensors(case)), rule.make_inputs(case)
+@functools.lru_cache(1)  # the larger one takes 250 MB
+def pretrained(name: str) -> Golden:
+    return goldens.simvtp(name)
 
 
 def run_simvtp(name: str, **changes: Any) -> dict[str, np.ndarray]:
-    t, x = pretrained(name)
+    t, x = pretrained(name).weights, pretrained(name).inputs
     heads = [len(t[f"{part}.norm.weight"]) // 64 for part in ("encoder", "decoder")]
     given = ("video", "mask", "ids", "attention_mask")
     return simvtp.pretrain(t, *(changes.pop(k, x[k]) for k in given), *heads, **changes)
@@ -56,13 +43,13 @@ def run_simvtp(name: str, **changes: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["simvtp_tiny", "simvtp_small"])
 def test_simvtp(name):
-    (golden,) = load(name).values()
-    out = run_simvtp(name, negatives=pretrained(name)[1]["negatives"])
-    check(out["pixels"], golden["pixel_pred"])
-    check(out["words"], golden["mlm_logits"])
-    check(out["video"], golden["video_feat"])
-    check(out["text"], golden["text_feat"])
-    np.testing.assert_allclose(out["match"], golden["vtm_logits"], rtol=RTOL, atol=RTOL)
+    golden = pretrained(name)
+    out = run_simvtp(name, negatives=golden.inputs["negatives"])
+    check(out["pixels"], golden.case["pixel_pred"])
+    check(out["words"], golden.case["mlm_logits"])
+    check(out["video"], golden.case["video_feat"])
+    check(out["text"], golden.case["text_feat"])
+    np.testing.assert_allclose(out["match"], golden.case["vtm_logits"], rtol=RTOL, atol=RTOL)
 
 
 def test_pairs_are_the_first_half_of_pairs_and_negatives():
@@ -74,7 +61,7 @@ def test_pairs_are_the_first_half_of_pairs_and_negatives():
 
 def test_where_padding_is_not_pooled_it_changes_nothing():
     """Batch-mates decide how long the padding is."""
-    x = pretrained("simvtp_small")[1]
+    x = pretrained("simvtp_small").inputs
     wider = {k: np.pad(x[k], ((0, 0), (0, 5))) for k in ("ids", "attention_mask")}
     for pool_padding in (True, False):
         out = run_simvtp("simvtp_small", pool_padding=pool_padding)
@@ -86,7 +73,7 @@ def test_where_padding_is_not_pooled_it_changes_nothing():
 
 
 def test_a_video_may_be_seen_whole():
-    x = pretrained("simvtp_small")[1]
+    x = pretrained("simvtp_small").inputs
     out = run_simvtp("simvtp_small", mask=np.zeros_like(x["mask"]))
     assert out["pixels"].shape == (4, 0, 1536)
 
@@ -94,30 +81,12 @@ def test_a_video_may_be_seen_whole():
 # --- SimVTP, fine-tuned
 
 
-def name_towers(case: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Official name -> shape of every parameter of the fine-tuned model at this size."""
-    size = {k: case[k] for k in ("width", "depth", "mlp")}
-    shapes = rule.name_tensors(dict(case, encoder=size, decoder=size))
-    tower = {
-        name.removeprefix("encoder.").replace("norm.", "fc_norm.")
-        if name.startswith("encoder.norm.")
-        else name.removeprefix("encoder."): shape
-        for name, shape in shapes.items()
-        if name.startswith(("encoder.", "text_embeddings."))
-    }
-    return {f"{t}_encoder.{name}": s for t in ("video", "text") for name, s in tower.items()}
-
-
 @pytest.mark.parametrize("name", ["released", "small"])
 def test_simvtp_finetuned(name):
-    case = load("simvtp_finetune_tiny")["cases"][name]
-    shapes = name_towers(case)
-    assert set(shapes) == set(case["grad_norms"])
-    x = rule.make_inputs(dict(case, masked_per_frame=0, negatives=[]))
-    clean = np.where(x["labels"] < 0, x["ids"], x["labels"])
-    out = simvtp.finetune(
-        make_tensors(shapes), x["video"], clean, x["attention_mask"], case["heads"]
-    )
+    golden = goldens.simvtp_finetune(name)
+    case, x = golden.case, golden.inputs
+    assert set(golden.weights) == set(case["grad_norms"])
+    out = simvtp.finetune(golden.weights, x["video"], x["ids"], x["attention_mask"], case["heads"])
     check(out["video"], case["video"])
     check(out["text"], case["text"])
     unit = {k: v / np.linalg.norm(v, axis=1, keepdims=True) for k, v in out.items()}
@@ -133,17 +102,10 @@ def videomae() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, 
     """Tensors of the pretraining net, of the classifier, and inputs."""
     case = load("videomae_tiny")["case"]
     narrow = {k: case[f"dec_{k}"] for k in ("width", "depth", "mlp")}
-    case = dict(case, encoder=case, decoder=narrow, vocab=1, positions=1, text_len=2, ids=[0, 1])
-    shapes = rule.name_tensors(case)
-    words = ("text_embeddings.", "text_cls.", "vtm_head.")
-    pretraining = {n: s for n, s in shapes.items() if not n.startswith(words)}
-    parts = ("encoder.patch_embed.", "encoder.blocks.")
-    classifier = {n.removeprefix("encoder."): s for n, s in shapes.items() if n.startswith(parts)}
-    width, classes = case["width"], case["classes"]
-    classifier |= {"fc_norm.weight": (width,), "fc_norm.bias": (width,)}
-    classifier |= {"head.weight": (classes, width), "head.bias": (classes,)}
-    inputs = rule.make_inputs(dict(case, lens=[2] * case["batch"], negatives=[]))
-    return make_tensors(pretraining), make_tensors(classifier), inputs
+    case = dict(case, encoder=case, decoder=narrow)
+    inputs = dict(video=goldens.normal_video(case), mask=goldens.tubes(case))
+    nets = (make_tensors(shapes(case)) for shapes in (goldens.autoencoder, goldens.classifier))
+    return *nets, inputs
 
 
 def reconstruct(**changes: Any) -> dict[str, np.ndarray]:
@@ -242,7 +204,7 @@ def test_vit_with_a_norm_before_the_blocks_has_cubes_without_bias():
     np.testing.assert_allclose(timm.vit(t, IMAGE, heads=3)["raw"][0, 3], x, atol=RTOL)
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_reported():
     t, _, x = videomae()
     lacking = {n: a for n, a in t.items() if n != "encoder.blocks.1.attn.v_bias"}
     with pytest.raises(UserError, match=r"tensor encoder\.blocks\.1\.attn\.v_bias is missing"):

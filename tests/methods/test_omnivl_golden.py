@@ -1,11 +1,9 @@
 """OmniVL on images whose texts are all different is BLIP: losses, hard negatives, queues and
 gradients against numbers of BLIP's own code (fp64).
 
-The golden's rule: tensors by `tests.parity.make_tensor` from their official names, tied ones once;
+The golden's rule: tensors by `tests.goldens.make_tensor` from their official names, tied ones once;
 temperature 0.07; inputs as below; dropout off; the likeliest wrong pair instead of a drawn one.
 """
-
-import json
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +11,14 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from tests.parity import GOLDEN, check_probe, close, make_tensor
+from tests.goldens import close, load, make_tensor, probe
 from vtp_jax import masking, tree
 from vtp_jax.convert import rules
 from vtp_jax.convert.families import bert, timm
 from vtp_jax.methods import omnivl
 from vtp_jax.objectives import contrastive, momentum
 
-OFFICIAL = json.loads((GOLDEN / "omnivl_blip_tiny.json").read_text())
+OFFICIAL = load("omnivl_blip_tiny")
 WORDS, PLACES = 20, 8
 HEADS = 2
 TABLE = "text_encoder{}.embeddings.word_embeddings.weight"
@@ -158,6 +156,6 @@ def test_gradients(made):
         x = np.asarray(named[name])
         assert float(np.linalg.norm(x)) == close(golden["norm"], 1e-3), name
         if golden["norm"] > 1e-12:  # keys' biases change nothing: their gradients are noise
-            check_probe(x, golden["probe"])
+            assert probe(x) == close(golden["probe"], float(np.linalg.norm(x)))
     unread = [k for k in flat if "time" in k or "video_patch_embed" in k]
     assert unread and not any(np.any(flat[k]) for k in unread)  # images ask nothing of videos' part

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import make_tensor
+from tests.goldens import make_tensor
 from vtp_jax import masking, schedules
 from vtp_jax.convert import pytorch, rules
 from vtp_jax.convert.families import simvtp as published
