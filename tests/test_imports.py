@@ -35,8 +35,8 @@ ALLOWED = {
 
 def room_of(name: str) -> str:
     """The room of a module of `vtp_jax`."""
-    parts = name.split(".")
-    return "reference" if parts[1:3] == ["convert", "reference"] else parts[1]
+    _, *parts = name.split(".")
+    return "reference" if parts[:2] == ["convert", "reference"] else (parts or ["__init__"])[0]
 
 
 def room(path: Path) -> str:

@@ -165,7 +165,7 @@ def test_what_is_wrong_is_listed_and_nothing_is_written(tmp_path):
     refuse(tmp_path, "videomae", tensors, "do not divide|no published", "--heads", "5")
 
 
-def test_a_conversion_that_is_not_right_is_refused(tmp_path, monkeypatch):
+def test_a_conversion_that_is_not_right_is_rejected(tmp_path, monkeypatch):
     """As Hugging Face's once was: two biases silently zero."""
     tensors, *_ = small.tensors_of("videomae")
     forget = rules.Layout(lambda x: 0 * x.reshape(2, -1), lambda x: x.reshape(-1))

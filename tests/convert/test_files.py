@@ -171,7 +171,7 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_other_byte_orders_become_ours(tmp_path, suffix):
+def test_other_byte_orders_become_the_machine_s(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     files.write(path, {"a": A.astype(">f4")})
     assert equal(files.read(path).tensors["a"], A)
@@ -425,7 +425,7 @@ class Reduced:
 
 
 @pytest.mark.parametrize("kind", evil("trap"))
-def test_what_a_pickle_wants_to_run_is_refused_by_name(tmp_path, kind):
+def test_what_a_pickle_wants_to_run_is_rejected_by_name(tmp_path, kind):
     trap = tmp_path / "trap"
     body, words = evil(trap)[kind]
     for place in (body, table({"model": table(TENSORS), "args": body})):
@@ -445,7 +445,7 @@ def test_the_traps_work(tmp_path):
         (tmp_path / "trap").unlink()
 
 
-def test_object_arrays_are_refused(tmp_path):
+def test_object_arrays_are_rejected(tmp_path):
     np.savez(tmp_path / "x.npz", a=A, b=np.array([Reduced(str(tmp_path / "trap"))], object))
     refused(tmp_path / "x.npz", "Python objects")
     array = pickle.dumps({"a": np.array([None])}, 2)[2:-1]
@@ -544,7 +544,7 @@ def entry(start=0, stop=24, dtype="F32", shape=(2, 3)):
         (b'{"a": "\xff"}', "damaged"),
     ],
 )
-def test_a_false_safetensors_header_is_told(tmp_path, header, words):
+def test_a_false_safetensors_header_is_reported(tmp_path, header, words):
     refused(safetensors(tmp_path / "x.safetensors", header), words)
 
 
@@ -575,7 +575,7 @@ def npy(header):
         (b"", "damaged"),
     ],
 )
-def test_a_false_npy_header_is_told(tmp_path, content, words, monkeypatch):
+def test_a_false_npy_header_is_reported(tmp_path, content, words, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("a.npy", content)
@@ -584,7 +584,7 @@ def test_a_false_npy_header_is_told(tmp_path, content, words, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_false_zips_are_told(tmp_path):
+def test_false_zips_are_reported(tmp_path):
     path = tmp_path / "x.npz"
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(50_000_000, np.uint8))
@@ -662,7 +662,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=30).map(b"".join))
-def test_any_pickle_is_read_or_refused(tmp_path_factory, body):
+def test_any_pickle_is_read_or_rejected(tmp_path_factory, body):
     folder = tmp_path_factory.getbasetemp() / "any"
     folder.mkdir(exist_ok=True)
     for place in (body, table({"x": body, **TENSORS}), b"}(" + body + b"u"):
@@ -671,7 +671,7 @@ def test_any_pickle_is_read_or_refused(tmp_path_factory, body):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
+def test_any_bytes_are_read_or_rejected(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "bytes"
     for head in (b"", b"PK\x03\x04", len(content).to_bytes(8, "little") + b"{"):
         path.write_bytes(head + content)

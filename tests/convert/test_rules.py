@@ -326,7 +326,7 @@ def test_all_that_is_missing_or_unexpected_is_named(name):
     assert "\n" not in str(error.value)
 
 
-def test_another_net_and_a_wrong_shape_are_refused():
+def test_another_net_and_a_wrong_shape_are_rejected():
     table, shapes, _ = TABLES["videomae_finetune"]()
     with pytest.raises(UserError, match=r"missing .*'blocks.0.attn.qkv.weight'.* unexpected .*'x'"):
         rules.to_ours(table, {"x": np.zeros(1)})
@@ -336,7 +336,7 @@ def test_another_net_and_a_wrong_shape_are_refused():
         rules.to_ours(table, theirs)
 
 
-def test_parameters_that_no_rule_names_are_refused():
+def test_parameters_that_no_rule_names_are_rejected():
     table, shapes, _ = TABLES["videomae_finetune"]()
     ours = rules.to_ours(table, draw(shapes))
     with pytest.raises(UserError, match="extra/kernel"):

@@ -110,13 +110,13 @@ def test_torchscript_archives(tmp_path, make):
     assert_same({n: file.tensors[n] for n in script.state_dict()}, script.state_dict())
 
 
-def test_a_pickled_module_is_refused(tmp_path):
+def test_a_pickled_module_is_rejected(tmp_path):
     torch.save(torch.nn.Linear(2, 3), tmp_path / "x.pt")
     with pytest.raises(UserError, match="torch.nn.modules.linear.Linear"):
         files.read(tmp_path / "x.pt")
 
 
-def test_a_checksum_that_does_not_hold_is_told(tmp_path):
+def test_a_checksum_that_does_not_hold_is_reported(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"a": torch.zeros(64)}, path)
     data = bytearray(path.read_bytes())

@@ -260,7 +260,7 @@ def test_biases_of_keys_are_left_out():
     assert equal(huggingface.one_name({**tensors, **trained}), tensors)
 
 
-def test_two_names_that_differ_are_refused():
+def test_two_names_that_differ_are_rejected():
     both = huggingface.add_names(some_tensors())
     (name,) = (n for n in both if n.endswith("value.bias"))
     with pytest.raises(UserError, match="v_bias and .*value.bias are two names .* differ"):
@@ -270,7 +270,7 @@ def test_two_names_that_differ_are_refused():
 # --- config.json
 
 
-def test_cubes_that_are_not_square_are_refused():
+def test_cubes_that_are_not_square_are_rejected():
     with pytest.raises(UserError, match="8 x 4 pixels"):
         hf_folder.classification_config(
             encoder=ENCODER, labels=LABELS, frames=4, side=24, cube=(2, 8, 4)
@@ -301,20 +301,20 @@ def test_what_a_config_does_not_say_is_as_transformers_has_it(tmp_path):
         (dict(image_size=[24, 24]), r"image_size is \[24, 24\], not a positive"),
     ],
 )
-def test_configs_of_other_nets_are_refused(pretraining, tmp_path, change, message):
+def test_configs_of_other_nets_are_rejected(pretraining, tmp_path, change, message):
     (tmp_path / "config.json").write_text(json.dumps(pretraining.config | change))
     with pytest.raises(UserError, match=message):
         hf_folder.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"videomae"'])
-def test_what_is_no_config_is_refused(tmp_path, text):
+def test_what_is_no_config_is_rejected(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="not JSON|does not describe a VideoMAE"):
         hf_folder.read_config(tmp_path)
 
 
-def test_a_folder_without_a_config_is_refused(tmp_path):
+def test_a_folder_without_a_config_is_rejected(tmp_path):
     with pytest.raises(UserError, match="no '.*config.json'"):
         hf_folder.read_config(tmp_path)
 

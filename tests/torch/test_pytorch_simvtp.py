@@ -175,7 +175,7 @@ def test_what_is_hidden_is_restored(one):
     one.check(pixels=pixels, words=words)
 
 
-def test_rows_that_hide_unlike_numbers_of_cubes_are_refused(one):
+def test_rows_that_hide_unlike_numbers_of_cubes_are_rejected(one):
     video, hidden, ids, mask = one.inputs("video", "hidden", "masked", "text_mask")
     hidden[0] = ~hidden[0]
     with pytest.raises(RuntimeError, match="equal size"):
@@ -211,7 +211,7 @@ def test_a_row_of_padding_alone_is_finite(one):
     assert one.net.encode_text(ids, torch.zeros((1, 4))).isfinite().all()
 
 
-def test_wrong_weights_are_refused(one):
+def test_wrong_weights_are_rejected(one):
     tensors = one.net.state_dict()
     lacking = {k: v for k, v in tensors.items() if not k.endswith("blocks.1.attn.q_bias")}
     with pytest.raises(RuntimeError, match=r"Missing[^U]*encoder\.blocks\.1\.attn\.q_bias"):

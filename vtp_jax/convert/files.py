@@ -2,7 +2,7 @@
 
 Read: `.npz`, safetensors, PyTorch's files of every age (`torch_files`) and the folders in which
 Hugging Face and DeepSpeed keep them; by content, not by suffix. Nothing is allocated before the
-file is seen to be long enough for it. PyTorch is needed only to write its own format. Facts: the
+file is known to be long enough for it. PyTorch is needed only to write its own format. Facts: the
 description of safetensors, and the formats as safetensors 0.8 and numpy 2.4 write them.
 """
 
@@ -44,13 +44,13 @@ METADATA = "__metadata__"
 
 
 class File(NamedTuple):
-    """What was read.
+    """The contents of a file.
 
     tensors:  by their flat names; dtypes as in the file; they may be read-only, and views of one
               memory where the file shares it
-    wrappers: what was taken off, from the outside in: keys ("model"), then prefixes ("module.")
-    dropped:  names of what was left aside: not tensors, or beside a wrapper ("optimizer")
-    metadata: the strings that safetensors and npz keep beside the tensors
+    wrappers: what was removed, from the outside in: keys ("model"), then prefixes ("module.")
+    dropped:  names that were left out: not tensors, or next to a wrapper ("optimizer")
+    metadata: the strings that safetensors and npz store with the tensors
     sha256:   of each file read, by its name
     """
 
@@ -64,7 +64,7 @@ class File(NamedTuple):
 def read(path: str | os.PathLike) -> File:
     """The tensors of a file, of a sharded file (its `.index.json`) or of a folder that has one.
 
-    Raises UserError, which names the file, for what is missing, damaged, unknown or refused.
+    Raises UserError, with its name, for a file that is missing, damaged, unknown or unsafe.
     """
     path = Path(path)
     if path.is_dir():
@@ -77,8 +77,8 @@ def read(path: str | os.PathLike) -> File:
     file = _guard(_read_shards if path.name.endswith(".index.json") else _read_file, path)
     tensors, wrappers = file.tensors, file.wrappers
     if not tensors:
-        beside = f"; it holds {', '.join(map(repr, file.dropped[:8]))}" if file.dropped else ""
-        raise UserError(f"{path} holds no tensors by name{beside}")
+        other = f"; it holds {', '.join(map(repr, file.dropped[:8]))}" if file.dropped else ""
+        raise UserError(f"{path} holds no tensors by name{other}")
     if odd := [name for name in tensors if not name.isprintable()]:
         raise UserError(f"{path} has a tensor with the unprintable name {odd[0]!r:.80}")
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
@@ -174,7 +174,7 @@ def _read_shards(path: Path) -> File:
     index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     shards = sorted(set(index.values()))
     if odd := [s for s in shards if Path(s).name != s]:
-        raise UserError(f"its shard {odd[0]!r:.80} is not a file beside it")
+        raise UserError(f"its shard {odd[0]!r:.80} is not a file in the same folder")
     parts = {shard: _guard(_read_file, path.with_name(shard)) for shard in shards}
     found = sorted((name, shard) for shard, part in parts.items() for name in part.tensors)
     if wrong := sorted({name for name, _ in set(found) ^ set(index.items())}):
@@ -262,7 +262,7 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(f)
         if dtype.hasobject:
-            raise UserError(f"{member.filename!r:.80} holds Python objects, which are refused")
+            raise UserError(f"{member.filename!r:.80} holds Python objects, which are never loaded")
         size = multiply(shape) * dtype.itemsize
         data = f.read(size) if 0 <= size <= member.file_size else b""
         if len(data) != size or f.read(1):  # reading to the end checks the checksum

@@ -1,9 +1,9 @@
 """PyTorch's files: read without PyTorch and without executing anything, written with PyTorch.
 
 Three kinds: the zip of `torch.save` since 1.6, the stream of pickles before it, and TorchScript
-archives, of which only the weights are of use. All three describe their tensors by a pickle, which
-is walked without executing it (`vtp_jax.pickles`): what it names is looked up in a table of
-functions below, or refused. Facts: the formats as torch 2.13 has them.
+archives, of which only the weights are used. All three describe their tensors by a pickle, which is
+read without executing it (`vtp_jax.pickles`): the names in it are looked up in a table of functions
+below, and any other name is an error. Facts: the formats as torch 2.13 has them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vtp_jax.types import UserError
 
 Tensor = Shaped[np.ndarray, "..."]
 
-# What the storage of a dtype is called; without a name the storage is untyped.
+# Names of the storages of dtypes; without a name the storage is untyped.
 STORAGES = {
     "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "float64": "Double",
     "int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte",
@@ -41,7 +41,7 @@ EXPANDED = 1 << 24  # elements that a tensor may have beyond its storage (stride
 
 
 class Found(NamedTuple):
-    """Tensors by name, the keys they were under, the names of what was left aside."""
+    """Tensors by name, the keys they were under, the names that were left out."""
 
     tensors: dict[str, Any]  # Tensor; before they are read, Lazy or Inert
     wrappers: tuple[str, ...]
@@ -73,7 +73,7 @@ def read_stream(f: io.BufferedReader, size: int) -> Found:
     for key in keys:
         count, start = int.from_bytes(f.read(8), "little"), f.tell()
         if count != storages[key].count or start + storages[key].size > size:
-            raise UserError("truncated, or a storage's size is not what its tensors say")
+            raise UserError("truncated, or a storage's size is not what its tensors need")
         places[key] = start
         f.seek(start + storages[key].size)
 
@@ -105,7 +105,7 @@ def write(f: io.BufferedWriter, tensors: Mapping[str, Tensor], wrapper: str = ""
 
 def _check_order(little: bool) -> None:
     if not little:
-        raise UserError("written on a big-endian machine; save it again on a usual one")
+        raise UserError("written on a big-endian machine; save it again on a little-endian one")
 
 
 # What a pickle becomes ---------------------------------------------------------------------------
@@ -176,8 +176,8 @@ def _unwrap(value: dict, depth: int = 4) -> Found:
     """What is a tensor in `value`, or in the first of its wrappers that has any; not yet read."""
     for key in WRAPPERS if depth else ():  # a dictionary may hold itself
         if type(value.get(key)) is dict and (inner := _unwrap(value[key], depth - 1)).tensors:
-            beside = (str(name) for name in value if name != key)
-            return Found(inner.tensors, (key, *inner.wrappers), (*beside, *inner.dropped))
+            others = (str(name) for name in value if name != key)
+            return Found(inner.tensors, (key, *inner.wrappers), (*others, *inner.dropped))
     tensors = {
         name: x
         for name, x in value.items()
@@ -232,8 +232,8 @@ def _first(value: Any = None, *_: Any) -> Any:
     return value
 
 
-# By "module name", our own functions, which can do no harm. Where a value does not matter, such as
-# a set among the training arguments, what it is made of stands for it.
+# By "module name", harmless functions of this file. Where a value does not matter, such as a set
+# among the training arguments, its contents replace it.
 CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor_of,
@@ -275,8 +275,8 @@ def _look_up(name: str) -> Any:
     if name.startswith("__torch__"):  # a TorchScript class: only its attributes are of use
         return functools.partial(Inert, name)
     raise UserError(
-        f"wants {name.replace(' ', '.')!r:.80} of Python, more than tensors need; it is refused, "
-        "nothing was run (where you trust the file, load it and save its state dict alone)"
+        f"wants {name.replace(' ', '.')!r:.80} of Python, more than tensors need; it is rejected, "
+        "nothing was run (if you trust the file, load it and save its state dict alone)"
     )
 
 

@@ -73,11 +73,8 @@ def pretrain_rules(heads: int, text_heads: int) -> list[Rule]:
 
 def complete(params: Params) -> Params:
     """The parameters with a bias of patches, which OpenCLIP has none of: zeros."""
-    return tree.replace(params, {"visual/patch_embed/bias": jnp.zeros(width_of(params))})
-
-
-def width_of(params: Params) -> int:
-    return params["visual"]["patch_embed"]["kernel"].shape[-1]
+    bias = jnp.zeros(params["visual"]["patch_embed"]["kernel"].shape[-1])
+    return tree.merge(params, dict(visual=dict(patch_embed=dict(bias=bias))))
 
 
 def sizes_of(params: Params, heads: Heads) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What a SimVTP folder holds beside its weights: a PyTorch module of our own, and its sizes.
+"""What a SimVTP folder holds in addition to its weights: a PyTorch module, and its sizes.
 
 `simvtp.py` here is not imported by vtp_jax, which needs no PyTorch: it is copied (`MODULE`) into
-the folders that are exported, where it stands alone.
+exported folders, and depends on nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def config(
     dropout: float,
     pool_padding: bool,
 ) -> dict[str, Any]:
-    """config.json of a SimVTP folder: all that `MODULE` must know and no tensor shows.
+    """config.json of a SimVTP folder: everything that `MODULE` needs and no tensor shows.
 
     decoder: None for the two towers that are fine-tuned for retrieval. video: frames, height and
     width of a clip. text_length: rows of the position table. dropout: of word embeddings, when

@@ -1,6 +1,6 @@
 """SimVTP (Ma et al., arXiv 2212.03490) in PyTorch: one file that needs nothing but `torch`.
 
-It stands in a folder with config.json and model.safetensors. From Python started there:
+It belongs in a folder with config.json and model.safetensors. From Python started there:
 
     import torch, simvtp
     net = simvtp.load(".")                          # in eval mode, on the CPU, in the file's dtype
