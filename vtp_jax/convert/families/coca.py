@@ -15,7 +15,7 @@ from vtp_jax.convert.nets import Arrays, Heads, Net
 from vtp_jax.convert.rules import Rule, linear, norm
 from vtp_jax.methods import coca as method
 from vtp_jax.objectives import contrastive
-from vtp_jax.types import Method, Params
+from vtp_jax.types import Params
 
 
 def cross_rules(ours: str, theirs: str, heads: int) -> list[Rule]:
@@ -97,7 +97,7 @@ def sizes_of(params: Params, heads: Heads) -> dict[str, Any]:
 def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     nets.check_pixels(inputs, "image")
     found = sizes_of(params, heads)
-    made: Method = method.make(**found, weights=dict(contrast=0.5, caption=2.0), **nets.NORMALISED)
+    made: Any = method.make(**found, weights=dict(contrast=0.5, caption=2.0), **nets.NORMALISED)
     net, recipe = made.loss.args
     texts = (len(inputs["image"]), inputs["ids"].shape[-1])
     nets.check_shapes(inputs, ids=texts, attention_mask=texts)

@@ -55,7 +55,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
         second=np.shape(inputs["first"]),
         bank=(places, online["projector"]["fc3"]["kernel"].shape[-1]),
     )
-    made = method.make(
+    made: Any = method.make(
         size=nets.size_of(online["encoder"]["blocks"], heads["heads"]),
         cube=nets.cube_of(online["patch_embed"]),
         hidden=online["projector"]["fc1"]["kernel"].shape[-1],

@@ -67,13 +67,13 @@ def draws_of(inputs: Arrays) -> method.Draws:
 
 def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     nets.check_pixels(inputs)
-    net = method.make(
+    made: Any = method.make(
         size=nets.size_of(params["encoder"]["blocks"], heads["heads"]),
         decoder=nets.size_of(params["decoder"]["blocks"], heads["decoder-heads"]),
         cube=nets.cube_of(params["patch_embed"]),
         **nets.PIXELS,
-    ).loss.args[0]
-    batch = nets.batch_of(inputs, unit=True)
+    )
+    net, batch = made.loss.args[0], nets.batch_of(inputs, unit=True)
     places = (len(batch["video"]), int(np.prod(embed.grid_of(batch["video"].shape, net.cube))))
     nets.check_shapes(inputs, mask=places, decode_mask=places)
     draws = draws_of(inputs)
