@@ -8,6 +8,7 @@ states its rule. Neither weights nor inputs are stored. A `Golden` has both unde
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -329,7 +330,7 @@ def tvtsv2(kind: str) -> Golden:
     keep = np.zeros((b, (side // c["patch"]) ** 2), bool)
     for i, row in enumerate(keep):
         row[np.random.RandomState(10 + i).permutation(len(row))[: c["kept"]]] = True
-    method = tvtsv2s.make(
+    net, recipe = tvtsv2s.build(
         size=[c[x] for x in ("width", "depth", "heads", "mlp")],
         text_size=[c[f"text_{x}"] for x in ("width", "depth", "heads", "mlp")],
         features=c["features"], side=side, patch=c["patch"], frames=c["table"], turns=k,
@@ -342,7 +343,8 @@ def tvtsv2(kind: str) -> Golden:
         text=jax.ShapeDtypeStruct(ids.shape, np.int32),
     )
     form = "tvtsv2_h14" if kind == "patches" else "tvtsv2"
-    shapes = shapes_of(STEPS[form].rules(*heads.values()), method.init, spec)
+    init = partial(tvtsv2s.init, net, recipe)
+    shapes = shapes_of(STEPS[form].rules(*heads.values()), init, spec)
     losses = dict(loss_vtc=numbers["loss_vtc"], loss=numbers["loss"])
     if "loss_sort_times_two" in numbers:
         losses["loss_sort"] = numbers["loss_sort_times_two"]
@@ -361,14 +363,14 @@ def snclr() -> Golden:
         for i in (1, 2)
     ]
     bank = np.random.RandomState(3).standard_normal((c["bank"], c["features"]))
-    method = snclrs.make(
+    net, recipe = snclrs.build(
         size=(c["width"], c["depth"], c["heads"], c["mlp"]), cube=(1, c["patch"], c["patch"]),
         hidden=c["hidden"], features=c["features"], neighbours=numbers["topk"], queue=c["bank"],
     )  # fmt: skip
     spec = dict(video=jax.ShapeDtypeStruct((2, 2, 1, c["size"], c["size"], 3), np.float32))
 
     def init(key: Any, spec: Any) -> Any:
-        params = method.init(key, spec)
+        params = snclrs.init(net, recipe, key, spec)
         return dict(params=params, twin={k: v for k, v in params.items() if k != "predictor"})
 
     shapes = shapes_of(STEPS["snclr"].rules(c["heads"]), init, spec)
@@ -381,6 +383,30 @@ def snclr() -> Golden:
         numbers, "snclr", {"heads": c["heads"]}, make_tensors(shapes, small=("cls_token",)), inputs,
         dict(loss=numbers["loss"]), numbers["grad_norms"], numbers["grad_probes"], scale,
     )  # fmt: skip
+
+
+def omnivl() -> Golden:
+    """BLIP's wrong pairs are the likeliest ones instead of drawn ones."""
+    golden, draw = load("omnivl_blip_tiny"), np.random.RandomState(3)
+    image = draw.uniform(0, 1, (4, 16, 16, 3))
+    ids = draw.randint(5, 20, (4, 7))
+    ids[:, 0] = 2
+    mask = np.arange(7) < np.array([7, 5, 6, 4])[:, None]
+    past = draw.standard_normal((2, 8, 6)).swapaxes(1, 2)
+    weights = make_tensors({n: tuple(s) for n, s in golden["shapes"].items()})
+    weights["temp"] = np.array(0.07)
+    inputs = dict(
+        image=normalised(image), ids=np.where(mask, ids, 0), attention_mask=mask,
+        image_queue=past[0], text_queue=past[1], queue_ptr=np.array(4), alpha=np.array(0.4),
+        momentum=np.array(0.995),
+    )  # fmt: skip
+    terms = dict(ita="contrast", itm="match", lm="words")
+    losses = {f"loss_{a}": golden["losses"][b] for a, b in terms.items()}
+    losses["loss"] = sum(golden["losses"].values())
+    norms, probes = ({n: g[x] for n, g in golden["grads"].items()} for x in ("norm", "probe"))
+    heads = {"heads": 2, "text-heads": 2}
+    # Biases of keys have no gradient but rounding.
+    return Golden(golden, "omnivl", heads, weights, inputs, losses, norms, probes, scale=1e-3)
 
 
 # Rows of the table of docs/parity.md: name -> (format, the golden).
@@ -397,6 +423,7 @@ GOLDENS: dict[str, tuple[str, Callable[[], Golden]]] = {
     "TVTSv2, one text": ("tvtsv2", lambda: tvtsv2("one")),
     "TVTSv2, H/14": ("tvtsv2_h14", lambda: tvtsv2("patches")),
     "SNCLR": ("snclr", snclr),
+    "OmniVL on images: BLIP": ("omnivl", omnivl),
 }
 
 

@@ -40,7 +40,7 @@ Left out: importing BLIP's weights, and those of BERT's blocks; only BERT's word
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,6 +87,7 @@ class Recipe(NamedTuple):
     beams: int
     start_id: int
     end_id: int
+    wrong: Callable[..., matching.Wrong] = matching.hard  # draws VLM's wrong pairs
 
 
 class Embedded(NamedTuple):
@@ -155,7 +156,7 @@ def loss(
     )
     past = queue.push(past, dict(video=twin.video, text=twin.text, name=name), valid)
 
-    wrong = matching.hard((video_key, text_key), alike, near & (name[:, None] != name))
+    wrong = recipe.wrong((video_key, text_key), alike, near & (name[:, None] != name))
     if recipe.weights["match"]:
         found["loss_match"], found["match_accuracy"] = match(
             net, params, batch, mine.seen, wrong, match_key

@@ -10,6 +10,7 @@ from vtp_jax.convert.families import (
     clip,
     coca,
     huggingface,
+    omnivl,
     simvtp,
     snclr,
     timm,
@@ -18,7 +19,7 @@ from vtp_jax.convert.families import (
 )
 from vtp_jax.convert.formats import Format
 
-FAMILIES = (simvtp, videomae, huggingface, bert, timm, clip, tvtsv2, coca, snclr)
+FAMILIES = (simvtp, videomae, huggingface, bert, timm, clip, tvtsv2, coca, snclr, omnivl)
 EVERY: dict[str, Format] = {name: x for family in FAMILIES for name, x in family.FORMATS.items()}
 FORMATS = {name: form for name, form in EVERY.items() if form.proof}  # can be imported
 STEPS = {name: form for name, form in EVERY.items() if form.step}  # can be compared in training

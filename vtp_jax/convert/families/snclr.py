@@ -55,7 +55,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
         second=np.shape(inputs["first"]),
         bank=(places, online["projector"]["fc3"]["kernel"].shape[-1]),
     )
-    made: Any = method.make(
+    net, recipe = method.build(
         size=nets.size_of(online["encoder"]["blocks"], heads["heads"]),
         cube=nets.cube_of(online["patch_embed"]),
         hidden=online["projector"]["fc1"]["kernel"].shape[-1],
@@ -63,7 +63,6 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
         temperature=float(inputs["temperature"]), threshold=float(inputs["threshold"]),
         first=STILL, second=STILL, **nets.NORMALISED,
     )  # fmt: skip
-    net, recipe = made.loss.args
     # A schedule would round to fp32.
     recipe = recipe._replace(momentum=lambda step: float(inputs["momentum"]))
     views = [nets.image_rows(inputs[name]) for name in ("first", "second")]
@@ -74,7 +73,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
         """The official code moves the average when a step begins, this one when it has ended."""
         online, twin = params["params"], jax.lax.stop_gradient(params["twin"])
         extra, still = dict(twin=twin, queue=past), jax.lax.stop_gradient(online)
-        _, extra = method.after_update(recipe, still, extra, jnp.int32(-1))
+        _, extra = method.after_update(net, recipe, still, extra, jnp.int32(-1))
         key = jax.random.key(0)
         loss, out = method.loss(net, recipe, online, extra, batch, key, jnp.int32(0))
         queue = out.extra["queue"]
@@ -82,7 +81,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
         return loss, found
 
     def init(key: Any) -> Params:
-        fresh = made.init(key, nets.spec_of(batch))
+        fresh = method.init(net, recipe, key, nets.spec_of(batch))
         return dict(params=fresh, twin={k: v for k, v in fresh.items() if k != "predictor"})
 
     return Net(init, lambda params: step(params)[1], step)

@@ -18,6 +18,7 @@ from vtp_jax.convert.reference import tvtsv2 as reference
 from vtp_jax.convert.reference.parts import Act
 from vtp_jax.convert.rules import Rule
 from vtp_jax.methods import tvtsv2 as method
+from vtp_jax.nn.bind import bind
 from vtp_jax.types import Params, UserError
 
 TVTS = CLIP._replace(qkv="attn.qkv.weight", bias=("attn.qkv.bias",), proj="attn.proj")
@@ -66,7 +67,7 @@ def pretrain(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]
         visual, words, sorter = params["visual"], params["text"], params["sorter"]
         patch, places = nets.cube_of(visual["patch_embed"])[1], len(visual["position"]) - 1
         side = nets.side_of(visual["position"]) * patch
-        built = method.make(
+        net, recipe = method.build(
             size=nets.size_of(visual["encoder"]["blocks"], heads["heads"]),
             text_size=nets.size_of(words["encoder"]["blocks"], heads["text-heads"]),
             features=visual["proj"]["kernel"].shape[-1],
@@ -74,7 +75,6 @@ def pretrain(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]
             act=act, turns=len(sorter["head"]["bias"]), vocab_size=len(words["word"]),
             text_length=len(words["position"]), **nets.NORMALISED,
         )  # fmt: skip
-        net = built.init.args[0]
         if heads["decoder-heads"] != (usual := max(net.features // 64, 1)):
             raise UserError(f"TVTSv2's sorter has heads of 64: --decoder-heads {usual}")
         nets.check_pixels(inputs)
@@ -88,18 +88,18 @@ def pretrain(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]
         def run(params: Any) -> dict[str, Any]:
             """The sorter is run on single texts too, which training never asks it about."""
             out = method.forward(net, params, batch, mask)
-            turns = method.bind(net, params).sort(out.video, out.texts)
+            turns = bind(net, params).sort(out.video, out.texts)
             return dict(video=out.video, texts=out.texts, turns=turns)
 
         def step(params: Any) -> Any:
             out = method.forward(net, params, batch, mask)
-            found = method.terms(net, out, batch["valid"])
-            vtc, sort = (net.weights[n] * found[f"loss_{n}"].value() for n in ("vtc", "sort"))
+            found = method.losses(recipe, out, batch["valid"])
+            vtc, sort = (recipe.weights[n] * found[f"loss_{n}"].value() for n in ("vtc", "sort"))
             turns = {} if out.turns is None else dict(turns=out.turns)
             features = dict(video=out.video[:, 0], text=method.mean_of(out.texts))
             return vtc + sort, dict(features, **turns, loss_vtc=vtc, loss_sort=sort)
 
-        return Net(lambda key: built.init(key, nets.spec_of(batch)), run, step)
+        return Net(lambda key: method.init(net, recipe, key, nets.spec_of(batch)), run, step)
 
     return make
 
