@@ -145,7 +145,7 @@ def test_enough_pieces_give_whole_words():
     [
         (
             lambda p: text.make(kind="sentencepiece", path=p / "no.model"),
-            "vtp_jax.prepare tokenizer",
+            "vtp prepare tokenizer",
         ),
         (lambda p: text.make(kind="wordpiece", path=p / "no.txt"), "vocab.txt"),
         (lambda p: text.make(kind="bpe", path=p / "x"), "known: sentencepiece, wordpiece"),

@@ -145,9 +145,9 @@ def test_simvtp_starts_from_videomae_and_bert(tmp_path, monkeypatch):
     words = {"text_embed": given["text_embed"]}
     rest = {k: v for k, v in given.items() if k not in ("text_embed", "text_cls", "vtm_head")}
     folders = [save(tmp_path / "videomae", rest), save(tmp_path / "bert", words)]
-    sources = [(f, *rule[1:]) for f, rule in zip(folders, full["warm_start"], strict=True)]
+    sources = [(f, *rule[1:]) for f, rule in zip(folders, full.warm_start, strict=True)]
     start, _ = build.start(made, cfg.optim, data.spec, cfg.seed)
-    leaves, _ = build.warm(sources, full["fresh"], jax.eval_shape(start), tmp_path)
+    leaves, _ = build.warm(sources, full.fresh, jax.eval_shape(start), tmp_path)
     params = tree.flatten(jax.jit(start)(leaves).params)
     for name, x in tree.flatten(given).items():
         loaded = not name.startswith(("text_cls", "vtm_head"))
