@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from vtp_jax import bench
+from vtp_jax.measure import timing
 from vtp_jax.objectives import contrastive
 from vtp_jax.run import metrics, sharding
 from vtp_jax.setup import cli
@@ -43,12 +43,12 @@ def main(argv: Sequence[str]) -> None:
         with sharding.activate(mesh):
             run = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(given["a"], given["b"]).compile()
             value = float(run(given["a"], given["b"])[0])
-            took = bench.seconds(lambda: run(given["a"], given["b"]))
+            took = timing.seconds(lambda: run(given["a"], given["b"]))
         held = run.memory_analysis().temp_size_in_bytes / 2**20
         return dict(chunks=chunks, mib_a_device=held, seconds=took, loss=value)
 
     found = [measure(chunks) for chunks in CHUNKS]
-    bench.write(OUT, dict(**vars(args), **bench.machine(), found=found))
+    timing.write(OUT, dict(**vars(args), **timing.machine(), found=found))
     metrics.print_table("contrast", list(found[0]), [list(one.values()) for one in found])
 
 

@@ -18,9 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vtp_jax import bench
 from vtp_jax.data import outline
-from vtp_jax.measure import synthetic
+from vtp_jax.measure import flops, synthetic, timing
 from vtp_jax.methods import videomae
 from vtp_jax.run import metrics
 from vtp_jax.setup import cli
@@ -53,13 +52,13 @@ def main(argv: Sequence[str]) -> None:
 
         run = jax.jit(jax.value_and_grad(loss)).lower(params, given).compile()
         runs[name] = partial(run, params, given)
-        once = bench.forward_flops(method, params, {}, spec) / args.batch
+        once = flops.forward(method, params, {}, spec) / args.batch
         held = run.memory_analysis().temp_size_in_bytes / args.batch
         found[name] = dict(gmac_a_clip=once / 2e9, mib_a_clip=held / 2**20)
-    for name, took in bench.in_turns(runs, args.rounds).items():
+    for name, took in timing.in_turns(runs, args.rounds).items():
         found[name]["s_a_clip"] = statistics.median(took) / args.batch
     saved = {key: found["encoder alone"][key] / found["dual"][key] for key in found["dual"]}
-    bench.write(OUT, dict(**vars(args), dtype=dtype, **bench.machine(), found=found, saved=saved))
+    timing.write(OUT, dict(**vars(args), dtype=dtype, **timing.machine(), found=found, saved=saved))
     table = [(name, *one.values()) for name, one in dict(**found, saved=saved).items()]
     metrics.print_table("dual masking", ("mask", *saved), table)
 

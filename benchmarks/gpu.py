@@ -27,9 +27,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.step_cpu import CUBE, DATA, must_compute
-from vtp_jax import bench
 from vtp_jax.data import outline
-from vtp_jax.measure import synthetic
+from vtp_jax.measure import synthetic, timing
 from vtp_jax.nn import sizes
 from vtp_jax.run import metrics
 from vtp_jax.run.step import make_step
@@ -85,7 +84,7 @@ def jax_step(
         held[0], numbers = step(held[0], batch_there)
         return jax.block_until_ready(numbers["loss"].total)
 
-    multiply, flops = bench.products(dtype)
+    multiply, flops = timing.products(dtype)
     return run, lambda: jax.block_until_ready(multiply()), flops
 
 
@@ -243,7 +242,7 @@ def measure(side: str, size: str, batch: int, rounds: int, small: bool) -> dict[
     compiling = time.perf_counter() - began
     took = {
         k: statistics.median(v)
-        for k, v in bench.in_turns(dict(step=step, products=multiply), rounds).items()
+        for k, v in timing.in_turns(dict(step=step, products=multiply), rounds).items()
     }
     found = dict(side=side, size=size, batch=batch, step_ms=1e3 * took["step"])
     found |= dict(clips_per_s=batch / took["step"], products_tflops=flops / took["products"] / 1e12)
@@ -268,7 +267,7 @@ def peak(side: str) -> float | None:
 
 def machine(side: str) -> dict[str, Any]:
     if side == "jax":
-        return bench.machine()
+        return timing.machine()
     import torch
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -339,7 +338,7 @@ def main(argv: Sequence[str]) -> None:
         for batch in args.batches:
             for side in SIDES:
                 found.append(apart(side, size, batch, args.rounds, args.small))
-                bench.write(OUT, found[-1])
+                timing.write(OUT, found[-1])
     names = ("side", "size", "batch", "step_ms", "clips_per_s", "mfu", "memory_gib", "failed")
     rows = [
         [one.get(name) if one.get(name) is not None else "-" for name in names] for one in found

@@ -28,9 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from launch.common import keep_memory
-from vtp_jax import bench
 from vtp_jax.data import outline
-from vtp_jax.measure import synthetic
+from vtp_jax.measure import synthetic, timing
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
 from vtp_jax.nn.sizes import Size
@@ -94,14 +93,14 @@ def main(argv: Sequence[str]) -> None:
         return method.loss(params, {}, batch, jax.random.key(1), jnp.zeros((), jnp.int32))[0]
 
     forward, both = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
-    multiply, flops = bench.products("float32")
+    multiply, flops = timing.products("float32")
     runs = dict(
         after_a_step=multiply,
         products=multiply,
         forward=lambda: forward(params, given),
         step=lambda: both(params, given),
     )
-    took = {k: statistics.median(v) for k, v in bench.in_turns(runs, args.rounds).items()}
+    took = {k: statistics.median(v) for k, v in timing.in_turns(runs, args.rounds).items()}
     if args.profile:
         with jax.profiler.trace(args.profile):
             jax.block_until_ready(runs["step"]())
@@ -121,9 +120,9 @@ def main(argv: Sequence[str]) -> None:
         forward_of_products=work / took["forward"] / rate,
         step_of_products=3 * work / took["step"] / rate,
         cores=len(os.sched_getaffinity(0)),
-        **bench.machine(),
+        **timing.machine(),
     )
-    bench.write(OUT, found)
+    timing.write(OUT, found)
     metrics.print_table(
         "SimVTP on this CPU", ("what", "value"), [(k, str(v)) for k, v in found.items()]
     )

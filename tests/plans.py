@@ -12,6 +12,7 @@ import jax
 
 from tests.configs import config_files, file_name
 from vtp_jax import plan
+from vtp_jax.measure import forecast, pods
 from vtp_jax.setup import config
 
 GOLDEN = Path(__file__).parent / "golden/plan"
@@ -45,8 +46,8 @@ def golden(path):
 def written(path):
     """The golden's text of a config: a minute or more of compiling."""
     overrides = CHANGED.get(path, [])
-    cfg, pod = config.load(path, overrides), plan.find_pod(POD)
-    made = plan.make_plan(cfg, pod, quick=True)
+    cfg, pod = config.load(path, overrides), pods.find_pod(POD)
+    made = forecast.make_plan(cfg, pod, quick=True)
     head = plan.title(" ".join([path, *overrides]), made, pod)
     return "\n".join([head, *(f"{what}: {how}" for what, how in plan.rows(made, pod))]) + "\n"
 

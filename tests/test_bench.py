@@ -10,7 +10,7 @@ from benchmarks import step_cpu
 from tests.configs import ROOT
 from vtp_jax import bench
 from vtp_jax.data import outline
-from vtp_jax.measure import synthetic
+from vtp_jax.measure import flops, synthetic, timing
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
 from vtp_jax.setup import config
@@ -22,7 +22,7 @@ CONFIG = str(ROOT / "configs/videomae/pretrain_k400.py:tiny")
 @pytest.mark.slow(reason="a process that compiles a step")
 def test_a_step_is_measured_without_tensorflow_and_leaves_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    monkeypatch.setattr(bench, "SQUARE", dict(cpu=(64, 2)))
+    monkeypatch.setattr(timing, "SQUARE", dict(cpu=(64, 2)))
     out, trace = tmp_path / "step.jsonl", tmp_path / "trace"
     options = ["--steps", "1", "--batch", "8", "--out", str(out), "--profile", str(trace)]
     bench.main(["step", "--config", CONFIG, *options])
@@ -47,7 +47,7 @@ def test_what_simvtp_must_compute_is_what_its_program_computes():
     words = {k: facts[k] for k in ("vocab_size", "pad_id", "mask_id")}
     method = simvtp.make(size="B", dtype="float32", **words)
     params = jax.eval_shape(lambda: method.init(jax.random.key(0), spec))
-    counted = bench.forward_flops(method, params, {}, spec) / 2 / 1e9
+    counted = flops.forward(method, params, {}, spec) / 2 / 1e9
     parts = step_cpu.must_compute(sizes.ENCODERS["B"], sizes.DECODERS["B"])
     assert 1 <= counted / sum(parts.values()) < 1.003
 

@@ -14,6 +14,7 @@ import pytest
 from tests import plans
 from tests.configs import ROOT, config_files
 from vtp_jax import plan, train
+from vtp_jax.measure import forecast, pods
 from vtp_jax.run import sharding
 from vtp_jax.setup import config
 from vtp_jax.types import UserError
@@ -54,9 +55,9 @@ def split():
     """The plan of a config with parameters over four devices, and its step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        cfg, pod = smallest("--config.mesh.fsdp=4"), plan.find_pod("cpu:8")
-        step = plan.lower(cfg, pod)
-        return step, plan.compile_plan(step, cfg, pod)
+        cfg, pod = smallest("--config.mesh.fsdp=4"), pods.find_pod("cpu:8")
+        step = forecast.lower(cfg, pod)
+        return step, forecast.compile_plan(step, cfg, pod)
 
 
 def test_memory_is_what_the_devices_hold(split):
@@ -81,16 +82,16 @@ def test_split_parameters_are_gathered_and_gradients_summed(split):
 def test_remat_computes_again_and_that_is_no_work(split):
     cfg = smallest("--config.mesh.fsdp=4")
     cfg.method["remat"] = "nothing_saveable"
-    once, again = plan.work(cfg)
+    once, again = forecast.work(cfg)
     assert once == split[1].flops and 0.1 < again / once < 0.4
 
 
 def test_the_complaint_of_a_compiler_that_has_no_room_is_read():
     """Both of its ways to say it, as it says them."""
     told = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.5G of 15.75G hbm."
-    assert plan._overflow(told, 1000) == int(23.5 * 2**30)
+    assert forecast._overflow(told, 1000) == int(23.5 * 2**30)
     told = "the total memory required for HLO temporaries (78.91G) exceeds available HBM (15.75G)"
-    assert plan._overflow(told, 1000) == int(78.91 * 2**30) + 1000
+    assert forecast._overflow(told, 1000) == int(78.91 * 2**30) + 1000
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_mistakes_are_told_in_a_line_before_anything_compiles(
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'jax\[tpu\]'"):
-        plan.find_pod("v5e:4x4")
+        pods.find_pod("v5e:4x4")
 
 
 def test_a_misspelt_axis_a_mesh_and_batches_that_do_not_divide(tmp_path, monkeypatch):
@@ -143,13 +144,13 @@ def test_a_misspelt_axis_a_mesh_and_batches_that_do_not_divide(tmp_path, monkeyp
 
 def test_a_sweep_tries_less_where_more_fits():
     cfg = load()
-    tried = list(plan.candidates(cfg, 16))
+    tried = list(forecast.candidates(cfg, 16))
     meshes = {tuple(t["mesh"].values()) for t, _ in tried}
     assert {(16, 1, 1, 1), (1, 16, 1, 1)} <= meshes and any(t == 2 for *_, t in meshes)
     for t, configs in tried:
         assert math.prod(t["mesh"].values()) == 16
         assert t["batch"] % (t["mesh"]["data"] * t["mesh"]["fsdp"]) == 0
-        assert [c.method["remat"] for c in configs] == list(plan.REMAT)
+        assert [c.method["remat"] for c in configs] == list(forecast.REMAT)
 
 
 def test_loose_is_loose_in_numbers_and_strict_in_words():
@@ -173,7 +174,7 @@ def test_a_tpu_that_is_not_here(capsys, tmp_path):
 
 @needs_compiler
 def test_slices_are_one_mesh_with_rows_over_the_slices():
-    pod = plan.find_pod("v5e:2x2", slices=2)
+    pod = pods.find_pod("v5e:2x2", slices=2)
     mesh = sharding.make_mesh(data=-1, fsdp=4, devices=pod.devices)
     assert [len({d.slice_index for d in row}) for row in mesh.devices.reshape(2, 4)] == [1, 1]
     with pytest.raises(UserError, match="data=1 does not divide over 2 slices"):

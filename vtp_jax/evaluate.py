@@ -21,8 +21,8 @@ from vtp_jax.types import UserError
 
 def evaluate(run: build.Run, workdir: str | Path) -> dict[str, float]:
     """Runs the evaluators of the run's config; prints the numbers with their protocols, writes
-    WORKDIR/evaluation.json and returns {"<evaluator>/<number>": value}. Of several processes all
-    have the numbers; the first tells them."""
+    WORKDIR/evaluation.json and returns {"<evaluator>/<number>": value}. With several processes, all
+    return the numbers; the first prints and writes them."""
     if not run.config.evals:
         raise UserError(f"{workdir}/config.json has no evals, so there is nothing to run")
     checks = build.evaluators(run.config.evals, run.method, run.data.streams, run.mesh)

@@ -165,19 +165,3 @@ def test_a_section_that_is_missing_or_misspelt_is_named(name):
         config.make(sections)
     with pytest.raises(UserError, match=f"^config: unknown key '{name}s'; did you mean '{name}'"):
         config.make({**sections, f"{name}s": SECTIONS[name]})
-
-
-def test_a_former_name_is_read_and_its_present_name_reported(tmp_path, monkeypatch, caplog):
-    """In files and in overrides; a name elsewhere that only looks like it stays."""
-    monkeypatch.setattr(config, "RENAMED", {r"data\.(train|evals\.\w+)\.folder": r"data.\1.root"})
-    source = dict(folder="a", more=dict(folder="b"))
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(dict(data=dict(train=source, evals=dict(val=source), folder="c"))))
-    found = config.plain(config.read(str(path), ["--config.data.evals.val.folder=d"]))["data"]
-    assert found["train"] == dict(root="a", more=dict(folder="b")) and found["folder"] == "c"
-    assert found["evals"]["val"] == dict(root="d", more=dict(folder="b"))
-    lines = [r.getMessage() for r in caplog.records]
-    assert lines == [
-        f"config {path}: 'data.{name}.folder' is now called 'data.{name}.root'"
-        for name in ("evals.val", "train")
-    ]

@@ -65,7 +65,7 @@ def test_what_the_environment_says(environ, given):
     "wrong, told",
     [
         (dict(JAX_PROCESS_ID="4"), "JAX_PROCESS_ID=4 is not one of JAX_NUM_PROCESSES=4"),
-        (dict(JAX_PROCESS_ID="one"), "JAX_PROCESS_ID='one' is no number"),
+        (dict(JAX_PROCESS_ID="one"), "JAX_PROCESS_ID='one' is not a number"),
         (dict(JAX_COORDINATOR_ADDRESS="host"), "must be HOST:PORT"),
         (dict(JAX_NUM_PROCESSES=None), "JAX_NUM_PROCESSES is not set"),
         (dict(JAX_PROCESS_ID=None), "JAX_PROCESS_ID is not set"),

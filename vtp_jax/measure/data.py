@@ -1,10 +1,10 @@
-"""Measures the input of a config, part by part and together, and says what limits it.
+"""Measures the input of a config, part by part and together, and reports what limits it.
 
     vtp bench data --config simvtp/pretrain_webvid [--clips 200]
 
 read, decode, transform: one clip after the other on one thread, of which training runs one for each
 worker; batch (a batch's words) and transfer: whole batches, which training makes one at a time.
-Rates are for one core, so that they tell how many cores feed an accelerator. together: the pipeline
+Rates are for one core, to tell the number of cores that feed an accelerator. together: the pipeline
 as training uses it, with all its workers, to arrays on the devices.
 """
 
@@ -44,7 +44,7 @@ def measure(cfg: config.Config, clips: int) -> dict[str, Any]:
         total = time_of(stage, indices.tolist())
         seconds[name], before = max(total - before, 0.0), total
 
-    told = [(opened.source.clips[i].captions or ("",))[0] for i in indices[:rows].tolist()]
+    captions = [(opened.source.clips[i].captions or ("",))[0] for i in indices[:rows].tolist()]
     words = None
     if data.get("text"):
         words = opening.fit("data.text", opening.open_text, data["text"], opened.source)
@@ -53,7 +53,7 @@ def measure(cfg: config.Config, clips: int) -> dict[str, Any]:
         put = functools.partial(sharding.put, mesh=mesh)
         batches = loaded.batches(0)
         one = next(batches)
-        seconds["batch"] = time_of(lambda _: collect.encode(words, told), range(3)) / rows
+        seconds["batch"] = time_of(lambda _: collect.encode(words, captions), range(3)) / rows
         seconds["transfer"] = time_of(lambda _: jax.block_until_ready(put(one)), range(3)) / rows
         together = time_together(batches, put, rows, clips)
     cores = min(data.get("workers") or os.cpu_count() or 1, os.cpu_count() or 1)
@@ -66,8 +66,8 @@ def measure(cfg: config.Config, clips: int) -> dict[str, Any]:
 
 
 def limit(seconds: Mapping[str, float], cores: int) -> str:
-    """The part that holds up the others: of what workers share, the dearest, unless one that they
-    cannot share takes longer than all of that does on so many cores."""
+    """The part that limits the others: the most expensive of those that workers share, unless one
+    that a single thread does takes longer than all shared ones on `cores` cores."""
     shared = {name: took for name, took in seconds.items() if name not in SERIAL}
     alone = {name: seconds[name] for name in SERIAL}
     if max(alone.values()) > sum(shared.values()) / cores:
@@ -137,7 +137,7 @@ def time_together(
     return steps * rows / (time.perf_counter() - start)
 
 
-def tell(found: Mapping[str, Any]) -> None:
+def show_table(found: Mapping[str, Any]) -> None:
     seconds, cores, limit = found["seconds"], found["cores"], found["limit"]
     total = sum(seconds.values())
     rows = [

@@ -12,16 +12,30 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
+
+from vtp_jax.run import sharding
+from vtp_jax.types import Method, Params, Spec
 
 
 def macs(f: Callable[..., Any], *args: Any) -> int:
     """Multiply-accumulates of all products and convolutions that `f(*args)` computes.
 
-    args: arrays or ShapeDtypeStructs. Twice the number is FLOPs. A `cond` counts its dearest
-    branch; a `while`, whose length nobody knows, counts its body once.
+    args: arrays or ShapeDtypeStructs. Twice the number is FLOPs. A `cond` counts its most expensive
+    branch; a `while`, whose length is not known, counts its body once.
     """
     return _count(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+def forward(method: Method, params: Params, extra: Any, spec: Spec) -> int:
+    """FLOPs of the products of a loss, forward, counted from its program for one CPU: the fused
+    kernels of other platforms would hide theirs. params, extra: arrays or ShapeDtypeStructs."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, extra))
+    with sharding.activate(sharding.make_mesh(devices=jax.devices("cpu")[:1])):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        return 2 * macs(method.loss, *shapes, dict(spec), key, step)
 
 
 def _count(jaxpr: core.Jaxpr) -> int:
@@ -44,7 +58,7 @@ def _of(eqn: core.JaxprEqn) -> int:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """What an equation calls; of a custom derivative only the function itself."""
+    """The jaxprs that an equation calls; only the function itself of a custom derivative."""
     for value in params.values():
         for x in value if isinstance(value, tuple | list) else (value,):
             if isinstance(x, core.ClosedJaxpr):

@@ -1,7 +1,7 @@
-"""What a compiled program does, read off its text: what it sends, how long its parts take.
+"""What a compiled program does, read from its text: what it sends, how long its parts take.
 
-XLA's own cost analysis sees the body of a loop once, whatever its length. Here a loop counts as
-often as it runs: scans over layers are most of what we compile.
+XLA's own cost analysis counts the body of a loop once, whatever its length. Here it counts for each
+iteration: scans over layers are most of a training step.
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ def traffic(text: str) -> dict[str, int]:
 
 
 def seconds(text: str, clock: float, bandwidth: float) -> float:
-    """How long a TPU computes in one call of the program, one part after the other; 0 for programs
-    of other compilers. clock: cycles a second; bandwidth: bytes a second of the chip's memory.
+    """Seconds that a TPU computes in one call of the program, one part after the other; 0 for
+    programs of other compilers. clock: cycles a second; bandwidth: bytes a second of the chip's
+    memory.
 
-    The TPU compiler estimates the cycles of every part. For products these are good; for parts that
-    only read and write memory they are up to ten times what its bandwidth says, which is taken.
+    The TPU compiler estimates the cycles of every part. Its estimates are good for products; for
+    parts that only read and write memory they are up to ten times the time that the bandwidth
+    gives, which is used instead.
     """
     computations, _ = _split(text)
     lines = [line for part in computations.values() for line in part]
@@ -69,8 +71,8 @@ def seconds(text: str, clock: float, bandwidth: float) -> float:
 
     found = 0.0
     for line, times in _walk(text, fused=False):
-        if said := re.search(r'"estimated_cycles":"(\d+)"', line):
-            took = int(said[1]) / clock
+        if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
+            took = int(estimate[1]) / clock
             found += times * (took if multiplies(line) else min(took, moved(line) / bandwidth))
     return found
 
@@ -114,7 +116,7 @@ def _name(line: str) -> str:
 
 
 def _in_memory(*results: str) -> Iterator[tuple[str, str]]:
-    """(dtype, dims) of the arrays that lie in the chip's large memory: S(1) is beside its units."""
+    """(dtype, dims) of the arrays in the chip's large memory: S(1) is next to its units."""
     for text in results:
         for dtype, dims, layout in _PLACED.findall(text):
             if dims and "S(1)" not in layout:
@@ -134,9 +136,9 @@ def _named(line: str, key: str) -> list[str]:
 
 
 def _length(line: str, condition: list[str]) -> int:
-    """How often a loop runs: as XLA says, else the number its counter is compared with."""
-    if said := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
-        return int(said[1])
+    """Iterations of a loop: XLA's own count, else the number its counter is compared with."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
     bounds = [int(n) for c in condition for n in re.findall(r" s32\[\]\S* constant\((\d+)\)", c)]
     return max(bounds, default=1)
 

@@ -72,5 +72,5 @@ def average(method: Method, decay: float | Mapping[str, Any]) -> Method:
 
 
 def own(extra: Extra) -> Extra:
-    """What the method itself carries."""
+    """The extra of the method itself."""
     return {name: leaf for name, leaf in extra.items() if name != NAME}

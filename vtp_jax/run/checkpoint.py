@@ -1,10 +1,10 @@
-"""Checkpoints that survive a kill and notice damage.
+"""Checkpoints that survive a kill and detect damage.
 
-One lies in `WORKDIR/checkpoints/STEP`: `state` (step, params, opt, extra; written by orbax),
+Each is a folder `WORKDIR/checkpoints/STEP`: `state` (step, params, opt, extra; written by orbax),
 `meta.json` (the resolved config and a table of names, shapes, dtypes) and `sha256.json` (the hash
-of every file). All of it is written under another name and renamed as a whole, so that what bears
-the name of a step is complete; hashes are checked before anything is restored. `metrics.json` (the
-numbers of an evaluation) comes later, or never.
+of every file). All of it is written under another name and renamed as a whole, so that a folder
+named after a step is complete; hashes are checked before anything is restored. `metrics.json` (the
+numbers of an evaluation) is added later, if the step is evaluated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vtp_jax import tree
 from vtp_jax.types import State, UserError
 
 META, HASHES, METRICS = "meta.json", "sha256.json", "metrics.json"
-# Written after the hashes, two by orbax on committing; they hold nothing that is restored.
+# Written after the hashes, two of them by orbax on committing; nothing in them is restored.
 UNHASHED = (HASHES, METRICS, "_CHECKPOINT_METADATA", "commit_success.txt")
 
 T = TypeVar("T")
@@ -71,8 +71,9 @@ class Meta(NamedTuple):
 class Checkpoints:
     """Writes the checkpoints of one run, and restores it. Paths are local or gs://.
 
-    Keeps the newest `keep`, and with `best=(metric, 'max' or 'min')` the best one by that metric
-    too. While open it holds a lock on the working directory: a second run there is a UserError.
+    every: steps between two checkpoints; keep: number of the newest that are kept; best: (metric,
+    'max' or 'min'), which keeps the best one by that metric too. While open it holds a lock on the
+    working directory: a second run there is a UserError.
     """
 
     def __init__(
@@ -133,8 +134,8 @@ class Checkpoints:
 
     def rank(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the numbers of a step's evaluation to its checkpoint, if there is one. A checkpoint
-        without the ranking metric is never the best; what a better one replaces goes with the next
-        save."""
+        without the ranking metric is never the best; one that a better one replaces is deleted at
+        the next save."""
         self.wait()
         if step not in self._manager.all_steps():
             return
@@ -149,7 +150,7 @@ class Checkpoints:
         return meta is not None and bool(meta.metrics)
 
     def _seal(self) -> None:
-        """Adds what orbax does not write, when its files are complete and still unnamed."""
+        """Adds meta.json and the hashes once orbax's files are complete, before the renaming."""
         if jax.process_index():
             return
         step, meta = self._saving
@@ -190,11 +191,11 @@ class Checkpoints:
         return _restore(self._folder, step, shapes)
 
     def wait(self) -> None:
-        """Until what was saved is on the disk."""
+        """Blocks until everything saved is on the disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then gives the working directory free."""
+        """Waits, then releases the working directory."""
         try:
             self._manager.close()
         finally:
@@ -227,7 +228,7 @@ class _Retention:
 def find_step(workdir: Path, which: int | str = "latest") -> int:
     """The step of an undamaged checkpoint, for evaluation and export.
 
-    which: a step, 'latest' (the newest good one), or 'best' (by the metric the run was told).
+    which: a step, 'latest' (the newest good one), or 'best' (by the run's own `checkpoint.best`).
     """
     folder = _folder(workdir)
     steps = _steps(folder)
@@ -254,7 +255,7 @@ def find_step(workdir: Path, which: int | str = "latest") -> int:
 
 
 def read_meta(workdir: Path, step: int) -> Meta:
-    """What the checkpoint of a step says of itself."""
+    """The description of the checkpoint of a step."""
     return _read_meta(_folder(workdir), step)
 
 
@@ -402,7 +403,7 @@ def _table(values: Any) -> Table:
 
 
 def _nested(values: Any, without: Container[str] = ()) -> dict[str, Any]:
-    """Nested dicts by name: a layout on disk that no class of ours or of optax is part of."""
+    """Nested dicts by name: a layout on disk without classes of this project or of optax."""
     flat = {name: x for name, x in tree.flatten(values).items() if name not in without}
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -454,7 +455,7 @@ def _read_meta(folder: epath.Path, step: int) -> Meta:
 
 
 def _try_meta(folder: epath.Path, step: int) -> Meta | None:
-    """None where it cannot be read: ranking and deleting must outlive a damaged checkpoint."""
+    """None if it cannot be read: ranking and deleting must survive a damaged checkpoint."""
     try:
         return _read_meta(folder, step)
     except (OSError, ValueError, TypeError, AttributeError):

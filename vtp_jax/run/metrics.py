@@ -1,4 +1,4 @@
-"""Numbers on their way to people: files of metrics, a live line of progress, tables."""
+"""Numbers for people: files of metrics, a live line of progress, tables."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from vtp_jax.types import Mean
 class Writer:
     """Writes numbers to `metrics.jsonl`, and to TensorBoard where TensorFlow is installed.
 
-    A line is `{"step": 100, "time": seconds since 1970, "loss": 3.2, ...}`; what is not finite is
-    null, which JSON can say. Started at step s, lines after s are dropped, so that a resumed run
-    has one curve; in TensorBoard it is a run of its own, `tensorboard/from_<s>`. Only process 0
+    A line is `{"step": 100, "time": seconds since 1970, "loss": 3.2, ...}`; numbers that are not
+    finite are null, as JSON has none. Started at step s, it drops lines after s, so that a resumed
+    run has one curve; in TensorBoard it is a run of its own, `tensorboard/from_<s>`. Only process 0
     writes.
     """
 
@@ -42,7 +42,7 @@ class Writer:
         self._board = _tensorboard(folder / "tensorboard" / f"from_{start}")
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Adds one line, and makes sure that it is on its way to the disk."""
+        """Adds one line and flushes it."""
         if self._file is None:
             return
         values = {k: float(v) for k, v in numbers.items()}
@@ -124,9 +124,9 @@ class Rates(NamedTuple):
 class Progress:
     """A live bar on a terminal, plain lines elsewhere; process 0 only.
 
-    Writes to `out`, a text stream, or to stdout. `show` after every few steps; rates come from the
-    last `window` calls, so that the first one, which holds the compilation, counts in none. What
-    happens inside `paused()` (evaluation, saving) counts in no rate either.
+    Writes to `out`, a text stream, or to stdout. Call `show` after every few steps; rates come from
+    the last `window` calls, so that the first one, which includes compiling, counts in none. Time
+    inside `paused()` (evaluation, saving) counts in no rate either.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside is no training time."""
+        """Time spent inside does not count as training time."""
         start = self._clock()
         try:
             yield

@@ -30,8 +30,8 @@ class Setting:
     lr: factor on the rate; a list has one per layer of stacked blocks (axis 0)
     wd: factor on the weight decay
     frozen: never changes, and costs no gradient, moment or norm. A list has one per layer of
-        stacked blocks; those of its layers that are frozen are in no norm either, but their
-        gradients are computed, in the loop over all layers, and their moments are kept, as zeros
+        stacked blocks; its frozen layers are in no norm either, but the loop over all layers
+        computes their gradients, and their moments are kept, as zeros
     """
 
     lr: float | Sequence[float] = 1.0
@@ -152,7 +152,7 @@ def norm(values: PyTree) -> Float[Array, ""]:
 
 
 def finite(*numbers: Float[Array, ""]) -> Bool[Array, ""]:
-    """Whether all are finite: finite(loss, grad_norm) says whether a step may be taken."""
+    """Whether all are finite: a step is taken if finite(loss, grad_norm)."""
     return jnp.isfinite(jnp.stack([n.astype(jnp.float32) for n in numbers])).all()
 
 

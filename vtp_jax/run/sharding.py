@@ -1,8 +1,8 @@
-"""Meshes, shardings by rules on names, and the way of a batch from the host to the mesh.
+"""Meshes, shardings by rules on names, and moving batches from the host to the mesh.
 
 Four mesh axes: rows of a batch are split over `data` and `fsdp`, tokens of a row over `sequence`,
-parameters over `fsdp` and `tensor`. What is split how is said by rules `(regex, spec)` on parameter
-names (tree.match), where a spec is `()` (replicated), `"fsdp"` (the largest dimension that the axis
+parameters over `fsdp` and `tensor`. Rules `(regex, spec)` on parameter names (tree.match) define
+the split of each, where a spec is `()` (replicated), `"fsdp"` (the largest dimension that the axis
 divides), or a tuple with one entry per dimension: an axis, a tuple of axes, or None.
 """
 
@@ -36,7 +36,7 @@ AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = ("data", "fsdp")
 EXTRA = "extra/"  # how rules begin that are for a state's `extra`
 
-# Logical axes of activations, for nn.with_logical_constraint: what a network may say without
+# Logical axes of activations, for nn.with_logical_constraint: how a network names axes without
 # knowing a mesh. Residual activations stay whole over `tensor`, heads and hidden units are split.
 # Keys and values are gathered over `sequence`, for the queries of each of its devices to read.
 ACTIVATIONS = (
@@ -56,7 +56,7 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """The mesh of all devices (or of `devices`); one axis may be -1 and takes what is left.
+    """The mesh of all devices (or of `devices`); one axis may be -1, to take the remaining ones.
 
     Axes are Auto: the compiler propagates shardings from what is put on the mesh.
     """
@@ -96,8 +96,8 @@ def specs(
 ) -> Any:
     """The tree of PartitionSpecs that the rules give a tree of shapes.
 
-    A dimension that its axes do not divide stays whole; `note` is told so in one line. Raises
-    UserError on an axis the mesh has not, on an axis used twice, on a spec longer than the rank,
+    A dimension that its axes do not divide stays whole; `note` gets one line on it. Raises
+    UserError on an axis that the mesh lacks, on an axis used twice, on a spec longer than the rank,
     and as tree.match does on uncovered parameters and idle rules.
     """
     makers = [(regex, functools.partial(_spec, spec)) for regex, spec in rules]
@@ -151,10 +151,10 @@ def state_shardings(
 ) -> State:
     """The NamedSharding of every leaf of a state (of arrays or shapes).
 
-    Parameters go by `rules`. Rules that begin with "extra/" are those of `extra`, such as
-    ("extra/queue/feature", (("data", "fsdp"),)). What no such rule covers, and the optimizer's
-    leaves, follow the parameter whose name ends theirs and whose shape they have; the rest is
-    replicated.
+    Parameters go by `rules`. Rules that begin with "extra/" are for `extra`, such as
+    ("extra/queue/feature", (("data", "fsdp"),)). Leaves of `extra` without such a rule, and the
+    optimizer's leaves, are split as the parameter of the same shape whose name is the end of
+    theirs; all others are replicated.
     """
     of_extra = [rule for rule in rules if rule[0].startswith(EXTRA)]
     own = [(r.removeprefix(EXTRA), functools.partial(_spec, s)) for r, s in of_extra]
@@ -197,7 +197,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
-    """Raises UserError unless the rows of every batch, by where its size is set, divide."""
+    """Raises UserError unless data x fsdp divides the rows of every batch. rows: by the name of the
+    value that sets them."""
     ways = math.prod(mesh.shape[a] for a in ROWS)
     for where, count in rows.items():
         if count % ways:
@@ -217,11 +218,11 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
 
 
 class Prefetch(Generic[T]):
-    """Iterates `put(item)` for items of an iterator, made ahead by a thread of its own.
+    """Iterates `put(item)` for the items of an iterator, computed ahead in a thread of its own.
 
     At most `depth` results wait. An exception of the iterator or of `put` is raised to the consumer
-    at its place in the order. `waited` is how many seconds the consumer has waited so far: the time
-    that data cost the run. `close` (or leaving a `with`) stops the thread and closes the iterator.
+    at its place in the order. `waited` is the time in seconds that the consumer has waited so far:
+    what data cost the run. `close` (or leaving a `with`) stops the thread and closes the iterator.
     """
 
     def __init__(self, iterator: Iterator[Any], put: Callable[[Any], T], depth: int = 2):
@@ -290,7 +291,7 @@ def prefetch(iterator: Iterator[Any], put: Callable[[Any], T], depth: int = 2) -
 def activate(mesh: Mesh) -> Iterator[None]:
     """Gives nn.with_logical_constraint a mesh and the meaning of ACTIVATIONS, while tracing.
 
-    Outside of it the constraints do nothing. `with mesh:` would drop them silently.
+    Outside it the constraints have no effect. `with mesh:` would drop them silently.
     """
     with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
         yield

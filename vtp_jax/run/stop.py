@@ -1,4 +1,4 @@
-"""Ending a run well when it is told to stop."""
+"""A graceful end on SIGTERM: the step is finished and the state is saved."""
 
 from __future__ import annotations
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from vtp_jax.setup import cli, shipped
@@ -66,11 +64,6 @@ class Config(NamedTuple):
     fresh: Sequence[str] = ()
 
 
-# Former names of keys, which runs have written into their config.json: a regular expression on the
-# whole dotted name, and the name that takes its place.
-RENAMED: Mapping[str, str] = {}
-
-
 def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     """The config that `spec` names, with the overrides `--config.x=y` applied in their order.
 
@@ -100,11 +93,9 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise UserError(f"{path} is not JSON: {error}") from None
     else:
         found = execute(path, argument, f"config {spec}")
-    for old, new in renamed(found):
-        logging.warning("config %s: '%s' is now called '%s'", spec, old, new)
     for override in overrides:
         name, _, text = override.removeprefix("--config.").partition("=")
-        keys = new_name(name).split(".")
+        keys = name.split(".")
         # What is deeper is checked by the parts, but not every entry makes all of them.
         if keys[0] not in (sections := {*found, *Config._fields}):
             hint = cli.suggest(keys[0], sections)
@@ -141,28 +132,6 @@ def execute(path: Path, argument: str, where: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{where}: get_config returns a {type(config).__name__}, not a ConfigDict")
     return config
-
-
-def new_name(name: str) -> str:
-    """A dotted name, by its present name."""
-    for pattern, new in RENAMED.items():
-        if found := re.fullmatch(pattern, name):
-            return found.expand(new)
-    return name
-
-
-def renamed(config: ConfigDict, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Gives the keys of a config their present names, in place; yields (former, present) dotted
-    names. A key keeps its section: only the last part of a name changes."""
-    for key in list(config):
-        name = f"{prefix}{key}"
-        if (new := new_name(name)) != name:
-            with config.unlocked():
-                config[new.rpartition(".")[2]] = config[key]
-                del config[key]
-            yield name, new
-        elif isinstance(config[key], ConfigDict):
-            yield from renamed(config[key], f"{name}.")
 
 
 def change(value: Any, keys: Sequence[str], text: str, where: str) -> Any:

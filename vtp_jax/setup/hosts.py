@@ -1,13 +1,13 @@
-"""Several processes as one run, where the environment says that there are several.
+"""Several processes as one run, where the environment defines several.
 
-| environment | what says so |
+| environment | what defines them |
 |---|---|
 | plain | JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES, JAX_PROCESS_ID |
 | Kubernetes' JobSet | the same; without JAX_PROCESS_ID, JOB_COMPLETION_INDEX of an indexed job |
 | SLURM | what `srun` sets for the tasks of a step: SLURM_NTASKS, SLURM_PROCID |
-| TPU VM, also GKE's | JAX finds chips, and asks the machine's metadata or TPU_WORKER_HOSTNAMES |
+| TPU VM, also GKE's | JAX finds chips, and reads the machine's metadata or TPU_WORKER_HOSTNAMES |
 
-The first that applies is taken. A process that is alone starts nothing.
+The first that applies is used. A single process starts nothing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ OF_JOB = "JOB_COMPLETION_INDEX"
 
 
 def together(main: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], Any]:
-    """An entry's main, which joins the other processes of its run before it does anything: before
-    anybody asks JAX for a device. For entries whose work is shared out among processes.
+    """An entry's main that joins the other processes of its run before it does anything else:
+    before JAX is asked for a device. For entries whose work is distributed over processes.
 
-    One of several that fails ends at once. Ending well, it would wait for the others, and they for
-    it, in the middle of a sum; what started them sees its exit status and ends them.
+    With several processes, one that fails exits at once. A normal exit would wait for the others,
+    and they for it, in the middle of a sum; the launcher sees its exit status and ends them.
     """
 
     @functools.wraps(main)
@@ -54,27 +54,27 @@ def together(main: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], 
 
 
 def join(environ: Mapping[str, str] = os.environ) -> None:
-    """Starts jax.distributed as the environment says; nothing where this process is alone."""
+    """Starts jax.distributed as the environment defines it; does nothing for a single process."""
     given = find(environ)
     if given is None:
         return
     try:
         jax.distributed.initialize(**given)
     except (RuntimeError, ValueError) as error:
-        told = " ".join(str(error).split())[:300]
-        raise UserError(f"the processes of this run did not meet ({given}): {told}") from None
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"the processes of this run did not connect ({given}): {text}") from None
 
 
 def find(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """The arguments of jax.distributed.initialize, or None where there is one process.
+    """The arguments of jax.distributed.initialize, or None for a single process.
 
-    Raises UserError where the plain variables are not whole or not numbers.
+    Raises UserError if the plain variables are incomplete or not numbers.
     """
     if COUNT in environ or INDEX in environ:
         return _plain(environ)
     if _number(environ, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_NODELIST" in environ:
         return _slurm(environ)
-    # JAX has set this, on being imported, if it found chips and the library to drive them.
+    # JAX sets this when it is imported and finds chips and the library to drive them.
     if environ.get("TPU_ML_PLATFORM") == "JAX" and not _kept_off(environ):
         return {}
     return None
@@ -92,7 +92,7 @@ def _plain(environ: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _slurm(environ: Mapping[str, str]) -> dict[str, Any]:
-    """JAX gives each task of SLURM one GPU. A task that has its node to itself has all of them."""
+    """JAX gives each task of SLURM one GPU. A task that is alone on its node gets all of them."""
     tasks, nodes = environ["SLURM_NTASKS"], environ.get("SLURM_STEP_NUM_NODES")
     gpus = _number(environ, "SLURM_GPUS_ON_NODE", 0)
     whole = tasks == nodes and gpus > 0
@@ -101,7 +101,7 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _kept_off(environ: Mapping[str, str]) -> bool:
-    """Whether JAX was told to leave the TPU alone."""
+    """Whether JAX_PLATFORMS keeps JAX off the TPU."""
     platforms = environ.get("JAX_PLATFORMS", "")
     return bool(platforms) and "tpu" not in platforms.split(",")
 
@@ -111,7 +111,7 @@ def _number(environ: Mapping[str, str], name: str, default: int | None) -> int:
     try:
         return int(text)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
-        found = " is not set" if text is None else f"={text!r} is no number"
+        found = " is not set" if text is None else f"={text!r} is not a number"
         raise UserError(
             f"{name}{found}; a run of several processes needs {ADDRESS}, {COUNT} and {INDEX}"
         ) from None

@@ -1,10 +1,10 @@
-"""Starting from weights that are there already: `warm_start=[(path, from, to), ...]`.
+"""Starting from existing weights: `warm_start=[(path, from, to), ...]`.
 
-path is a folder with a checkpoint of ours (a run's, or what `vtp convert import`
-made). from is a regular expression on the whole names of its arrays, such as
+path is a folder with a checkpoint: a run's, or one that `vtp convert import` made. from is a
+regular expression on the whole names of its arrays, such as
 `params/(encoder|patch_embed)/(.*)`; to is the name here, with \\1, \\2 for the groups. Names begin
-with `params/` or `extra/`. What nothing fills must be listed in `fresh`: no parameter keeps its
-random values in silence.
+with `params/` or `extra/`. Parameters that no source fills must be listed in `fresh`: none keeps
+its random values silently.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Leaves = dict[str, Num[np.ndarray, "..."]]
 
 
 class Filled(NamedTuple):
-    """What became of one parameter: where it came from, and what had to be done to it.
+    """The source of one parameter, and what was done to make it fit.
 
     origin: the path and the step of the checkpoint it came from, and its name there
     """
@@ -43,10 +43,10 @@ class Filled(NamedTuple):
 def load(
     sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State
 ) -> tuple[Leaves, list[Filled]]:
-    """The arrays of `shapes.params` and `shapes.extra` that are not initialised, by name, in the
-    dtypes of `shapes`, and a row for every one that could have been.
+    """The arrays of `shapes.params` and `shapes.extra` that are loaded, by name, in the dtypes of
+    `shapes`; and a row for each of them and for every parameter that stays fresh.
 
-    Raises UserError, listing all of them, on names that are not there, on shapes that cannot be
+    Raises UserError, listing all of them, on names that the state lacks, on shapes that cannot be
     made to fit and on parameters that nothing fills; and on rules that match nothing.
     """
     if not sources:
@@ -139,7 +139,7 @@ def compiled(source: Sequence[str]) -> tuple[str, re.Pattern[str], str]:
         found.sub(template, "")  # knows the groups
     except re.error as error:
         raise UserError(
-            f"warm_start: ('{pattern}', '{template}') is no regular expression: {error}"
+            f"warm_start: ('{pattern}', '{template}') is not a regular expression: {error}"
         ) from None
     return path, found, template
 
@@ -160,9 +160,9 @@ def read(path: str, step: int, table: checkpoint.Table, names: Collection[str]) 
 def fit(
     name: str, array: Num[np.ndarray, "..."], wanted: Mapping[str, Any]
 ) -> tuple[Num[np.ndarray, "..."] | None, str]:
-    """The array in the shape that is wanted, and what was done to it; None where nothing fits.
+    """The array in the wanted shape, and what was done to it; None if it cannot be made to fit.
 
-    Patch kernels are inflated in time, and the position tables beside them are resized; those of
+    Patch kernels are inflated in time, and the position tables next to them are resized; those of
     texts are not grids.
     """
     shape, (parent, _, last) = wanted[name].shape, name.rpartition("/")
@@ -177,7 +177,7 @@ def fit(
 
 
 def summary(rows: Sequence[Filled]) -> str:
-    """One line: how many were loaded, resized and left fresh."""
+    """The numbers of loaded, resized and fresh parameters, in one line."""
     count: dict[str, int] = {}
     for row in rows:
         count[row.how.split(" ")[0]] = count.get(row.how.split(" ")[0], 0) + 1

@@ -1,0 +1,201 @@
+"""What a step will need of a pod: memory, traffic, time. It is compiled for the pod, from shapes
+alone: no data is read and no parameter is made."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from vtp_jax.data import outline
+from vtp_jax.measure import flops, hlo
+from vtp_jax.measure.pods import Pod
+from vtp_jax.run import sharding
+from vtp_jax.run.step import jit_step
+from vtp_jax.setup import build
+from vtp_jax.setup.config import Config
+from vtp_jax.types import Spec, State, UserError
+
+REMAT = (None, "dots_with_no_batch_dims_saveable", "nothing_saveable")  # from fast to small
+# The compiler's own names: it then searches less and takes a third of the time. Its programs need
+# up to a tenth more memory and send the same; their products take ten times as long (8 x 785 tokens
+# from 768 to 3072 on v5e: 1.87 ms, else 0.22; 0.15 at the chip's rate), so that no time of a step
+# is estimated from them.
+QUICK: Any = {"exec_time_optimization_effort": -1.0}
+
+
+class Plan(NamedTuple):
+    """What a step needs. Bytes are of one device; FLOPs of all.
+
+    memory:  by what holds it; incomplete if the program does not fit
+    need:    bytes in all; have: bytes of the device, None if unknown
+    flops:   of the method's products, forward and backward; again: what remat computes once more
+    traffic: bytes by kind of collective; None if the program does not fit
+    seconds: of a step as estimated, one part after the other; None if unknown, or if the compiler
+             was quick
+    best:    of a step, the longer of its products at the chip's rate and its traffic at the links'
+             rate; None if unknown
+    """
+
+    shape: Mapping[str, int]
+    batch: int
+    steps: int
+    memory: Mapping[str, int]
+    need: int
+    have: int | None
+    flops: int
+    again: int
+    traffic: Mapping[str, int] | None
+    seconds: float | None
+    best: float | None
+
+    @property
+    def fits(self) -> bool:
+        return self.traffic is not None and (self.have is None or self.need <= self.have)
+
+    @property
+    def clips(self) -> float:
+        """Rows a second, as estimated or else at best; 0 if it does not fit or is unknown."""
+        took = self.seconds or self.best
+        return self.batch / took if self.fits and took else 0.0
+
+
+class Lowered(NamedTuple):
+    """The step of a config for a pod, not yet compiled."""
+
+    program: jax.stages.Lowered
+    mesh: jax.sharding.Mesh
+    state: State  # of shapes with shardings
+    batch: Spec
+
+
+class Tried(NamedTuple):
+    """A candidate of a sweep and its plan; or the error where the config does not allow it."""
+
+    mesh: Mapping[str, int]
+    batch: int
+    remat: str
+    plan: Plan | None
+    error: str = ""
+
+
+def make_plan(cfg: Config, pod: Pod, quick: bool = False) -> Plan:
+    """Compiles the step of a config for a pod and returns what it needs. Raises UserError on
+    whatever of the config does not fit together."""
+    return compile_plan(lower(cfg, pod), cfg, pod, quick)
+
+
+def lower(cfg: Config, pod: Pod) -> Lowered:
+    """The step that train would jit."""
+    mesh = build.training_mesh(cfg, pod.devices)
+    spec, parts = prepare(cfg, mesh)
+    rows = sharding.batch_sharding(mesh)
+    batch = sharding.with_shardings(spec, dict.fromkeys(spec, rows))
+    state = sharding.with_shardings(parts.shapes, parts.placed)
+    with sharding.activate(mesh):
+        program = jit_step(parts.step, parts.placed, mesh).lower(state, batch)
+    return Lowered(program, mesh, state, batch)
+
+
+def prepare(cfg: Config, mesh: jax.sharding.Mesh) -> tuple[Spec, build.Parts]:
+    """The shapes of a config's batch, and its parts."""
+    found = outline.describe(cfg.data, cfg.batch)
+    return found.spec, build.prepare(cfg, found, mesh, note=lambda text: None)
+
+
+def work(cfg: Config) -> tuple[int, int]:
+    """FLOPs of a step's products: those of the method, and what remat computes once more."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+
+    def count(cfg: Config) -> int:
+        spec, parts = prepare(cfg, mesh)
+        return flops.macs(parts.step, parts.shapes, spec)
+
+    done = once = count(cfg)
+    if cfg.method.get("remat"):
+        once = count(cfg._replace(method={**cfg.method, "remat": None}))
+    return 2 * once, 2 * (done - once)
+
+
+def compile_plan(step: Lowered, cfg: Config, pod: Pod, quick: bool = False) -> Plan:
+    chip, (once, again) = pod.chip, work(cfg)
+    own = {name: getattr(step.state, name) for name in ("params", "opt", "extra")}
+    memory = {name: _bytes_each(leaves) for name, leaves in {**own, "batch": step.batch}.items()}
+    base: dict[str, Any] = dict(
+        shape=dict(step.mesh.shape), batch=cfg.batch, steps=cfg.steps, memory=memory,
+        flops=once, again=again, traffic=None, seconds=None, best=None,
+        have=pod.memory,
+    )  # fmt: skip
+    try:
+        done = step.program.compile(QUICK if quick and chip else None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Plan(**base, need=_overflow(str(error), sum(memory.values())))
+    text, used = done.as_text() or "", done.memory_analysis()
+    assert used is not None
+    held = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+    memory |= dict(activations=used.temp_size_in_bytes, program=used.generated_code_size_in_bytes)
+    moved = hlo.traffic(text)
+    base |= dict(traffic=moved)
+    if chip:
+        products = (once + again) / step.mesh.size / (chip.rate * 1e12)
+        links = sum(moved.values()) / (chip.link * 1e9)
+        base |= dict(best=max(products, links))
+        if not quick:
+            code = hlo.seconds(text, chip.clock * 1e9, chip.bandwidth * 1e9)
+            base |= dict(seconds=max(products, links, code))
+    return Plan(**base, need=held + memory["activations"] + memory["program"])
+
+
+def _bytes_each(shapes: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+    sizes = (
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(shapes)
+    )
+    return sum(sizes)
+
+
+def _overflow(error: str, held: int) -> int:
+    """Bytes that a program would have needed, from the compiler's error that it does not fit, which
+    gives all of them, or the temporaries alone, to which `held` bytes are added."""
+    found = re.search(r"(Used |temporaries \()([\d.]+)([KMGT])", error)
+    if not found:
+        return held
+    size = int(float(found[2]) * 1024 ** (1 + "KMGT".index(found[3])))
+    return size if found[1] == "Used " else size + held
+
+
+def candidates(cfg: Config, chips: int) -> Iterator[tuple[dict, list[Config]]]:
+    """(mesh and batch, configs from fast to small), one config for each policy of remat: once one
+    fits, those after it only compute more."""
+    tensor = [n for n in (1, 2, 4) if chips % n == 0]
+    for t, scale in itertools.product(tensor, (1, 2, 0.5)):
+        for f in sorted({1, min(8, chips // t), chips // t}):
+            batch = int(cfg.batch * scale)
+            if (chips // t) % f or batch % (chips // t):
+                continue
+            mesh = dict(data=chips // t // f, fsdp=f, sequence=1, tensor=t)
+            tried = dict(mesh=mesh, batch=batch)
+            methods = [{**cfg.method, "remat": policy} for policy in REMAT]
+            yield tried, [cfg._replace(**tried, method=method) for method in methods]
+
+
+def sweep(cfg: Config, pod: Pod, quick: bool) -> Iterator[Tried]:
+    """Plans of all candidates, as they are compiled."""
+    for tried, configs in candidates(cfg, len(pod.devices)):
+        for one in configs:
+            policy = one.method["remat"] or "none"
+            try:
+                plan = make_plan(one, pod, quick)
+            except UserError as error:
+                yield Tried(**tried, remat=policy, plan=None, error=str(error))
+                break
+            yield Tried(**tried, remat=policy, plan=plan)
+            if plan.fits:
+                break
