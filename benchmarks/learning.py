@@ -154,16 +154,15 @@ def changed(case: Case) -> config.Config:
 
 def untrained(cfg: config.Config, silent: str | None = None) -> dict[str, float]:
     """The evaluation results of the net before its first step, the parameters `silent` set to 0."""
-    mesh = sharding.make_mesh(**cfg.mesh)
+    mesh = build.mesh(cfg)
     data = build.data(cfg.data, batch=cfg.batch, seed=cfg.seed)
-    method = build.method(cfg, data.facts)
-    start, _ = build.start(method, cfg.optim, data.spec, cfg.seed)
+    parts = build.prepare(cfg, data, mesh)
     with sharding.activate(mesh):
-        state: State = jax.jit(start)()
+        state: State = jax.jit(parts.start)()
         if silent:
             answer = jax.tree.map(jnp.zeros_like, state.params[silent])
             state = state._replace(params={**state.params, silent: answer})
-        checks = build.evaluators(cfg.evals, method, data.streams, mesh)
+        checks = build.evaluators(cfg.evals, parts.method, data.streams, mesh)
         return {
             f"eval/{name}/{key}": value
             for name, (_, check) in checks.items()

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from vtp_jax.data import shapes
 from vtp_jax.run import metrics, sharding
-from vtp_jax.run.step import make_step
 from vtp_jax.setup import build, cli, config
 
 OUT = Path(__file__).parent / "results" / "run.jsonl"
@@ -40,13 +39,12 @@ def measure_matmul(n: int = 2048) -> float:
 def measure_step(cfg: config.Config) -> tuple[float, float]:
     """(milliseconds, GFLOP by XLA's count) of a step."""
     data = build.data(cfg.data, batch=cfg.batch, seed=0)
-    method = build.method(cfg, data.facts)
-    start, optimizer = build.start(method, cfg.optim, data.spec, 0)
-    mesh = sharding.make_mesh()
+    mesh = build.mesh(cfg)
+    parts = build.prepare(cfg, data, mesh)
     with sharding.activate(mesh):
         batch = sharding.put(next(iter(data.batches(0))), mesh)
-        state = jax.jit(start)()
-        step = jax.jit(make_step(method, optimizer, 0)).lower(state, batch).compile()
+        state = jax.jit(parts.start)()
+        step = jax.jit(parts.step).lower(state, batch).compile()
         took = seconds(lambda: step(state, batch), 10)
     return 1e3 * took, step.cost_analysis()["flops"] / 1e9
 

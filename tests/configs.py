@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from vtp_jax.data import outline
-from vtp_jax.run import optim
+from vtp_jax.run import optim, sharding
 from vtp_jax.setup import build, config
 from vtp_jax.setup.config import Config
 from vtp_jax.types import Method, Spec, State
@@ -66,13 +66,11 @@ def built(spec: str) -> Built:
     cfg = config.load(spec)
     batch, facts = outline.describe(cfg.data, cfg.batch)
     given = cfg
-    if isinstance(
-        (cfg.task or {}).get("pick"), str
-    ):  # a file of VideoMAE V2's authors, which tests do not have
+    if isinstance((cfg.task or {}).get("pick"), str):  # a file that tests do not have
         given = cfg._replace(task={**cfg.task, "pick": [7, 3, 5]})
-    method = build.method(given, facts)
-    start, optimizer = build.start(method, cfg.optim, batch, 0)
-    return Built(cfg, facts, batch, method, optimizer, jax.eval_shape(start))
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    parts = build.prepare(given, outline.Outline(batch, facts), one, note=lambda text: None)
+    return Built(cfg, facts, batch, parts.method, parts.optimizer, parts.shapes)
 
 
 def blank(**sections: Any) -> Config:

@@ -39,6 +39,16 @@ CHANGED = {
 }
 
 
+TINY = "configs/videomae/pretrain_k400.py:tiny"
+
+
+def smallest(*overrides):
+    """A config that compiles in seconds."""
+    cfg = config.load(TINY, overrides)
+    cfg.method.update(size=[32, 2, 2, 64], decoder=[32, 1, 2, 64])
+    return cfg
+
+
 def golden(path):
     return GOLDEN / f"{file_name(path)}.txt"
 
