@@ -91,7 +91,7 @@ def test_a_table_of_words_is_not_resized(old):
         ((r"params/body/(.*)", r"params/nowhere/\1"), [".*"], "nowhere/kernel .not here"),
         ((r"params/spare/(.*)", r"params/trunk/\1"), [".*"], r"\(3,\).*\(8, 8\)"),
         ((r"params/body/(.*)", r"params/trunk/\1"), [".*head.*", "typo.*"], "'typo.*' matches no"),
-        ((r"params/(", "x"), [], "no regular expression"),
+        ((r"params/(", "x"), [], "not a regular expression"),
         ((r"params/body/(.*)",), [], "is not .path, from, to."),
         ((r"params/body/(.*)", r"params/trunk/\2"), [".*"], "group"),
     ],
