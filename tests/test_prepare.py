@@ -21,7 +21,7 @@ def test_shapes(corpus, capsys):
     with (corpus / "val.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
     prepare.main(f"shapes --out {corpus} --train 6 --val 2 --side 32 --frames 8".split())
-    assert "6 + 2 clips, as they stood there" in capsys.readouterr().out
+    assert "6 + 2 clips, as they were" in capsys.readouterr().out
 
 
 def test_tokenizer(corpus, tmp_path, capsys):

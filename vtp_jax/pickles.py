@@ -1,9 +1,9 @@
 """Pickles, read without executing them.
 
-A pickle is a program. Here it is walked instruction by instruction by a machine that knows data
-alone: what the pickle names is looked up in a table of functions of ours, or refused; nothing of it
-is imported or called. Whoever reads a kind of file gives the table: `convert.torch_files` for
-tensors, `read` below for plain data, such as captions.
+A pickle is a program. Here it is interpreted, instruction by instruction, by a machine that knows
+only data: a name in the pickle is looked up in a table of this project's functions, or refused;
+nothing of Python is imported or called. The reader of a kind of file has the table:
+`convert.torch_files` for tensors, `read` below for plain data, such as captions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KEYS = (str, int, float, bool, bytes, type(None))
 
 
 class Inert:
-    """Stands for an object that is not made: its class's name, the arguments and the state."""
+    """A placeholder of an object that is not made: its class's name, the arguments, the state."""
 
     def __init__(self, name: str, *args: Any):
         self.name, self.args = name, args
@@ -51,15 +51,15 @@ def unpickle(
     look_up: Callable[[str], Any],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The value of one pickle, behind which `file` is left.
+    """The value of one pickle; `file` is then at its end.
 
-    look_up: "module name" -> the function of ours, or the value, that stands for it, or a UserError
-    persistent: what a persistent id says -> the value that stands for it; None refuses such ids
+    look_up: "module name" -> the function or value that replaces it; raises UserError otherwise
+    persistent: persistent id -> the value that replaces it; None refuses such ids
 
     A machine over `pickletools.genops`, which only disassembles, with the instructions that data
-    use. On its stack lie plain data, `Inert` and what `look_up` and `persistent` give, and no other
-    function or class: there is nothing else to call. Raises UserError for what it refuses, and
-    whatever Python raises for what makes no sense.
+    use. Its stack holds plain data, `Inert` and the results of `look_up` and `persistent`, and no
+    other function or class: there is nothing else to call. Raises UserError for what it refuses,
+    and Python's own errors for instructions that make no sense.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -123,12 +123,12 @@ def unpickle(
                 top = stack[-1]
                 if isinstance(top, Inert):
                     top.state = state
-                else:  # a state dict keeps the versions of its modules so
+                else:  # a state dict has the versions of its modules as its state
                     check(type(top) is dict, "gives a state to what has none")
             case "BINPERSID" if persistent is not None:
                 stack.append(persistent(stack.pop()))
             case _:
-                raise UserError(f"uses the pickle instruction {name}, which no data need; refused")
+                raise UserError(f"uses the pickle instruction {name}, which no data needs; refused")
     raise EOFError("a pickle without an end")
 
 
@@ -141,7 +141,7 @@ def check(holds: bool, wrong: str) -> None:
 def _set_items(top: Any, items: list[Any]) -> None:
     check(type(top) is dict, "sets an item of what is not a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        parts = key if type(key) is tuple else (key,)  # to hash a deep one takes forever
+        parts = key if type(key) is tuple else (key,)  # hashing a deeply nested key takes forever
         check(all(type(k) in KEYS for k in parts), "has keys that are not plain data")
         top[key] = value
 
@@ -177,7 +177,9 @@ def _dict(*_: Any) -> dict:
 
 
 def _dtype(kind: Any = "", *_: Any) -> Inert:
-    check(re.fullmatch(r"[iuf][1-8]|b1", str(kind)) is not None, "has numpy values beside numbers")
+    check(
+        re.fullmatch(r"[iuf][1-8]|b1", str(kind)) is not None, "has numpy values other than numbers"
+    )
     return Inert("numpy dtype", str(kind))
 
 
@@ -191,7 +193,7 @@ def _scalar(dtype: Any, raw: Any) -> Any:
 PLAIN: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": _dict,
     "collections defaultdict": _dict,
-    "builtins list": _list,  # these two as what a defaultdict makes
+    "builtins list": _list,  # this and the next: what a defaultdict makes
     "builtins dict": _dict,
     "builtins set": _list,
     "builtins frozenset": _list,
@@ -213,6 +215,6 @@ def _look_up(name: str) -> Any:
     if function := PLAIN.get(rename(name)):
         return function
     raise UserError(
-        f"wants {name.replace(' ', '.')!r:.80} of Python, more than plain data need; refused, "
+        f"wants {name.replace(' ', '.')!r:.80} of Python, more than plain data needs; refused, "
         "nothing was run (where you trust the file, load it and save it as JSON)"
     )

@@ -96,14 +96,19 @@ def add_shards(command: argparse.ArgumentParser) -> None:
     add("--label-column", default="none", help="of a file, or of TFDS")
     add("--video-column", default="video", help="of TFDS")
     add("--id-column", default="none", help="of TFDS")
-    add("--source", default="", help="where the videos are from, unless they say so themselves")
-    add("--licence", default="", help="on which terms, unless they say so themselves")
+    add("--source", default="", help="origin of the videos, where their list has none")
+    add("--licence", default="", help="licence of the videos, where their list has none")
     add("--max-absent", type=float, default=1.0, help="share of named files that may be absent")
-    add("--out", required=True, help="the folder to write; begun there before, it goes on")
+    add("--out", required=True, help="the folder to write; an unfinished run in it is resumed")
     add("--short-side", type=int, default=form.short_side, help="pixels, of larger videos")
-    add("--every", type=int, default=form.every, help="store every so manieth frame")
+    add("--every", type=int, default=form.every, help="store frames 0, N, 2 N, ...")
     add("--quality", type=int, default=form.quality, help="of JPEG, 1 to 95")
-    add("--ratio", type=float, default=form.ratio, help="lower it above so many times the bytes")
+    add(
+        "--ratio",
+        type=float,
+        default=form.ratio,
+        help="lower --quality where a clip has more than N times its video's bytes",
+    )
     add("--per-shard", type=int, default=128, help="clips; a tar is always one shard")
     add("--seconds", type=float, default=form.seconds, help="of one core, that a video may take")
     add("--memory", type=float, default=4.0, help="GiB that a process may use")
@@ -169,7 +174,7 @@ def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> 
 
 
 def show_progress(steps: Iterable[int], total: int) -> None:
-    """Goes through `steps`: under a bar on a terminal, with a plain line now and then elsewhere."""
+    """Runs through `steps`, with a bar on a terminal and a plain line now and then elsewhere."""
     if metrics.is_terminal(sys.stderr):
         from rich import progress
         from rich.console import Console
@@ -244,7 +249,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def scan(file: str) -> video.Unreadable | None:
-    """Why a video cannot be read, if it cannot."""
+    """The error of a video that cannot be read."""
     try:
         video.scan(file)
     except video.Unreadable as error:
@@ -255,7 +260,7 @@ def scan(file: str) -> video.Unreadable | None:
 def render_shapes(args: argparse.Namespace) -> None:
     plan = shapes.Plan(args.train, args.val, args.side, args.frames, args.seed)
     made = shapes.write(args.out, plan)
-    print(f"{args.out}: {plan.train} + {plan.val} clips{'' if made else ', as they stood there'}")
+    print(f"{args.out}: {plan.train} + {plan.val} clips{'' if made else ', as they were'}")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_answers_are_numbered_by_how_common_they_are(tmp_path):
         told = sets.load("msrvtt_qa", "val", tmp_path, answers=str(tmp_path / f"{name}.json"))
         assert told.clips == given.clips
     (tmp_path / "odd.json").write_text('{"ant": 0, "bee": 2}')
-    with pytest.raises(UserError, match="odd.json: the answers must be numbered from 0 on"):
+    with pytest.raises(UserError, match="odd.json: the answers must be numbered from 0, each once"):
         sets.load("msrvtt_qa", "val", tmp_path, answers=str(tmp_path / "odd.json"))
 
 
@@ -181,7 +181,7 @@ def test_the_checker_counts_and_names(tmp_path, capsys, monkeypatch):
     assert done.value.code == 1
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(sets.SETS["msrvtt"].splits)
-    assert "msrvtt/test_1k: 4 rows, published were 1,000; 1 ids stand there twice; " in said[2]
+    assert "msrvtt/test_1k: 4 rows, 1,000 were published; 1 ids are repeated; " in said[2]
     assert "2 videos are missing, first video2, video3" in said[2]
     assert "lacks `MSRVTT_data.json` or `MSR_VTT.json`, `MSRVTT_train.9k.csv`" in said[0]
     assert Path(missing).read_text() == "video2\nvideo3\n"

@@ -422,7 +422,7 @@ def test_finevideo(tmp_path):
 WRONG = {
     "no column": ("msrvtt/test_1k", {"MSRVTT_JSFUSION_test.csv": "key,video\nret0,v\n"},
                   "line 2: has no 'video_id'; it has key, video"),
-    "no file": ("msrvtt/test_1k", {}, "needs MSRVTT_JSFUSION_test.csv.*nowhere below.*CLIP4Clip"),
+    "no file": ("msrvtt/test_1k", {}, "needs MSRVTT_JSFUSION_test.csv.*not below.*CLIP4Clip"),
     "other place": ("msrvtt/train_9k",
                     {"MSRVTT_data.json": MSRVTT, "MSRVTT_train.9k.csv": "video_id\nvideo9\n"},
                     "no caption of 'video9'; take both files from one place"),

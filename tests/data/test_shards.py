@@ -156,8 +156,8 @@ class Deadly(NamedTuple):
 
 
 def test_a_clip_that_kills_or_hangs_costs_itself_alone(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "POLL", 0.1)
-    monkeypatch.setattr(shards, "PATIENCE", 1.0)
+    monkeypatch.setattr(processes, "POLL", 0.1)
+    monkeypatch.setattr(processes, "PATIENCE", 1.0)
     good = str(corpus / "train/00000.mp4")
     media = (good, "crash", good, "hang", "crash", good)
     form = shards.Form(seconds=0.5)

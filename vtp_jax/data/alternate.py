@@ -1,6 +1,6 @@
-"""Training on sources of different structure, such as images and clips: their batches take turns.
+"""Training on sources of different structure, such as images and clips: their batches alternate.
 
-Which source a step reads, and how many batches of it came before, are functions of (seed, step): a
+The source of a step, and the number of its batches before, are functions of (seed, step): a
 run that starts at step k sees what an unbroken one sees there.
 """
 
@@ -16,11 +16,12 @@ import numpy as np
 
 from vtp_jax.types import Batch, Spec, Stream
 
-TURN = 4  # what a random generator is for, beside those of the pipeline
+TURN = 4  # purpose of a random generator; those of the other modules differ
 
 
 class Training(NamedTuple):
-    """What one source gives to training. The fields as in `types.Data`; classes: how many occur."""
+    """One source's share of training. The fields are those of `types.Data`; classes: the number of
+    classes."""
 
     spec: Spec
     batches: Callable[[int], Iterator[Batch]]
@@ -30,8 +31,8 @@ class Training(NamedTuple):
 
 
 def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Training:
-    """One out of several: of every sum(turns) steps each has its number, in an order drawn anew.
-    `id` and `label` number on from one source to the next. The spec is the first's."""
+    """Several sources as one: of every sum(turns) steps, part k has turns[k], in an order drawn
+    anew. `id` and `label` are numbered across the sources. The spec is the first's."""
     if len(parts) == 1:
         return parts[0]
 
@@ -54,8 +55,8 @@ def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Tra
 
 
 def label_on(stream: Stream, before: Sequence[Training]) -> Stream:
-    """An evaluation stream whose classes are those of a source that stands behind others: in its
-    batches and its table they have the numbers that training gives them."""
+    """An evaluation stream with the classes of a source that comes after others (`before`): its
+    batches and its table have the numbers that training gives them."""
     classes = sum(part.classes for part in before)
     if not classes:
         return stream
@@ -70,7 +71,7 @@ def label_on(stream: Stream, before: Sequence[Training]) -> Stream:
 
 
 def turn(turns: Sequence[int], seed: int, step: int) -> tuple[int, list[int]]:
-    """Whose turn it is at a step, and how many each has had before."""
+    """(the source of a step, the number of steps that each source had before)."""
     cycle, place = divmod(step, sum(turns))
     order = orders(tuple(turns), seed, cycle)
     had = [cycle * n + order[:place].count(k) for k, n in enumerate(turns)]
@@ -84,7 +85,7 @@ def orders(turns: tuple[int, ...], seed: int, cycle: int) -> list[int]:
 
 
 def number_on(batch: Batch, before: Sequence[Training]) -> Batch:
-    """The batch with `id` and `label` after all of the sources before; -1 stays what it is."""
+    """The batch with `id` and `label` numbered after all sources in `before`; -1 stays -1."""
     shift = dict(id=sum(p.rows for p in before), label=sum(p.classes for p in before))
     found = {
         k: np.where(batch[k] < 0, batch[k], batch[k] + n) for k, n in shift.items() if k in batch

@@ -153,7 +153,7 @@ def choose_captions(
 
 
 class Ledger:
-    """What became of the rows handed out: counts by cause, each failure named once in the log."""
+    """Counts rows, and failures by cause; names each unreadable clip once in the log."""
 
     def __init__(self, source: sources.Source, max_failed: float):
         self.source = source
@@ -257,10 +257,10 @@ def stream_videos(
         for step, (pixels, codes, found) in enumerate(run(row, shape, order.rows, 0, stop)):
             _, indices = rows_of(order, step)
             ledger.enter(step, indices, codes, found)
-            told = ((clip.captions if clip else ()) or [""] * pieces for clip in found)
+            texts = ((clip.captions if clip else ()) or [""] * pieces for clip in found)
             yield dict(
                 video=pixels,
-                **encode(words, [c for row in told for c in row[:pieces]], pieces),
+                **encode(words, [c for row in texts for c in row[:pieces]], pieces),
                 **classify(found, classes),
                 id=indices.astype(np.int32),
                 valid=codes == GOOD,

@@ -32,8 +32,8 @@ Items = Callable[[], Iterator[Item | tars.Refused]]
 
 
 class Task(NamedTuple):
-    """A shard to be made. name: of its file; items: what may come into it; count: about how many
-    items there are."""
+    """A shard to be made. name: of its file; items: what may come into it; count: the
+    approximate number of items."""
 
     name: str
     items: Items
@@ -76,9 +76,9 @@ class FromTar(NamedTuple):
         except (ValueError, RecursionError) as error:
             return tars.Refused(sample.key, "damaged_text", str(error))
         known = known if isinstance(known, Mapping) else {}
-        told = text or known.get(self.field) or []
-        told = [told] if isinstance(told, str) else told
-        if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+        texts = text or known.get(self.field) or []
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             return tars.Refused(sample.key, "damaged_text", f"'{self.field}' is not text")
 
         def get(name: str) -> str:
@@ -86,7 +86,7 @@ class FromTar(NamedTuple):
 
         clip = Clip(
             path=sample.key,
-            captions=tuple(filter(None, map(str.strip, told))),
+            captions=tuple(filter(None, map(str.strip, texts))),
             source=get("url") or self.source,
             licence=get("license") or self.licence,
         )
@@ -113,10 +113,10 @@ class FromTfds(NamedTuple):
         data: Any = tfds.load(self.name, split=split, data_dir=self.data_dir, download=False)
         frames, caption, label, key = self.columns
         for number, row in enumerate(tfds.as_numpy(data), self.start):
-            told = np.ravel(row[caption]) if caption else ()
+            texts = np.ravel(row[caption]) if caption else ()
             clip = Clip(
                 path=row[key].decode("utf-8", "replace") if key else f"{self.split}/{number}",
-                captions=tuple(t.decode("utf-8", "replace").strip() for t in told),
+                captions=tuple(t.decode("utf-8", "replace").strip() for t in texts),
                 label=int(row[label]) if label else None,
                 source=self.source,
                 licence=self.licence,

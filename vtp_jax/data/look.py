@@ -1,4 +1,4 @@
-"""What of a video is shown: which frames, which part of the picture, how many views.
+"""The part of a video that is shown: which frames, which part of the picture, how many views.
 
 A sampling of frames has a row in `SAMPLINGS`, a crop a row in `BOXES`; nothing else branches on
 their names. Frames are chosen before they are decoded: a reader calls `frames(length)` with the
@@ -24,7 +24,7 @@ Boxes = Callable[[int, int], Sequence[ops.Box]]  # (height, width) of a picture 
 
 
 class Look(NamedTuple):
-    """What of a video is shown.
+    """The part of a video that is shown.
 
     frames, stride: the number of frames, and the distance between them
     size:     pixels of a side of the square picture

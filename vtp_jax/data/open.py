@@ -356,8 +356,8 @@ def open_text(
     """The tokenizer at `path`; without one, SentencePiece trained here and now on the captions of
     `source`, which is for small corpora.
 
-    vocab_size: the number of pieces; of a tokenizer that is trained, at most so many (256 by
-    default). A file's own number is used where it differs, and that is reported.
+    vocab_size: the number of pieces; an upper bound, 256 by default, where the tokenizer is
+    trained. A file's own number is used where it differs, and that is reported.
     """
     if length < 3:
         raise UserError(f"data.text.length={length} holds no word between [CLS] and [SEP]")
@@ -370,8 +370,8 @@ def open_text(
     expected = tokens.expected(kind, vocab_size)
     wrong = [k for k, n in expected.items() if tokenizer.facts.get(k) != n]
     if wrong:
-        told = ", ".join(f"{k}={tokenizer.facts.get(k)} (not {expected[k]})" for k in wrong)
-        logging.warning("data.text: %s has %s; its own numbers are used", path, told)
+        differ = ", ".join(f"{k}={tokenizer.facts.get(k)} (not {expected[k]})" for k in wrong)
+        logging.warning("data.text: %s has %s; its own numbers are used", path, differ)
     return Words(tokenizer, length)
 
 

@@ -1,7 +1,7 @@
 """Which frames of a video, and which part of the picture: SimVTP's sampling, in numpy and Pillow.
 
-What is random draws from a generator that the caller makes from (seed, epoch, index). Sections are
-those of the notes in docs/data.md, which follow the SimVTP code.
+Random choices draw from a generator that the caller makes from (seed, epoch, index). The rules are
+those of the table in docs/data.md, which follows the SimVTP code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side, for `box_multiscale`
 SNAP = 3  # pixels: a crop this near to the target's size takes that size
-# Where a crop may stand, in quarters of the room: corners, centre, edges' middles, quarter points.
+# Places of a crop, in quarters of the room: corners, centre, edges' middles, quarter points.
 PLACES = (
     *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2)),
     *((0, 2), (4, 2), (2, 4), (2, 0)),
@@ -47,9 +47,9 @@ def walk(length: int, frames: int, stride: int, start: int) -> Int[np.ndarray, "
 
 
 def segment_frames(length: int, frames: int, rng: np.random.Generator) -> Int[np.ndarray, "t"]:
-    """Numbers of a random frame from each of `frames` equal parts of the whole video (TSN's, as
-    VideoMAE is fine-tuned on Something-Something), of length // frames frames each. Of a video that
-    has fewer than `frames`, the first one always."""
+    """Numbers of a random frame from each of `frames` equal parts of the whole video, of length //
+    frames frames each (TSN's; VideoMAE is fine-tuned so on Something-Something). In a video of
+    fewer than `frames` frames, always the first."""
     part = length // frames
     if part:
         return part * np.arange(frames) + rng.integers(part, size=frames)
@@ -57,9 +57,9 @@ def segment_frames(length: int, frames: int, rng: np.random.Generator) -> Int[np
 
 
 def segment_views(length: int, frames: int, segments: int) -> Int[np.ndarray, "s t"]:
-    """Numbers of the frames of `segments` test clips, each of which goes over the whole video, one
-    between the other's frames (VideoMAE, Something-Something): frame i of clip k is
-    int(length / frames * (i + k / segments)). One segment has the middles of all parts."""
+    """Numbers of the frames of `segments` test clips, each over the whole video, interleaved
+    (VideoMAE, Something-Something): frame i of clip k is int(length / frames * (i + k / segments)).
+    One segment has the middles of all parts."""
     place = np.arange(segments)[:, None] / segments if segments > 1 else 0.5
     return (
         (length / frames * (np.arange(frames) + place)).astype(np.int64).reshape(segments, frames)
@@ -69,8 +69,8 @@ def segment_views(length: int, frames: int, segments: int) -> Int[np.ndarray, "s
 def in_parts(
     parts: int, choose: Callable[[int], Int[np.ndarray, "t"]], length: int
 ) -> Int[np.ndarray, "n"]:
-    """What `choose`, which gives numbers of frames of a video by its length, says of as many equal
-    parts of a longer video: the numbers in order, part by part."""
+    """Applies `choose`, which maps the length of a video to numbers of its frames, to each of
+    `parts` equal parts of a longer video; returns the numbers in that video, part by part."""
     part = length // parts
     return np.concatenate([i * part + choose(part) for i in range(parts)])
 
@@ -79,7 +79,8 @@ def view_frames(length: int, frames: int, stride: int, segments: int) -> Int[np.
     """Numbers of the frames of `segments` test clips, spread evenly over the whole video.
 
     As SimVTP: of every `stride`-th frame (the last of them repeated up to `frames`), clip k starts
-    at int(k * step), step = (how many - frames) / (segments - 1). One segment is the middle one.
+    at int(k * step), step = (count - frames) / (segments - 1) with `count` strided frames. One
+    segment is the middle one.
     """
     strided = np.arange(0, length, stride)
     strided = np.pad(strided, (0, max(frames - len(strided), 0)), mode="edge")
@@ -156,7 +157,7 @@ def cut(video: UInt8[np.ndarray, "t h w c"], box: Box, size: int) -> UInt8[np.nd
 def crop_views(
     video: UInt8[np.ndarray, "t h w c"], size: int, crops: int
 ) -> UInt8[np.ndarray, "n t s s c"]:
-    """`crops` squares side by side along the long side, the short side resized to `size`.
+    """`crops` squares spread along the long side, the short side resized to `size`.
 
     As SimVTP: int(c * (long - size) / (crops - 1)), along the height where h >= w. One crop is the
     middle one. The resize is plain bilinear without smoothing, as OpenCV's.

@@ -1,8 +1,8 @@
-"""Which clip stands at which place of a run: functions of (seed, position), in constant memory.
+"""Which clip is at which place of a run: functions of (seed, position), in constant memory.
 
-Nothing is shuffled in memory and nothing is remembered: a permutation is computed where it is asked
-for, so that a million records cost what a thousand do, and step 1,000,000 what step 1 does. The
-global sequence knows no processes: each takes its rows out of it, whatever their number.
+Nothing is shuffled in memory and nothing is remembered: a permutation is computed where it is
+needed, so that a million records cost the same as a thousand, and step 1,000,000 the same as step
+1. The global sequence does not depend on the number of processes: each takes its rows out of it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from jaxtyping import Int, UInt64
 
 from vtp_jax.types import UserError
 
-ORDER, DEAL = 1, 5  # what a random generator is for, beside those of pipeline and alternate
-TURNS = 8  # of the Feistel network; four would do for chance, the rest is for small sets
+ORDER, DEAL = 1, 5  # purposes of random generators; those of the other modules differ
+TURNS = 8  # of the Feistel network; four are random enough but for small sets
 ROUND = 1000  # rows: in each the sets of a mixture have their exact shares
 
 Ints = Int[np.ndarray, "n"]
@@ -25,7 +25,7 @@ Find = Callable[[Ints], tuple[Ints, Ints]]
 
 
 class Order(NamedTuple):
-    """Which clip stands where. A process numbers the rows it gives 0, 1, ...: their places.
+    """Which clip is where. A process numbers the rows that it makes 0, 1, ...: their places.
 
     find: positions in the global sequence -> (epochs, indices); index -1 is padding
     """
@@ -36,7 +36,7 @@ class Order(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows of a batch that this process gives."""
+        """Rows of a batch that this process makes."""
         return self.batch // self.process[1]
 
     def at(self, places: Ints) -> tuple[Ints, Ints]:
@@ -71,10 +71,10 @@ def mixed_order(
     counts: Sequence[int],
     weights: Sequence[float],
 ) -> Order:
-    """Endless rows of several sets, which have so many clips each, in proportion to weights.
+    """Endless rows of several sets of `counts` clips, in proportion to weights.
 
     Of every ROUND positions each set has its share, in an order drawn anew, and goes through
-    permutations of its own; epochs are those of the set. Indices number on from set to set.
+    permutations of its own; epochs are those of the set. Indices are numbered across the sets.
     Raises UserError on a weight too small to have a row.
     """
     shares = share_out(weights)
@@ -114,7 +114,7 @@ def share_out(weights: Sequence[float]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4)
 def deal(shares: tuple[int, ...], seed: int, number: int) -> tuple[Ints, Ints]:
-    """Of each place of a round, which set it belongs to, and how many of that set are before it."""
+    """For each place of a round: (its set, the number of that set's places before it)."""
     slots = permute(np.arange(ROUND), ROUND, (DEAL, seed, number))
     sets = np.repeat(np.arange(len(shares)), shares)[slots]
     ranks = np.empty_like(sets)

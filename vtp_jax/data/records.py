@@ -1,11 +1,11 @@
 """Shards: clips as JPEG frames in a few large files, of which only what is shown is read.
 
 A shard is one file: records one after the other, then a table of where each begins. A record is a
-header in JSON (what is known of the clip, the size and the CRC-32 of each of its parts) and its
-parts: of each roll (rolls.py) the head and the frames. One that has the parts of the record before,
-as questions on one video do, says where these begin and brings none. So a training clip costs two
-short reads and the decoding of what it shows, and what has rotted on a disk is found. A folder of
-shards has a `manifest.json`, which `vtp_jax.prepare shards` writes.
+header in JSON (the clip's data, the size and the CRC-32 of each of its parts) and its parts: the
+head and the frames of each roll (rolls.py). A record with the same parts as the one before, such as
+another question on one video, has the place of these and none of its own. So a training clip costs
+two short reads and the decoding of what it shows, and bits that flipped on a disk are found. A
+folder of shards has a `manifest.json`, which `vtp prepare shards` writes.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ class Record(NamedTuple):
     """A clip as it is stored.
 
     id, source, licence, sha256 (of the file it came from): text; label: its class, or None
-    captions, and of each the `spans` for which it holds, in seconds, where they are known
-    frames, rate: of the video it came from; every: so many of its frames lead to one that is stored
-    height, width: of the stored frames, in pixels; capacity: how many a roll holds; film: rolls of
-    frames 0, every, 2 every, ...
+    captions, and for each the `spans` during which it holds, in seconds, where they are known
+    frames, rate: of the video it came from; every: frames 0, every, 2 every, ... of it are stored
+    height, width: of the stored frames, in pixels; capacity: frames of a roll; film: the rolls
     """
 
     id: str
@@ -79,13 +78,13 @@ class Header(NamedTuple):
 
     @property
     def frames(self) -> int:
-        """How many are stored."""
+        """The number of stored frames."""
         each = self.record.capacity + 1
         return len(self.sizes) - -(-len(self.sizes) // each)
 
 
 def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
-    """Writes a shard, whole or not at all; returns how many records it has."""
+    """Writes a shard, whole or not at all; returns the number of its records."""
     path, starts = Path(path), []
     new, before, at = temporary(path), None, 0
     with new.open("wb") as file:
@@ -112,12 +111,12 @@ def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
 
 
 def temporary(path: Path) -> Path:
-    """A name, of nobody else's, for a file until it is whole."""
+    """A unique name for a file until it is whole."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
 
 
 class Shard:
-    """A shard, open for reading from any thread. Whatever is wrong with it is an Unreadable."""
+    """A shard, open for reading from any thread. Any error in it is raised as Unreadable."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
@@ -155,7 +154,7 @@ class Shard:
         return Header(Record(**known, film=()), at, sizes, crcs)
 
     def film(self, header: Header, numbers: Sequence[int]) -> list[rolls.Roll]:
-        """Stored frames by ascending numbers, in as many rolls as they come from."""
+        """Stored frames by ascending numbers, in the rolls that they come from."""
         each = header.record.capacity
         of_roll = itertools.groupby(numbers, lambda number: number // each)
         wanted = [[k * (each + 1), *(n + k + 1 for n in some)] for k, some in of_roll]
@@ -163,7 +162,7 @@ class Shard:
         return [rolls.Roll(parts[head], [parts[n] for n in some]) for head, *some in wanted]
 
     def _parts(self, header: Header, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Parts by ascending numbers; neighbours are read at once."""
+        """Parts by ascending numbers; adjacent ones are read at once."""
         starts = np.cumsum([header.at, *header.sizes]).tolist()
         for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
             run = [number for _, number in run]
@@ -276,5 +275,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder}: shards of format {manifest.get('format')}, not {FORMAT}")
     if not sum(shard["records"] for shard in manifest["shards"]):
-        raise UserError(f"{folder} holds no records; {MANIFEST} says why each was refused")
+        raise UserError(f"{folder} holds no records; {MANIFEST} has the cause for each clip")
     return manifest

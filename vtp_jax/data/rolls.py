@@ -1,9 +1,9 @@
 """Frames as JPEG, of which any part can be decoded by itself.
 
-Frames stand below each other in one JPEG, a roll, so that those of a clip are decoded by one call.
-A restart marker follows every piece of 16 x 32 pixels, and what is between two markers needs
-nothing of what is before (ITU-T T.81, E.1.4). So the pieces that cover a part of some frames are
-joined to a JPEG of their own, without decoding anything, and only they are decoded.
+Frames are stacked vertically in one JPEG, a roll, so that those of a clip are decoded by one call.
+A restart marker follows every piece of 16 x 32 pixels, and the data between two markers is
+independent of all data before (ITU-T T.81, E.1.4). So the pieces that cover a part of some frames
+are joined to a JPEG of their own, without decoding anything, and only they are decoded.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PIECE_H, PIECE_W = 16, 32  # pixels: two of the units of 4:2:0, side by side
 UNITS = 2
 LONGEST = 65500  # pixels of a side: a JPEG's limit
 PIXELS = 2**25  # of a roll
-# Of eight markers, numbered in turn. FFmpeg's decoder does not look at the numbers, so that any
-# piece may follow any other.
+# The first of eight markers, which are numbered cyclically. FFmpeg's decoder ignores the numbers,
+# so that any piece may follow any other.
 MARKER, END = b"\xff\xd0", b"\xff\xd9"
 
 
@@ -39,7 +39,7 @@ class Roll(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """The same part of some frames, decoded to YCbCr: a picture of one below the other.
+    """The same part of some frames, decoded to YCbCr: a picture in which they are stacked.
 
     part: its place in a frame, in whole pieces
     """
@@ -49,7 +49,7 @@ class Strip(NamedTuple):
 
 
 def capacity(height: int, width: int) -> int:
-    """How many frames of a size a roll holds. Raises Unreadable where none fits."""
+    """The number of frames of a size that a roll holds. Raises Unreadable where none fits."""
     h, w = padded(height, width)
     if w > LONGEST or h > LONGEST:
         raise video.Unreadable("too_large", f"{width}x{height} to be stored")
@@ -62,7 +62,7 @@ def padded(height: int, width: int) -> tuple[int, int]:
 
 
 def encode(frames: UInt8[np.ndarray, "t h w c"], quality: int) -> Roll:
-    """No more frames than `capacity` says. 4:2:0, with Huffman tables of their own."""
+    """A roll of at most `capacity` frames: 4:2:0, with its own Huffman tables."""
     _, height, width, _ = frames.shape
     h, w = padded(height, width)
     tall = np.pad(frames, ((0, 0), (0, h - height), (0, w - width), (0, 0)), mode="edge")
@@ -82,7 +82,7 @@ def encode(frames: UInt8[np.ndarray, "t h w c"], quality: int) -> Roll:
 
 
 def find(data: bytes) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """Where each piece begins and ends: between two markers."""
+    """The offsets at which the pieces, between two markers, begin and end."""
     values = np.frombuffer(data, np.uint8)
     at = np.flatnonzero(values[:-1] == MARKER[0])
     at = at[values[at + 1] & 0xF8 == MARKER[1]]
@@ -90,7 +90,8 @@ def find(data: bytes) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
 
 
 def decode(roll: Roll, height: int, width: int, boxes: Sequence[ops.Box]) -> Strip:
-    """What covers some boxes of all frames, which are of this size. Raises Unreadable."""
+    """Decodes the pieces of all frames that cover some boxes. height, width: of the frames. Raises
+    Unreadable."""
     top, left = (min(box[k] for box in boxes) // p for k, p in ((0, PIECE_H), (1, PIECE_W)))
     below = -(-max(box.y + box.h for box in boxes) // PIECE_H)
     right = -(-max(box.x + box.w for box in boxes) // PIECE_W)
@@ -100,7 +101,7 @@ def decode(roll: Roll, height: int, width: int, boxes: Sequence[ops.Box]) -> Str
     grid = (len(roll.frames), h // PIECE_H, w // PIECE_W)
     if len(starts) != math.prod(grid):
         raise video.Unreadable("damaged", "a frame of another size")
-    # Pieces of a row that are side by side stay so, with the markers between them.
+    # Adjacent pieces of a row stay adjacent, with the markers between them.
     first = starts.reshape(grid)[:, top:below, left].ravel().tolist()
     last = ends.reshape(grid)[:, top:below, right - 1].ravel().tolist()
     found = MARKER.join([data[a:b] for a, b in zip(first, last, strict=True)])
@@ -117,7 +118,7 @@ def decode(roll: Roll, height: int, width: int, boxes: Sequence[ops.Box]) -> Str
 
 
 def resize_head(head: bytes, height: int, width: int) -> bytes:
-    """The head of a JPEG of another size."""
+    """The head of a JPEG, for another size."""
     size = head.find(b"\xff\xc0") + 5  # of the frame header: length, precision, height, width
     if size < 5:
         raise video.Unreadable("damaged", "no baseline JPEG")
@@ -133,13 +134,13 @@ def read(roll: Roll, height: int, width: int) -> UInt8[np.ndarray, "t h w c"]:
 
 
 def cut(strip: Strip, box: ops.Box, size: int) -> Iterator[UInt8[np.ndarray, "s s c"]]:
-    """A box of every frame, resized (bilinear, in YCbCr) and then turned to RGB. A picture lasts
-    until the next is asked for. Of a box that begins at an odd place, colour, which is coded for
-    two by two pixels, is off by one."""
+    """A box of every frame, resized (bilinear, in YCbCr) and then converted to RGB. A picture is
+    valid until the next is made. In a box that begins at an odd pixel, colour, which is coded for
+    two by two pixels, is off by one pixel."""
     picture, part = strip
     y, x = box.y - part.y, box.x - part.x
     alone = av.VideoFrame(box.w, box.h, picture.format.name)
-    planes = [(look_at(a), look_at(b)) for a, b in zip(picture.planes, alone.planes, strict=True)]
+    planes = [(values(a), values(b)) for a, b in zip(picture.planes, alone.planes, strict=True)]
     resize, convert = VideoReformatter().reformat, VideoReformatter().reformat
     options: Any = dict(interpolation=Interpolation.BILINEAR, threads=1)
     for top in range(y, picture.height, part.h):
@@ -149,10 +150,10 @@ def cut(strip: Strip, box: ops.Box, size: int) -> Iterator[UInt8[np.ndarray, "s 
         # Both at once would take twice as long.
         small = resize(alone, size, size, picture.format.name, **options)
         (plane,) = convert(small, size, size, "rgb24", **options).planes
-        yield look_at(plane, 3).reshape(size, size, 3)
+        yield values(plane, 3).reshape(size, size, 3)
 
 
-def look_at(plane: Any, channels: int = 1) -> UInt8[np.ndarray, "h w"]:
-    """The values of a plane, which are not copied."""
+def values(plane: Any, channels: int = 1) -> UInt8[np.ndarray, "h w"]:
+    """A view of the values of a plane."""
     rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
     return rows[:, : channels * plane.width]

@@ -1,8 +1,8 @@
-"""A corpus of moving shapes: videos whose captions say all there is to see, made by the project.
+"""A corpus of moving shapes: videos whose captions describe all that they show.
 
 A clip has five attributes: colour, shape, size, motion and background, 25,344 combinations. Some
 combinations are held out: they never occur in training, and a held-out clip is found by its caption
-only if the words were learnt one by one. Place, phase, speed, hue, outline and wording vary, so a
+only if the words were learnt separately. Place, phase, speed, hue, outline and wording vary, so a
 combination is not one video. Every clip is a function of (seed, split, index).
 """
 
@@ -29,8 +29,8 @@ from PIL import Image, ImageDraw
 from vtp_jax.data.sources import Clip, Source
 from vtp_jax.types import UserError
 
-# The words for each value of each attribute. No word serves two values, so that a caption tells
-# every attribute, and the words are few, so that a small model learns them in minutes.
+# The words for each value of each attribute. No word belongs to two values, so that a caption
+# determines every attribute, and the words are few, so that a small model learns them in minutes.
 COLOURS: Mapping[str, tuple[str, ...]] = dict(
     red=("red", "scarlet"),
     orange=("orange",),
@@ -54,7 +54,7 @@ SHAPES: Mapping[str, tuple[str, ...]] = dict(
 SIZES: Mapping[str, tuple[str, ...]] = dict(
     small=("small", "little", "tiny"), large=("large", "big", "huge")
 )
-# For motions: (what it does, what it is seen doing).
+# For motions: (present tense, participle).
 MOTIONS: Mapping[str, tuple[tuple[str, str], ...]] = dict(
     sliding=(("slides", "sliding"), ("moves right", "moving right")),
     falling=(("falls", "falling"), ("moves down", "moving down")),
@@ -108,7 +108,7 @@ DRAWN = 4  # outlines are drawn this many times larger, then averaged: smooth ed
 
 
 class Attributes(NamedTuple):
-    """What a caption says of a clip; the values are keys of the tables in `ATTRIBUTES`."""
+    """What a caption describes; the values are keys of the tables in `ATTRIBUTES`."""
 
     colour: str
     shape: str
@@ -132,7 +132,7 @@ class Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def combinations(seed: int) -> tuple[tuple[Attributes, ...], tuple[Attributes, ...]]:
-    """(training combinations, the 200 held out), in an order that the seed decides."""
+    """(training combinations, the 200 held out), in an order that depends on the seed."""
     every = [Attributes(*values) for values in itertools.product(*ATTRIBUTES.values())]
     order = np.random.default_rng([seed, 0]).permutation(len(every))
     shuffled = [every[i] for i in order]
@@ -157,7 +157,8 @@ def describe(seed: int, split: str, index: int) -> tuple[Attributes, str]:
 def render(
     attributes: Attributes, rng: np.random.Generator, side: int, frames: int
 ) -> UInt8[np.ndarray, "t h w c"]:
-    """Draws a clip: uint8 RGB "t h w c" with h = w = `side`; `rng` decides what no caption says."""
+    """Draws a clip: uint8 RGB "t h w c" with h = w = `side`; `rng` decides what no caption
+    describes."""
     radius = RADII[attributes.size] * side * rng.uniform(0.94, 1.06)
     centres, seen = move(attributes.motion, radius, rng, side, frames)
     outline = draw_outline(attributes.shape, radius, rng.uniform(-0.14, 0.14))
@@ -171,7 +172,7 @@ def render(
 
 
 def read(plan: Plan, split: str, index: int) -> UInt8[np.ndarray, "t h w c"]:
-    """The frames of a clip, as drawn: what a video file holds before it is compressed."""
+    """The frames of a clip as drawn, before any compression."""
     attributes, _ = describe(plan.seed, split, index)
     rng = generator(plan.seed, split, index, 1)
     return render(attributes, rng, plan.side, plan.frames)
@@ -208,24 +209,24 @@ def source(plan: Plan, split: str, label: str | None = None, caption: str = "att
 
 
 def say(rng: np.random.Generator, attributes: Attributes, name: str) -> str:
-    """A word for the value of one attribute; for a motion, what the shape is seen doing."""
+    """A word for the value of one attribute; for a motion, the participle."""
     word = pick(rng, ATTRIBUTES[name][getattr(attributes, name)])
     return word[1] if name == "motion" else word
 
 
 def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -> bool:
-    """Renders the corpus to H.264 files under `out`; False if it stood there already.
+    """Renders the corpus to H.264 files under `out`; returns False if it is there already.
 
-    Beside the videos: train.csv and val.csv (path, caption and the five attributes) and, written
-    last, manifest.json. A folder whose manifest tells another plan is left alone and is an error.
+    Next to the videos: train.csv and val.csv (path, caption and the five attributes) and, written
+    last, manifest.json. A folder whose manifest has another plan is not changed: UserError.
     """
     out = Path(out)
     if plan.val > HELD_OUT:
         raise UserError(f"shapes: val={plan.val} clips; only {HELD_OUT} combinations are held out")
     manifest = dict(corpus="moving shapes 1", rate=RATE, **plan._asdict())
-    told = out / "manifest.json"
-    if told.exists():
-        if json.loads(told.read_text(encoding="utf-8")) == manifest:
+    kept = out / "manifest.json"
+    if kept.exists():
+        if json.loads(kept.read_text(encoding="utf-8")) == manifest:
             return False
         raise UserError(f"{out} holds another corpus (manifest.json); remove it or choose another")
     for split in SPLITS:
@@ -239,7 +240,7 @@ def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -
             pass
     for split in SPLITS:
         write_table(out / f"{split}.csv", plan, split)
-    told.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    kept.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return True
 
 
@@ -271,7 +272,7 @@ def encode(path: Path, frames: UInt8[np.ndarray, "t h w c"], rate: int) -> None:
 
 
 def show_progress(items: Iterator[Any], total: int, what: str) -> Iterator[Any]:
-    """Passes `items` on: under a progress bar on a terminal, with a few plain lines elsewhere."""
+    """Yields `items`, with a progress bar on a terminal, a few plain lines elsewhere."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track
@@ -344,7 +345,7 @@ def draw_outline(shape: str, radius: float, tilt: float) -> Image.Image:
 def cover_frame(
     outline: Image.Image, centre: Float[np.ndarray, "2"], side: int
 ) -> UInt8[np.ndarray, "h w"]:
-    """How much of each pixel the outline covers, 0 to 255, when placed at `centre`."""
+    """The coverage of each pixel by the outline, 0 to 255, when placed at `centre`."""
     canvas = Image.new("L", (side * DRAWN, side * DRAWN))
     half = outline.width // 2
     corner = [round(float(c) * DRAWN) - half for c in centre]

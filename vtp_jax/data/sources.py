@@ -1,9 +1,9 @@
-"""Lists of videos with their captions and labels: what there is, before anything is read.
+"""Lists of videos with their captions and labels: a collection, before any video is read.
 
 They come as CSV (named columns), as JSON lines (the same names), as SimVTP's JSON, {path: caption}
 or {path: [captions]}, or as .txt, `path label` on each line (Kinetics' and VideoMAE's lists). Paths
-are relative to `root`. Several captions of one video are several rows or a list; they stay in the
-order of the file. Labels are whole numbers from 0 on.
+are relative to `root`. Several captions of one video are several rows or a list, in the order of
+the file. Labels are whole numbers from 0.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ KNOWN, SPAN = ("id", "source", "licence"), ("start", "end")  # columns that a fi
 class Clip(NamedTuple):
     """A video, by its path under the source's root, its captions and its class.
 
-    spans: of each caption, from when to when it holds, in seconds, where that is known; id: what
-    others call it, if not by its path; source, licence: where it is from, on which terms; part:
-    from when to when, in seconds, of a longer video, and None where it is all of it
+    spans: (start, end) of each caption, in seconds, where that is known; id: a name other than its
+    path; source, licence: where it is from, on which terms; part: (start, end), in seconds, of a
+    longer video, None where it is all of it
     """
 
     path: str
@@ -46,8 +46,8 @@ class Clip(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What holds for all clips of a source. captions: the fewest of a clip; classes: labels are
-    below it, and 0 where there are none."""
+    """What holds for all clips of a source. captions: the smallest number of a clip; classes: all
+    labels are below it; 0 where there are none."""
 
     captions: int
     classes: int
@@ -55,7 +55,7 @@ class Facts(NamedTuple):
 
 class Source(NamedTuple):
     """Videos with captions. A clip's position in `clips`, which may be read from disk one by one,
-    is its id in batches. facts: where they are known without looking at every clip."""
+    is its id in batches. facts: None where they are not known without reading every clip."""
 
     root: str
     clips: Sequence[Clip]
@@ -65,7 +65,7 @@ class Source(NamedTuple):
         return os.path.join(self.root, self.clips[index].path)
 
     def survey(self) -> Facts:
-        """The facts, found out by looking at every clip if need be."""
+        """The facts, from every clip if need be."""
         if self.facts is not None:
             return self.facts
         classes = (-1 if clip.label is None else clip.label for clip in self.clips)
@@ -74,7 +74,7 @@ class Source(NamedTuple):
 
 
 class Joined(Sequence[Clip]):
-    """The clips of several sources, one after the other, by their whole paths."""
+    """The clips of several sources, concatenated, by their whole paths."""
 
     def __init__(self, parts: Sequence[Source]):
         self.parts = parts
@@ -84,7 +84,7 @@ class Joined(Sequence[Clip]):
         return self.starts[-1]
 
     def find(self, index: int) -> tuple[int, int]:
-        """Which source has a clip, and its number there."""
+        """(the number of a clip's source, its index there)."""
         part = bisect.bisect_right(self.starts, index) - 1
         return part, index - self.starts[part]
 
@@ -95,7 +95,7 @@ class Joined(Sequence[Clip]):
 
 
 def join(parts: Sequence[Source]) -> Source:
-    """One source of several. Labels mean the same in all of them."""
+    """Several sources as one. Labels mean the same in all of them."""
     facts = [part.survey() for part in parts]
     known = Facts(min(f.captions for f in facts), max(f.classes for f in facts))
     return Source("", Joined(parts), known)
@@ -114,11 +114,11 @@ def load(
     """The videos under `root` that the file `list` (.csv, .jsonl, .json or .txt) names.
 
     caption_column: None where there are no captions; label_column: None where there are no classes.
-    answers: a file with an answer on each line. The captions are questions then, each row a clip of
-    its own, and the labels answers in words, numbered as in the file; one that is not there gets
+    answers: a file with one answer a line. Then captions are questions, each row is a clip of its
+    own, and labels are answers in words, numbered as in the file; an answer that is not in it gets
     the number after the last.
     max_absent: the share of named files that may be absent. They keep their places in the list and
-    count as unreadable (`missing`) when their turn comes. Anything else wrong is a UserError.
+    count as unreadable (`missing`) when their turn comes. Any other error is a UserError.
     """
     root, file = Path(root), Path(list)
     if not root.is_dir():
@@ -156,7 +156,7 @@ def load(
 
 
 def is_inside(root: Path, path: str) -> bool:
-    """Whether a path relative to `root` stays below it, as its letters tell."""
+    """Whether a path relative to `root` stays below it, by its text alone."""
     if ".." not in path and not os.path.isabs(path):
         return True
     top, whole = os.path.abspath(root), os.path.abspath(root / path)
@@ -188,8 +188,8 @@ def from_files(
 
 
 def in_a_row(source: Source, count: int) -> Source:
-    """Longer videos, of `count` clips that follow each other in a source: each under its first
-    clip's path, with the first captions of all its clips, in order. 1 changes nothing."""
+    """Longer videos, of `count` adjacent clips of a source: each with its first clip's path and the
+    first captions of all its clips, in order. 1 changes nothing."""
     if count == 1:
         return source
     rows = [source.clips[i : i + count] for i in range(0, len(source.clips), count)]
@@ -214,21 +214,21 @@ def read_captions(
 
 
 def read_answers(file: Path) -> dict[str, int]:
-    """{answer: its number}, of a file with one on each line."""
+    """{answer: its number}, of a file with one answer a line."""
     if not file.is_file():
-        raise UserError(f"no file of answers '{file}'; write one answer on each line")
+        raise UserError(f"no file of answers '{file}'; write one answer per line")
     answers = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     if not all(answers) or len(set(answers)) < len(answers):
-        raise UserError(f"{file}: empty lines, or answers that stand there twice; drop them")
+        raise UserError(f"{file}: empty lines or repeated answers; remove them")
     return {answer: number for number, answer in enumerate(answers)}
 
 
 def read_rows(
     file: Path, columns: Mapping[str, str], answers: Mapping[str, int] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a file, in its order: path, and caption and label, None unless `columns` names
-    the column that holds them; and what is in columns of the names `KNOWN` and `SPAN`, if any.
-    answers: the numbers of labels that are words."""
+    """The rows of a file, in its order: path; caption and label, None unless `columns` names their
+    column; and the values of the columns `KNOWN` and `SPAN`, if any. answers: the numbers of labels
+    that are words."""
     readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json, ".txt": read_txt}
     reader = readers.get(file.suffix.lower())
     if reader is None:
@@ -245,7 +245,7 @@ def read_rows(
             if "caption" in columns:
                 if not (isinstance(caption, str) and caption.strip()):
                     raise UserError(
-                        f"{file}, {where}: '{path}' has no caption; write one or drop it"
+                        f"{file}, {where}: '{path}' has no caption; write one or remove the row"
                     )
                 row["caption"] = clean(caption.strip())
             if "label" in columns and answers is not None:
@@ -270,7 +270,7 @@ def read_rows(
         raise UserError(f"{file} cannot be read as {file.suffix[1:].upper()}: {error}") from None
 
 
-Rows = Iterator[tuple[str, dict[str, Any]]]  # where in the file, and what stands there
+Rows = Iterator[tuple[str, dict[str, Any]]]  # (place in the file, the row's values)
 
 
 def read_csv(file: Path, columns: Mapping[str, str]) -> Rows:
@@ -298,7 +298,7 @@ def read_jsonl(file: Path, columns: Mapping[str, str]) -> Rows:
 
 
 def pick(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The columns asked for, by what they hold, and those that go by names of ours."""
+    """The columns that `columns` names, by their meaning, and those with a fixed name."""
     more = {name: row[name] for name in (*KNOWN, *SPAN) if name in row}
     return more | {k: row[name] for k, name in columns.items()}
 
@@ -327,7 +327,7 @@ def read_txt(file: Path, columns: Mapping[str, str]) -> Rows:
 
 
 def clean(text: str) -> str:
-    """Text that UTF-8 can hold: halves of a pair, as JSON may have alone, become U+FFFD."""
+    """Text that UTF-8 can encode: lone surrogates, which JSON may have, become U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

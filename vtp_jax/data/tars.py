@@ -1,4 +1,4 @@
-"""Samples out of WebDataset tars, as video2dataset writes them: 00012.mp4, 00012.json, 00012.txt.
+"""Samples of WebDataset tars, as video2dataset writes them: 00012.mp4, 00012.json, 00012.txt.
 
 Members are read into memory, one sample at a time. Nothing is extracted, no name in a tar is used
 as a path, no link is followed, nothing is unpickled, and compressed tars are not opened.
@@ -19,7 +19,7 @@ MAX_TEXT = 2**24
 
 
 class Sample(NamedTuple):
-    """What stands under one name. members: suffix -> content."""
+    """The members with one name. members: suffix -> content."""
 
     key: str
     members: Mapping[str, bytes]
@@ -43,8 +43,8 @@ CAUSES = {
 
 
 def read(path: str) -> Iterator[Sample | Refused]:
-    """The samples of a tar, in its order; of what is not one, a line each. The sample at which a
-    damaged tar ends is refused, since what belongs to it may be lost."""
+    """The samples of a tar, in its order, and a `Refused` for each member that is none. The sample
+    at which a damaged tar ends is refused, since some of its members may be lost."""
     seen: set[str] = set()
     key = ""
     try:
@@ -71,13 +71,13 @@ def read(path: str) -> Iterator[Sample | Refused]:
 
 
 def keys(path: str) -> list[str]:
-    """The names of what `read` may yield, in its order; reads headers alone."""
+    """The names of all that `read` may yield, in its order; only headers are read."""
     found: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar:
             found += (key for key, _ in group(tar))
     except BROKEN:
-        pass  # `read` will say so
+        pass  # `read` reports it
     return found
 
 
@@ -91,7 +91,7 @@ def group(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]
 
 
 def whole(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All members. Python takes a damaged header for the end: so the end is looked at."""
+    """All members. Python takes a damaged header for the end, so the end is checked."""
     yield from tar
     file, at = tar.fileobj, tar.offset
     assert file is not None
@@ -107,7 +107,7 @@ def whole(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Of a/b.x.mp4: a/b and .x.mp4, as WebDataset does."""
+    """a/b.x.mp4 -> (a/b, .x.mp4), as WebDataset does."""
     folder, slash, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
     return folder + slash + stem, dot + suffix.lower()
@@ -122,7 +122,7 @@ def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def judge(member: tarfile.TarInfo) -> Refused | None:
-    """Why a member must not be read, if so."""
+    """The reason for which a member must not be read, if there is one."""
     name = PurePosixPath(member.name)
     if sources.clean(member.name) != member.name:
         return Refused(sources.clean(member.name), "unsafe_name", "not UTF-8")

@@ -2,7 +2,7 @@
 
 `sentencepiece` is trained on the corpus (`train`); `wordpiece` is BERT's, from its vocab.txt;
 `clip` is CLIP's, from its bpe_simple_vocab_16e6.txt.gz. Ids are [CLS] pieces [SEP] and then [PAD];
-what is too long loses its last pieces, never [SEP].
+a caption that is too long loses its last pieces, never [SEP].
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from vtp_jax.types import UserError
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 NAMED = {piece[1:-1].lower(): piece for piece in SPECIAL}
-UNSEEN = ("pad", "cls", "sep")  # left out of what `decode` writes
-# CLIP's: bytes are all it needs to know, and padding is the first of them, id 0.
+UNSEEN = ("pad", "cls", "sep")  # left out by `decode`
+# CLIP's: it knows every byte, so it needs no [UNK]; padding is the first byte, id 0.
 CLIP_SPECIAL = dict(pad="!", cls="<|startoftext|>", sep="<|endoftext|>")
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 SMALL = 256  # pieces of a tokenizer that is trained for one run, unless the config says more
@@ -38,7 +38,7 @@ FACTS: Mapping[str, Mapping[str, int]] = dict(
     wordpiece=dict(pad_id=0, unk_id=100, cls_id=101, sep_id=102, mask_id=103, vocab_size=30_522),
     clip=dict(pad_id=0, cls_id=49_406, sep_id=49_407, vocab_size=49_408),
 )
-CLIP_MERGES = 48_894  # of the file's lines, after the first; the rest was not used
+CLIP_MERGES = 48_894  # of the file's lines, after the first; CLIP does not use the rest
 
 Encoding = tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]
 
@@ -47,8 +47,8 @@ class Tokenizer(NamedTuple):
     """encode: (captions, length) -> ids i32, mask bool (True: not padding), maskable bool (True: no
             special id, so word masking may hide it), each "b l"
     decode: ids "b l" -> a line of words for each row; [MASK] and [UNK] stay visible
-    pieces: ids "l" -> the piece behind each id
-    facts:  vocab_size, pad_id, cls_id, sep_id; unk_id and mask_id, which CLIP's has not
+    pieces: ids "l" -> the piece of each id
+    facts:  vocab_size, pad_id, cls_id, sep_id; unk_id and mask_id, but for CLIP's
     """
 
     encode: Callable[[Sequence[str], int], Encoding]
@@ -118,7 +118,7 @@ def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
 def load_clip(path: str | os.PathLike[str]) -> Tokenizer:
     """CLIP's tokenizer (arXiv 2103.00020): lower-case BPE of bytes, from the file of its merges.
 
-    The code also mends broken text with ftfy and resolves HTML's entities; this does not.
+    CLIP's code also repairs broken text with ftfy and resolves HTML entities; this does not.
     """
     path = Path(path)
     if not path.is_file():
@@ -159,8 +159,8 @@ def assemble(
     where: str,
     special: Mapping[str, str] = NAMED,
 ) -> Tokenizer:
-    """A tokenizer of a vocabulary, of split: captions -> ids, and of join: pieces -> words.
-    special: the pieces that stand for something else."""
+    """A tokenizer of a vocabulary. split: captions -> ids; join: pieces -> words; special: the
+    pieces that are not text, by name."""
     ids = {piece: i for i, piece in enumerate(vocabulary)}
     if missing := [piece for piece in special.values() if piece not in ids]:
         raise UserError(f"{where} has no piece {missing[0]}; it needs {' '.join(special.values())}")
@@ -186,7 +186,7 @@ def assemble(
         return [write(pieces(row)) for row in np.asarray(rows)]
 
     def write(line: Sequence[str]) -> str:
-        # Spaces around the pieces that stand for something else; one space anywhere.
+        # Spaces around special pieces; no double spaces.
         shown = [f" {p} " if p in marks else p for p in line if p not in unseen]
         return " ".join(join(shown).split())
 
@@ -199,7 +199,7 @@ def train(
     """Trains SentencePiece (BPE, lower case) on captions, writes it to `path` and returns it.
 
     The same captions give the same file. vocab_size is an upper bound: a corpus with fewer pieces
-    gives a smaller vocabulary, and the log says so. path None keeps the model in memory.
+    gives a smaller vocabulary, and the log reports it. path None keeps the model in memory.
     """
     captions = list(captions)
     if not captions:
@@ -236,7 +236,7 @@ def train(
         raise
     tokenizer = read_model(out.getvalue())
     if (size := tokenizer.facts["vocab_size"]) < vocab_size:
-        logging.info("the captions have %d pieces only; vocab_size=%d asked", size, vocab_size)
+        logging.info("the captions have only %d pieces; vocab_size=%d", size, vocab_size)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         partial = Path(f"{path}.partial")

@@ -1,7 +1,7 @@
-"""Frames out of video files, by PyAV: frames are chosen first, and only then decoded.
+"""Frames of video files, by PyAV: frames are chosen first, and only then decoded.
 
-A frame's number is its place in the order of presentation. A file that cannot give the frames asked
-of it raises `Unreadable`, with one of a few causes, and nothing else.
+A frame's number is its place in the order of presentation. A file without the frames that are asked
+for raises `Unreadable`, with one of a few causes, and nothing else.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ CAUSES = {
 MAX_PIXELS = 8192 * 4608  # 8K; decoders keep up to seventeen such pictures
 MAX_FRAMES = 2**20  # ten hours at 30 a second; each takes up to 250 bytes of a table
 MAX_BYTES = 2**31  # of all frames of a clip
-ALL_BYTES = 4 * MAX_BYTES  # of those of all clips that are read side by side
+ALL_BYTES = 4 * MAX_BYTES  # of the frames of all clips that are read in parallel
 MAX_SECONDS = 60.0  # of one core, for the frames of one clip
 SCAN_SECONDS = 1800.0  # of one core, for a whole video
-CLOCK = 10.0  # times as many seconds may pass by the clock, where reading takes time
+CLOCK = 10.0  # times as many seconds of wall time, since reading takes time
 SHORTFALL = (
     0.1  # of the promised frames may be missing: edit lists and hidden frames are counted in
 )
@@ -49,18 +49,19 @@ SHORTFALL = (
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,h264,hevc"
 )
-# Bytes come from a file or from memory: there is no way to the network. No picture that is larger
-# than it may be is allocated, whatever the codec finds in the stream.
+# Bytes come from a file or from memory, never from the network. No picture above the limit is
+# allocated, whatever the codec finds in the stream.
 OPTIONS = dict(protocol_whitelist="file,pipe", format_whitelist=FORMATS, max_pixels=str(MAX_PIXELS))
-REORDERED = 32  # packets by which a frame may stand before or after its turn: codecs allow 16
-# Where a packet surely tells its frame's time, and whether others need it: frames may be left out.
+REORDERED = 32  # packets by which a frame may be out of order: codecs allow 16
+# Where packets have reliable time stamps, and where frames that no other needs are marked, so that
+# these may be skipped.
 STAMPED, SKIPPABLE = {"mov", "matroska", "mpegts", "flv"}, {"h264", "hevc"}
 KEY, HIDDEN = 1, 2  # flags of a packet in an index, as FFmpeg has them
-SEEK_PAYS = 24  # frames: to skip fewer, decoding on is cheaper than seeking
+SEEK_PAYS = 24  # frames: to skip fewer, decoding is cheaper than seeking
 
-# A table of a few bytes can promise any number of frames, and FFmpeg makes room for all of them as
-# it opens a file. One piece of its memory may hold a plane of four bytes a pixel, and no more.
-with contextlib.suppress(AttributeError):  # where PyAV does not show us its FFmpeg
+# A table of a few bytes can promise any number of frames, and FFmpeg allocates memory for all of
+# them as it opens a file. One allocation may hold a plane of four bytes a pixel, and no more.
+with contextlib.suppress(AttributeError):  # where PyAV does not expose its FFmpeg
     ctypes.CDLL(av._core.__file__).av_max_alloc(ctypes.c_size_t(5 * MAX_PIXELS))
 
 File = str | os.PathLike[str] | bytes  # a path, or what is in the file
@@ -69,7 +70,7 @@ Check = Callable[[], None]  # raises Unreadable when time is up
 
 
 class Unreadable(Exception):
-    """A video that cannot be read. cause: a key of `CAUSES`; detail: what the decoder said."""
+    """A video that cannot be read. cause: a key of `CAUSES`; detail: the decoder's message."""
 
     def __init__(self, cause: str, detail: str = ""):
         super().__init__(f"{cause}: {detail}" if detail else cause)
@@ -78,8 +79,8 @@ class Unreadable(Exception):
 
 
 class Info(NamedTuple):
-    """What a file says of its first video: frames, upright width and height in pixels, frames per
-    second (0 where unknown), codec, and the turn to the left, in degrees, that makes it upright."""
+    """A file's first video: frames, upright width and height in pixels, frames per second (0 where
+    unknown), codec, and the turn to the left, in degrees, that makes it upright."""
 
     frames: int
     width: int
@@ -108,8 +109,8 @@ class Table(NamedTuple):
 
 
 class Room:
-    """Memory that threads share. A clip that finds too little waits: which clips can be read does
-    not depend on how many are read at once."""
+    """Memory that threads share. A clip that finds too little waits, so that which clips can be
+    read does not depend on the number that is read at once."""
 
     def __init__(self, size: int):
         self.left = size
@@ -140,11 +141,11 @@ class Short(Exception):
 
 
 class Lost(Exception):
-    """Frames cannot be found by their time stamps, or did not come out as these told."""
+    """Frames cannot be found by their time stamps, or do not match them."""
 
 
 def probe(path: File) -> Info:
-    """What a file says of its video; decodes one frame. Raises Unreadable."""
+    """The `Info` of a file; decodes one frame. Raises Unreadable."""
     check = start_clock(MAX_SECONDS)
     with open_video(path) as (container, stream):
         frames = survey(container, stream, check).frames
@@ -156,7 +157,7 @@ def probe(path: File) -> Info:
 
 
 def describe_video(frames: int, frame: av.VideoFrame, stream: Any) -> Info:
-    """What is known of a video by its number of frames and one of them."""
+    """The `Info` of a video, from its number of frames and one of them."""
     sides = (stream.width, stream.height)
     width, height = sides[::-1] if frame.rotation % 180 else sides
     rate = float(stream.average_rate or 0)
@@ -166,10 +167,10 @@ def describe_video(frames: int, frame: av.VideoFrame, stream: Any) -> Info:
 def read_frames(path: File, choose: Choose) -> UInt8[np.ndarray, "t h w c"]:
     """The frames whose numbers `choose(frames in the video)` gives, upright, uint8 RGB "t h w c".
 
-    Numbers may come in any order and repeat. A frame that is not asked for is not converted to RGB,
-    and not decoded where a later key frame allows it. A damaged file is readable as long as every
-    frame asked for is whole. One that ends undamaged a little before the end that its header
-    promised is asked again, with its true length. Raises Unreadable.
+    Numbers may be in any order and repeat. Other frames are not converted to RGB, and not decoded
+    where a later key frame allows it. A damaged file is readable as long as every chosen frame is
+    whole. For one that ends undamaged a little before the end that its header promises, `choose` is
+    called again, with the true length. Raises Unreadable.
     """
     check = start_clock(MAX_SECONDS)
     with open_video(path) as (container, stream):
@@ -204,9 +205,9 @@ def scan(
     use: Callable[[UInt8[np.ndarray, "h w c"]], object] | None = None,
     seconds: float = SCAN_SECONDS,
 ) -> Info:
-    """Decodes a whole video, keeps nothing, and tells what it found. Raises Unreadable.
+    """Decodes a whole video, keeps no frame, and returns its `Info`. Raises Unreadable.
 
-    use: is given frames 0, every, 2 every, ..., upright RGB, one after the other
+    use: called with frames 0, every, 2 every, ..., upright RGB, in order
     seconds: of one core, that it may take
     """
     frames, reformatter, check = 0, VideoReformatter(), start_clock(seconds)
@@ -224,7 +225,7 @@ def scan(
 
 
 def survey(container: Any, stream: Any, check: Check) -> Table:
-    """What the header tells of a video's packets; where it is silent, what the packets tell."""
+    """The packets of a video by its header, or, where the header has none, by reading them."""
     index = stream.index_entries
     check_count(max(stream.frames, len(index)))
     if not stream.frames:
@@ -235,7 +236,7 @@ def survey(container: Any, stream: Any, check: Check) -> Table:
         # Edit lists leave frames out, or show them twice, which an mp4's index knows.
         edited = len(index) > 0 and "mov" in container.format.name.split(",")
         frames = (len(index) if edited else stream.frames) - hidden
-        # Where packets are hidden or not known, their places do not tell numbers.
+        # Where packets are hidden or not known, their places are not frame numbers.
         whole = frames == len(index)
         keys = np.flatnonzero(flags & KEY).tolist() if whole else []
         table = Table(frames, [(n, index[n].timestamp) for n in keys])
@@ -245,9 +246,9 @@ def survey(container: Any, stream: Any, check: Check) -> Table:
 
 
 def tabulate(packets: Iterator[Any], first: int = 0, last: int | None = None) -> Table:
-    """Reads packets, and decodes none, the first of which is at place `first`; all of them, or so
-    many that the frames up to number `last` are known for certain. Those after `first` by less than
-    REORDERED are not."""
+    """Reads packets, decoding none; the first is at place `first`. Reads all, or enough to know the
+    frames up to number `last` for certain. Frames less than REORDERED after `first` are not
+    certain."""
     stop = MAX_FRAMES + 1 if last is None else last - first + 1 + REORDERED
     shown = (p for p in packets if p.size and not p.is_discard)
     found = [(p.pts, p.is_keyframe) for p in itertools.islice(shown, stop)]
@@ -265,8 +266,8 @@ def tabulate(packets: Iterator[Any], first: int = 0, last: int | None = None) ->
 def look_around(
     container: Any, stream: Any, wanted: Sequence[int], table: Table, check: Check
 ) -> Table:
-    """The packets of frames of ascending numbers: of a header that tells where packets are, those
-    from a key frame before; of others, or if it is wrong, all from the start."""
+    """The packets of frames of ascending numbers: from a key frame before them where the header has
+    the places of packets; from the start where it has not, or is wrong."""
     if table.key_before(wanted[0] - REORDERED)[0] > 0:
         try:
             seek(container, stream, table, wanted[0] - REORDERED)
@@ -283,7 +284,7 @@ def look_around(
 
 
 def follow(index: Any, first: int, packets: Iterator[Any]) -> Iterator[Any]:
-    """The same packets, which are those that an index tells of from a place on. Raises Lost."""
+    """The same packets, checked against an index from a place on. Raises Lost."""
     before = index[first - 1].timestamp if first else None
     for place, packet in zip(range(first, len(index)), packets, strict=False):
         at = index[place].timestamp
@@ -297,7 +298,7 @@ def take(
     numbers: Int[np.ndarray, "t"],
     decode: Callable[[Sequence[int]], Sequence[UInt8[np.ndarray, "h w c"]]],
 ) -> UInt8[np.ndarray, "t h w c"]:
-    """The frames of these numbers, by a function that gives those of ascending ones."""
+    """The frames of these numbers. decode: ascending numbers -> frames."""
     unique, places = np.unique(numbers, return_inverse=True)
     frames = decode(unique.tolist())
     return np.stack([frames[place] for place in places.tolist()])
@@ -311,9 +312,8 @@ def can_skip(table: Table, at: int, number: int) -> bool:
 def find(
     container: Any, stream: Any, wanted: Sequence[int], table: Table, check: Check
 ) -> list[UInt8[np.ndarray, "h w c"]]:
-    """Frames of ascending numbers, by their time stamps. What nobody asked for is decoded only if
-    other frames are made from it, and not at all where a later key frame allows that. Raises
-    Lost."""
+    """Frames of ascending numbers, by their time stamps. Other frames are decoded only if these
+    need them, and not at all where a later key frame allows that. Raises Lost."""
     try:
         if not table.numbers:
             table = look_around(container, stream, wanted, table, check)
@@ -336,7 +336,7 @@ def find(
             packet = next(packets, None)
             if packet is None:
                 raise Lost
-            # The last packet is empty and brings what the decoder still holds.
+            # The last packet is empty and flushes the decoder.
             needed = not skips or packet.pts in asked or not packet.size
             stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
             for frame in map(check_size, packet.decode()):
@@ -357,21 +357,21 @@ def find(
 
 
 def can_leave_out(container: Any, stream: Any) -> bool:
-    """Whether frames that no other needs can be told, and left out, with certainty."""
+    """Whether frames that no other needs can be recognized, and skipped, with certainty."""
     formats = set(container.format.name.split(","))
     return bool(formats & STAMPED) and stream.codec_context.name in SKIPPABLE
 
 
 def seek(container: Any, stream: Any, table: Table, number: int) -> int:
-    """Goes to the key frame before a frame, and tells its number."""
+    """Seeks to the key frame before a frame, and returns its number."""
     key, at = table.key_before(number)
     container.seek(at, stream=stream)
     return key
 
 
 def count(path: File, wanted: Sequence[int], check: Check) -> list[UInt8[np.ndarray, "h w c"]]:
-    """Frames of ascending numbers, by decoding all that come before. Raises Short at the undamaged
-    end of a shorter video."""
+    """Frames of ascending numbers, by decoding all frames before them. Raises Short at the
+    undamaged end of a shorter video."""
     reformatter, numbers = VideoReformatter(), set(wanted)
     got: list[UInt8[np.ndarray, "h w c"]] = []
     at = -1
@@ -388,7 +388,7 @@ def count(path: File, wanted: Sequence[int], check: Check) -> list[UInt8[np.ndar
 
 
 def check_room(stream: Any, wanted: Sequence[int] | Int[np.ndarray, "t"]) -> int:
-    """The bytes of so many frames."""
+    """The bytes of the frames `wanted`. Raises Unreadable above MAX_BYTES."""
     size = 3 * stream.width * stream.height * len(wanted)
     if size > MAX_BYTES:
         raise Unreadable("too_large", f"{len(wanted)} of {stream.width}x{stream.height}")
@@ -401,7 +401,7 @@ def check_count(frames: int) -> None:
 
 
 def demux(container: Any, stream: Any, check: Check) -> Iterator[Any]:
-    """The packets of a stream, as long as there is time."""
+    """The packets of a stream; `check` is called for each."""
     for packet in container.demux(stream):
         check()
         yield packet
@@ -420,7 +420,7 @@ def check_size(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def start_clock(seconds: float) -> Check:
-    """A check that there is time left: of one core, for this thread, and by the clock."""
+    """A check that time is left: of one core, for this thread, and by the clock."""
     core, clock = time.thread_time() + seconds, time.monotonic() + CLOCK * seconds
     return functools.partial(check_clock, core, clock, seconds)
 
@@ -462,7 +462,7 @@ def open_video(path: File) -> Iterator[tuple[Any, Any]]:
         stream = container.streams.video[0]
         if stream.width * stream.height > MAX_PIXELS:
             raise Unreadable("too_large", f"{stream.width}x{stream.height}")
-        # Videos are decoded side by side; threads within one would only compete.
+        # Videos are decoded in parallel; threads within one would only compete.
         stream.codec_context.thread_count = 1
         stream.codec_context.options = dict(max_pixels=str(MAX_PIXELS))
         try:

@@ -53,7 +53,7 @@ def run_tfdata(
 ) -> Iterator[Rows]:
     """As `run_here`, by tf.data: `workers` rows at a time, `AHEAD` batches before they are due.
 
-    TensorFlow is handed the codes alone: its own copies of pixels would cost up to 2 ms a clip.
+    TensorFlow gets only the codes: its own copies of pixels would cost up to 2 ms a clip.
     Holds at most AHEAD + 2 batches, and what `workers` videos need while they are decoded.
     """
     tf = import_tensorflow()

@@ -1,11 +1,11 @@
 """The community's data sets, read from the community's own annotation files.
 
-    rows = sets.read("msrvtt", "train_9k", "data/msrvtt")      what the files say, as `Row`s
+    rows = sets.read("msrvtt", "train_9k", "data/msrvtt")      the rows of the files, as `Row`s
     found = sets.locate(rows, "data/msrvtt")                   with the files that show them
     source = sets.load("msrvtt", "train_9k", "data/msrvtt")    what the pipeline trains on
     sets.check("msrvtt", "data/msrvtt")                        what is missing
 
-`SETS` is the table of them all; docs/datasets.md is made from it. Nothing here downloads, and
+`SETS` is the table of all sets; docs/datasets.md is made from it. Nothing here downloads, and
 nothing imports TensorFlow: `builders.make` makes a TFDS builder of any set.
 """
 
@@ -40,8 +40,8 @@ Place = str | os.PathLike[str] | Folder
 
 
 class Found(NamedTuple):
-    """A row and the file, below the folder, that shows it; `span` is the part of the file, or None
-    where it is all of it. path: None where there is no such file."""
+    """A row and the file, below the folder, that shows it. span: the part of the file, None where
+    it is all of it; path: None where there is no such file."""
 
     row: Row
     path: str | None
@@ -68,14 +68,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def read(name: str, split: str, root: Place) -> Iterator[Row]:
-    """The rows of a split, in the order of its files, which lie anywhere below `root`.
+    """The rows of a split, in the order of its files, which are anywhere below `root`.
 
     Raises UserError, at once or when the row's turn comes, on files that are absent or wrong.
     """
     chosen, folder, origin = find(name, split), open_folder(root), f"{name}/{split}"
     if lacking := find_lacking(chosen, folder):
         raise UserError(
-            f"{origin} needs {lacking[0]}, which is nowhere below {folder.root}; "
+            f"{origin} needs {lacking[0]}, which is not below {folder.root}; "
             f"where to get it: {SETS[name].get}"
         )
     files = []
@@ -90,13 +90,13 @@ def open_folder(place: Place) -> Folder:
 
 
 def find_lacking(split: Split, folder: Folder) -> list[str]:
-    """The files of a split that are not there."""
+    """The files of a split that are missing."""
     needed = (file for file in split.files if not file.startswith("?"))
     return [file for file in needed if not folder.annotations(file)]
 
 
 def locate(rows: Iterable[Row], root: Place) -> Iterator[Found]:
-    """Each row with its file: the one cut for it, or else the whole video of which it is a part."""
+    """Each row with its file: the one cut for it, or else the whole video that contains it."""
     folder = open_folder(root)
     for row in rows:
         if path := folder.find(row.media):
@@ -119,17 +119,17 @@ def load(
     max_absent: float = 0.0,
     parts: bool = False,
 ) -> sources.Source:
-    """A split as what the pipeline reads: a clip for each row.
+    """A split as a source for the pipeline: a clip for each row.
 
-    Captions are the row's; of a question they are the question, and with options one for each,
-    question and option. The label is the class, the right option, or the answer's number among
-    `answers`: so many of the commonest of training (of those as common, in the order of the
-    alphabet), or a file (`read_answers`); one that is not among them gets the number after
-    the last. Of moments a clip has the span, where there is one; saliency is in `read` alone.
+    Captions are the row's; for a question they are the question, or, with options, the question
+    followed by each option. The label is the class, the right option, or the answer's number among
+    `answers`: a number of the most frequent in training (equally frequent ones in alphabetical
+    order), or a file (`read_answers`); an answer that is not among them gets the number after the
+    last. Of moments a clip has the span, where there is one; saliency is only in `read`.
 
     max_absent: the share of rows whose files may be absent; they keep their places and count as
-    unreadable (`missing`). parts: whether a clip may be the `part` of a longer video, which shards
-    can store and nothing else can read.
+    unreadable (`missing`). parts: whether a clip may be the `part` of a longer video, which only
+    shards can store.
     """
     chosen, folder = find(name, split), open_folder(root)
     known: Mapping[str, int] = {}
@@ -141,7 +141,7 @@ def load(
     clips, absent, longer = [], [], []
     for row, path, span in locate(read(name, split, folder), folder):
         if row.boxes:
-            raise UserError(f"{name}: boxes are no part of a source yet; read them with sets.read")
+            raise UserError(f"{name}: a source has no boxes; read them with sets.read")
         if path is None:
             absent.append(row.id)
         elif span is not None:
@@ -149,7 +149,7 @@ def load(
         clip = to_clip(row, path or os.path.basename((row.media or row.whole)[0]), known)
         clips.append(clip._replace(licence=row.licence or terms, part=span))
     if not clips:
-        raise UserError(f"{name}/{split}: its files list nothing; get them again")
+        raise UserError(f"{name}/{split}: its files have no rows; get them again")
     if longer and not parts:
         raise UserError(
             f"{name}/{split}: {len(longer)} of {len(clips)} rows are parts of longer videos, first "
@@ -158,7 +158,7 @@ def load(
         )
     if len(absent) > max_absent * len(clips):
         raise UserError(
-            f"{name}/{split}: {len(absent)} of {len(clips)} videos are nowhere below "
+            f"{name}/{split}: {len(absent)} of {len(clips)} videos are not below "
             f"{folder.root}, first '{absent[0]}'; `vtp sets check --set {name}` "
             "names them; allow a share with max_absent"
         )
@@ -166,7 +166,7 @@ def load(
 
 
 def read_answers(file: Path) -> dict[str, int]:
-    """{answer: its number}, of a text file, of VindLU's JSON list or LAVIS' {answer: number}."""
+    """{answer: its number}, from a text file, VindLU's JSON list or LAVIS' {answer: number}."""
     if file.suffix != ".json":
         return sources.read_answers(file)
     listed = parse.read_json(file)
@@ -175,12 +175,12 @@ def read_answers(file: Path) -> dict[str, int]:
     record = parse.Record(listed, str(file))
     known = {answer: record.count(answer) for answer in record.values}
     if sorted(known.values()) != list(range(len(known))):
-        record.fail("the answers must be numbered from 0 on, each once")
+        record.fail("the answers must be numbered from 0, each once")
     return known
 
 
 def count_answers(rows: Iterable[Row], most: int) -> dict[str, int]:
-    """{answer: its number} of the commonest answers."""
+    """{answer: its number} of the `most` most frequent answers."""
     counts = collections.Counter(answer for row in rows for answer in row.answers)
     ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
     return {answer: n for n, answer in enumerate(ranked[:most])}
@@ -194,7 +194,7 @@ def to_clip(row: Row, path: str, known: Mapping[str, int]) -> sources.Clip:
         captions = (row.question,)
     if label is None and known and row.answers:
         label = known.get(row.answers[0], len(known))
-    # A caption that holds at several moments has no one span.
+    # A caption that holds at several moments has no single span.
     spans = row.moments if len(row.moments) == len(captions) == 1 else ()
     return sources.Clip(path, captions, label, spans, row.id, row.origin)
 
@@ -203,12 +203,12 @@ def to_clip(row: Row, path: str, known: Mapping[str, int]) -> sources.Clip:
 
 
 class Report(NamedTuple):
-    """What of a split is there.
+    """The state of a split.
 
-    lacking: annotation files that are not; wrong: what is wrong with those that are, if anything
-    rows, published: how many there are, and should be (None: not known)
-    missing: the names of the videos that are absent, each once; parts: rows of which there is the
-    whole video only; repeated: rows with the id of an earlier one
+    lacking: annotation files that are missing; wrong: the error in the others, if any
+    rows, published: the number of rows, and the published number (None: not known)
+    missing: the names of the videos that are absent, each once; parts: rows of which only the whole
+    video is there; repeated: rows with the id of an earlier one
     """
 
     split: str
@@ -227,7 +227,7 @@ class Report(NamedTuple):
 
 
 def check(name: str, root: Place, split: str | None = None) -> list[Report]:
-    """A report on a split, or on each of a set's. Files are looked for, not decoded."""
+    """A report on a split, or on each split of a set. Files are located, not decoded."""
     splits = [split] if split is not None else list(find_set(name).splits)
     folder = open_folder(root)
     return [check_split(name, one, folder) for one in splits]

@@ -1,4 +1,4 @@
-"""Lists the data sets that are read, and says what of one is missing.
+"""Lists the data sets that can be read, and reports what is missing of one.
 
 vtp sets list
 vtp sets list --set msrvtt
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     command = commands.add("check", check_set, about)
     command.add_argument("--set", required=True, help="the name of a set")
     command.add_argument("--root", required=True, help="the folder of its files")
-    command.add_argument("--split", help="that one alone")
+    command.add_argument("--split", help="check only this one")
     command.add_argument("--missing", help="a file to write the names of all absent videos to")
 
     about = "write the videos in FineVideo's parquet files to a folder; existing files are kept"
@@ -69,7 +69,7 @@ def count(split: sets.Split) -> str:
 
 
 def show(file: str) -> str:
-    """A name of `Split.files` as people read it."""
+    """A name of `Split.files`, for people."""
     names = " or ".join(f"`{one}`" for one in file.removeprefix("?").split(" | "))
     return f"({names})" if file.startswith("?") else names
 
@@ -94,13 +94,13 @@ def tell(report: sets.Report) -> Iterator[str]:
         return
     published = report.published
     if published is None:
-        yield f"{report.rows:,} rows (how many were published is not known here)"
+        yield f"{report.rows:,} rows (the published number is not known here)"
     elif report.rows == published:
         yield f"{report.rows:,} rows, as published"
     else:
-        yield f"{report.rows:,} rows, published were {published:,}"
+        yield f"{report.rows:,} rows, {published:,} were published"
     if report.repeated:
-        yield f"{report.repeated:,} ids stand there twice"
+        yield f"{report.repeated:,} ids are repeated"
     if report.parts:
         yield f"{report.parts:,} are parts of longer videos, not cut yet"
     if report.missing:

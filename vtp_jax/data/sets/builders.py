@@ -5,8 +5,8 @@
     builder.download_and_prepare(download_config=config)
     builder.as_dataset("train_9k")      # or, later: tfds.builder_from_directory(builder.data_dir)
 
-Every set has the same features: what `Row` holds, and the bytes of the file that shows it, whose
-format `suffix` tells. Nothing is decoded or cut. Splits without their annotation files, and rows
+Every set has the same features: the fields of `Row`, and the bytes of the file that shows it, whose
+format is `suffix`. Nothing is decoded or cut. Splits without their annotation files, and rows
 without a video, are left out and counted in the log.
 """
 
@@ -22,7 +22,7 @@ from absl import logging
 from vtp_jax.data import sets
 from vtp_jax.types import UserError
 
-NO_SPAN = (-1.0, -1.0)  # of a file that shows the row and nothing else
+NO_SPAN = (-1.0, -1.0)  # of a file that shows only the row
 NONE = -1  # no label, no person
 VERSION = "1.0.0"
 
@@ -50,7 +50,7 @@ def make(name: str) -> Any:
         return {s: examples(name, s, folder) for s, files in lacking.items() if not files}
 
     def generate_examples(self: Any, *_: Any) -> Any:
-        raise NotImplementedError("the splits give their examples themselves")
+        raise NotImplementedError("each split has its own examples")
 
     return type(
         f"Vtp{name.title().replace('_', '')}",

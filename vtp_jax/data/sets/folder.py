@@ -1,7 +1,7 @@
-"""Where the files of a set lie: anywhere below the folder that they were put into.
+"""The files of a set: anywhere below its folder.
 
-People unpack the same archives in a dozen ways. So files are found by their names, whatever folder
-and, of videos, whatever suffix they have; and nothing outside the folder is ever looked at.
+People unpack the same archives in a dozen ways. So files are found by their names, in any folder
+and, for videos, with any suffix; nothing outside the folder is ever read.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Folder:
     def find(self, names: Iterable[str]) -> str | None:
         """The path, below the folder, of the video that has one of the names, tried in order.
 
-        A name may hold folders, "class/video". Of several files of that name the one wins that is
-        in the folders named, then the one least deep, then the first by its path.
+        A name may contain folders, "class/video". Among several files of that name, the one in the
+        folders named wins, then the least deep, then the first by its path.
         """
         for name in names:
             wanted = PurePosixPath(strip(name)).parts
@@ -58,7 +58,7 @@ class Folder:
         return None
 
     def annotations(self, file: str) -> list[Path]:
-        """The files that a name of `Split.files` means; none where there is none."""
+        """The files that match a name of `Split.files`."""
         for name in file.removeprefix("?").split(" | "):
             if "*" in name:
                 pattern = f"*/{name}"
@@ -71,13 +71,13 @@ class Folder:
 
 
 def strip(name: str) -> str:
-    """A name without the suffix of a video, if it has one; ids may hold dots."""
+    """A name without the suffix of a video, if it has one; ids may contain dots."""
     head, suffix = os.path.splitext(name)
     return head if suffix.lower() in MEDIA else name
 
 
 def match(path: str, wanted: Sequence[str]) -> int:
-    """How many of the folders before a file's name are those wanted."""
+    """The number of folders before a file's name that are those wanted."""
     have = PurePosixPath(path).parent.parts
     pairs = zip(reversed(have), reversed(wanted[:-1]), strict=False)
     count = 0

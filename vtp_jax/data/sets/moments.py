@@ -1,5 +1,5 @@
-"""Sets for finding the moment that a sentence tells of: Charades-STA, TACoS, QVHighlights. Those of
-DiDeMo and ActivityNet Captions are with their sets (`retrieval`)."""
+"""Sets for finding the moment that a sentence describes: Charades-STA, TACoS, QVHighlights. Those
+of DiDeMo and ActivityNet Captions are with their sets (`retrieval`)."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ def read_tacos(file: Path) -> Iterator[Row]:
 
 
 def read_qvhighlights(file: Path) -> Iterator[Row]:
-    """Videos are named <id>_<start>_<end>; a test list tells no moments."""
+    """Videos are named <id>_<start>_<end>; a test list has no moments."""
     for row in read_list(file):
         name = row.text("vid")
         parts = name.rsplit("_", 2)
         if len(parts) != 3:
             row.fail(f"vid is {name!r}; it must be <id>_<start>_<end>")
-        told = "relevant_windows" in row.values
+        known = "relevant_windows" in row.values
         yield Row(
             row.text("qid"),
             media=(name,),
             whole=(parts[0],),
             span=span(parts[1:], f"{row.where}: vid"),
             captions=(row.text("query"),),
-            moments=row.spans("relevant_windows") if told else (),
+            moments=row.spans("relevant_windows") if known else (),
             saliency=mean_scores(row) if "saliency_scores" in row.values else (),
         )
 
 
 def mean_scores(row: Record) -> tuple[float, ...]:
-    """For each 2 seconds of the video the mean of the annotators' scores; 0 where nobody scored."""
+    """For each 2 seconds of the video the mean of the annotators' scores; 0 without scores."""
     clips, scores = row.listed("relevant_clip_ids"), row.listed("saliency_scores")
     means = [0.0] * round(row.number("duration") / WINDOW)
     if len(clips) != len(scores):

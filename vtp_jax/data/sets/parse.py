@@ -1,7 +1,7 @@
-"""Annotation files of all kinds as records that know where they stand.
+"""Annotation files of all kinds as records that know their place in a file.
 
-A `Record` checks what is asked of it, so that a reader is a list of what it takes, and a file that
-is not what it should be is told in one line: file, row, what is wrong.
+A `Record` checks each value that is taken from it, so that a reader is a list of fields, and an
+error in a file is reported in one line: file, row, what is wrong.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vtp_jax.data.sets.rows import Span
 from vtp_jax.types import UserError
 
 NO_LITERAL = (MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
-LONGEST = 1 << 30  # of a field: Panda-70M's lists are longer than Python's csv allows by itself
+LONGEST = 1 << 30  # of a field: Panda-70M's lists are longer than Python's csv allows by default
 
 
 class Record:
-    """A row of a file, or a part of one, and where it stands."""
+    """A row of a file, or a part of one, and its place."""
 
     def __init__(self, values: Any, where: str):
         if not isinstance(values, Mapping):
@@ -36,7 +36,7 @@ class Record:
         raise UserError(f"{self.where}: {wrong}")
 
     def get(self, *names: str) -> Any:
-        """The value of the first of the names that is there."""
+        """The value of the first of the names that the row has."""
         for name in names:
             if self.values.get(name) is not None:
                 return self.values[name]
@@ -75,7 +75,7 @@ class Record:
         return tuple(span(value, f"{self.where}: {names[0]!r}") for value in self.listed(*names))
 
     def listed(self, *names: str) -> list[Any]:
-        """A list; also one that is written as text, as Python writes it."""
+        """A list, or the text of a Python list."""
         value = self.get(*names)
         if isinstance(value, str):
             with contextlib.suppress(*NO_LITERAL):
@@ -126,7 +126,7 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
-    """(where, line) of every line that is not empty, without its ends."""
+    """(place, line) of every line that is not empty, stripped."""
     for n, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             yield f"{file}, line {n}", line.strip()
@@ -187,7 +187,7 @@ def read_csv(file: Path, *columns: str, delimiter: str = ",") -> Iterator[Record
 
 
 def read_column(file: Path, column: str) -> list[str]:
-    """The names that a .txt file lists, one on each line, or a .csv file in a column."""
+    """The names in a .txt file, one a line, or in a column of a .csv file."""
     if file.suffix == ".csv":
         return [row.text(column) for row in read_csv(file)]
     return [line for _, line in read_lines(file)]

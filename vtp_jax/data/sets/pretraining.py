@@ -57,8 +57,8 @@ def finevideo(files: Sequence[Path]) -> Iterator[tuple[str, Record]]:
 
 
 def extract_finevideo(file: Path, out: Path) -> int:
-    """Writes the videos of a parquet file as <out>/<name>.mp4, and says how many; one that is there
-    is whole and is left alone."""
+    """Writes the videos of a parquet file as <out>/<name>.mp4, and returns their number; existing
+    files are whole, and kept."""
     out.mkdir(parents=True, exist_ok=True)
     names = (Path(row.text("original_video_filename")).stem for row in read_parquet(file, "json"))
     written = 0
@@ -182,7 +182,7 @@ SETS = {
         },
         "YouTube ids",
         "non-commercial research (Snap)",
-        "cut clips are looked for as `id_00000`, numbered in the video (a rule of ours), else "
+        "cut clips are looked for as `id_00000`, numbered in the video (this project's rule), else "
         "the whole video as `id`",
     ),
     "webvid": Set(

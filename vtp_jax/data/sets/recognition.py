@@ -21,7 +21,7 @@ from vtp_jax.types import UserError
 
 
 def read_kinetics(train: Path, file: Path) -> Iterator[Row]:
-    """Classes are numbered in the order of the alphabet, over those of `train`. Files are named
+    """Classes are numbered in alphabetical order, over those of `train`. Files are named
     <id>_<start>_<end>, of six digits each; a test list may have no classes."""
     classes = {name: n for n, name in enumerate(sorted({r.text("label") for r in read_csv(train)}))}
     for row in read_csv(file):
@@ -86,7 +86,7 @@ def split_words(name: str) -> str:
 
 def read_hmdb(code: str, files: Sequence[Path]) -> Iterator[Row]:
     """A file for each class, <class>_test_split<n>.txt, with lines `name.avi code`: 1 is training,
-    2 is test, 0 neither. Classes in the order of the alphabet."""
+    2 is test, 0 neither. Classes are in alphabetical order."""
     classes = [file.name.rpartition("_test_split")[0] for file in files]
     known = {name: n for n, name in enumerate(sorted(classes))}
     for file, name in zip(files, classes, strict=True):

@@ -298,7 +298,7 @@ SETS = {
         },
         "as activitynet",
         "as activitynet",
-        "times as they stand in the file",
+        "times as in the file",
     ),
     "vatex": Set(
         "VATEX",

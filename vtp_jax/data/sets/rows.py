@@ -9,8 +9,8 @@ Span = tuple[float, float]  # seconds: start, end
 
 
 class Box(NamedTuple):
-    """A person at one moment: sides as fractions of the picture, the set's own numbers of what the
-    person does, and who it is within the video (None where that is not told)."""
+    """A person at one moment: sides as fractions of the picture, the set's own numbers of actions,
+    and the person's number within the video (None where the set has none)."""
 
     left: float
     top: float
@@ -21,19 +21,19 @@ class Box(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One example, as a set's own annotation files tell it.
+    """One example of a set's own annotation files.
 
     id:       unique in its split
-    media:    what a file that shows this row and nothing else may be called; the suffix is free
-    whole:    what a longer file may be called, of which the row is the part `span`
-    captions: the first is the one that is used where only one is
-    label:    class or right option, from 0; or the number that counts as answer
+    media:    possible names of a file that shows only this row, without suffixes
+    whole:    possible names of a longer file that contains the row as its part `span`
+    captions: where only one is used, it is the first
+    label:    class or right option, from 0; or the number that is the answer
     question, answers, options: of question answering; options where one is to be chosen
     moments:  seconds in the row's video during which the one caption holds (several annotators', or
               several moments)
-    saliency: how well each 2 seconds of the video fit the caption, 0 to 4
+    saliency: the fit of each 2 seconds of the video to the caption, 0 to 4
     boxes:    persons in the middle of `span`
-    licence:  of this video, where its set's is not the same for all
+    licence:  of this video, where a set's videos differ
     origin:   set/split
     """
 
@@ -57,11 +57,11 @@ class Split(NamedTuple):
     """A split of a set.
 
     read:  the files, in order -> rows
-    files: what they are called; "a | b": by either name; "?a": may be absent, which reads as None;
-           with a star: all that match, as a list
-    rows:  how many the split has by what was published; None: not known here
+    files: their names; "a | b": either name; "?a": may be absent, which reads as None; with a star:
+           all that match, as a list
+    rows:  the published number; None: not known here
     sure:  whether a source for that number was found; False: from memory
-    vocabulary: of open questions, the split in which answers are counted
+    vocabulary: for open questions, the split in which answers are counted
     labelled: whether rows have labels, or answers that become labels
     """
 
@@ -74,8 +74,8 @@ class Split(NamedTuple):
 
 
 class Set(NamedTuple):
-    """A data set. get: how to come by its files and media; licence: as far as it is known; note:
-    what is not obvious about its files."""
+    """A data set. get: where its files and media are; licence: as far as it is known; note: what is
+    not obvious about its files."""
 
     title: str
     task: str
