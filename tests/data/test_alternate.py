@@ -28,7 +28,7 @@ def take(data, count, first=0):
 
 
 @pytest.mark.parametrize("turns", [(1, 1), (4, 1), (2, 3, 1)])
-def test_every_round_gives_each_its_turns_in_an_order_of_its_own(turns):
+def test_every_round_has_each_sources_turns_in_a_new_order(turns):
     n = sum(turns)
     who = [alternate.turn(turns, 0, step) for step in range(20 * n)]
     rounds = [tuple(k for k, _ in who[i : i + n]) for i in range(0, len(who), n)]
@@ -40,7 +40,7 @@ def test_every_round_gives_each_its_turns_in_an_order_of_its_own(turns):
         had[k] += 1
 
 
-def test_batches_are_each_source_s_own_in_order():
+def test_each_source_keeps_its_own_order():
     data = make()
     batches = take(data, 9)
     for batch in batches:
@@ -59,7 +59,7 @@ def test_batches_are_each_source_s_own_in_order():
         np.testing.assert_array_equal(a["video"], b["video"])
 
 
-def test_classes_go_on_from_one_source_to_the_next():
+def test_classes_are_numbered_across_sources():
     data, plan = make(), shapes.Plan(train=10, seed=0)
     own = [clip.label for clip in shapes.source(plan, "train", "shape").clips]
     first = max(own) + 1
@@ -71,7 +71,7 @@ def test_classes_go_on_from_one_source_to_the_next():
     assert data.facts["labels"] > first
 
 
-def test_an_evaluation_has_its_classes_where_training_has_them():
+def test_an_evaluation_has_the_classes_of_its_training_source():
     held = dict(clips=6, label="colour", caption="class", **SHAPES)
     data = make(evals=dict(images=dict(of="images", **held), own=held))
     first = min(int(b["label"].min()) for b in take(data, 6) if len(b["id"]) == 2)
@@ -128,12 +128,12 @@ def test_one_tokenizer_knows_the_words_of_all():
         (dict(train=dict(clips=4, caption="rhyme")), "caption='rhyme'; known: attributes"),
     ],
 )
-def test_mistakes_are_told(changes, told):
+def test_mistakes_are_one_line_errors(changes, told):
     with pytest.raises(UserError, match=told):
         make(**changes)
 
 
-def test_questions_have_their_answers_for_labels():
+def test_labels_of_questions_are_their_answers():
     source = shapes.source(shapes.Plan(train=60), "train", caption="question")
     asked = set()
     for index, clip in enumerate(source.clips):
@@ -145,7 +145,7 @@ def test_questions_have_their_answers_for_labels():
     assert asked == set(shapes.ATTRIBUTES)
 
 
-def test_prompts_say_a_word_of_the_class_and_no_other():
+def test_prompts_have_a_word_of_their_class_and_of_no_other():
     source = shapes.source(shapes.Plan(train=40), "train", "motion", "class")
     words = [tuple(doing for _, doing in forms) for forms in shapes.MOTIONS.values()]
     for clip in source.clips:

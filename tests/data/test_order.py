@@ -17,8 +17,8 @@ def test_permute_is_a_permutation(count, seed, epoch):
     np.testing.assert_array_equal(np.sort(found), np.arange(count))
 
 
-def test_permute_looks_like_chance():
-    """Of 600 keys, each of 5 numbers stands at each place about 120 times (chi-squared, 16
+def test_permute_is_uniform():
+    """Of 600 keys, each of 5 numbers is at each place about 120 times (chi-squared, 16
     degrees: 99.9 % below 39), and neighbours go on as neighbours no more often than by chance."""
     found = np.stack([orders.permute(np.arange(5), 5, (7, k)) for k in range(600)])
     counts = np.stack([np.bincount(column, minlength=5) for column in found.T])
@@ -82,7 +82,7 @@ def test_shares_add_up(weights):
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (1.0, -2.0), (1.0, float("nan")), (1.0, 1e-9)])
-def test_weights_that_show_nothing_are_refused(weights):
+def test_weights_without_a_row_are_refused(weights):
     with pytest.raises(UserError, match="weights"):
         orders.share_out(weights)
 

@@ -103,7 +103,7 @@ def test_batches_are_what_the_contract_says(root):
 
 
 def test_every_clip_once_in_every_epoch(root):
-    """Batches of 5 run on over the ends of epochs of 12."""
+    """Batches of 5 continue over the ends of epochs of 12."""
     ids = np.concatenate([b["id"] for b in take(make(root, batch=5), 12)])
     epochs = ids.reshape(5, ROWS)
     for epoch in epochs:
@@ -208,7 +208,7 @@ def test_views(root):
         assert (views[:, 0] != views[:, 1]).any()
 
 
-def test_segments_go_over_the_whole_video():
+def test_segments_cover_the_whole_video():
     """Ten frames in four parts, whatever the stride."""
     look = dict(frames=4, stride=1, size=32, crop="centre", sampling="segments")
     plan = shapes.Plan(train=ROWS, val=5, side=32, frames=10)
@@ -275,7 +275,7 @@ def test_shards_show_what_files_show(corpus, sharded, repeats):
 
 @pytest.mark.parametrize("path", config_files())
 def test_every_config_takes_shards_by_the_documented_command(path, corpus, sharded, monkeypatch):
-    """Its sets name what only files have, and a command line takes no name away."""
+    """Its sets have keys that only files take, and no flag removes a key."""
     monkeypatch.chdir(ROOT)
     given = dict(kind="shards", **{"train.root": sharded})
     cfg = config.load(path, [f"--config.data.{k}={value}" for k, value in given.items()]).data
@@ -374,7 +374,7 @@ def test_files_of_no_config_become_streams_for_any_kind(kind, corpus, sharded, t
 
 
 def test_two_then_three_then_one_process_across_restarts(sharded):
-    """Together they give what one process gives in one go: ids, words and pixels."""
+    """Together they make what one process makes in one run: ids, words and pixels."""
 
     def run(count, first, steps):
         parts = [take(from_shards(sharded, batch=6, process=(i, count)), steps, first)
@@ -446,7 +446,7 @@ def test_tfds_becomes_shards(tmp_path):
 
 @pytest.fixture(scope="module", params=["files", "shards"])
 def worn_corpus(request, tmp_path_factory):
-    """Its kind, what is given of it, and why which clips cannot be read."""
+    """Its kind, its section of a config, and {unreadable clip: cause}."""
     root = tmp_path_factory.mktemp("worn")
     if request.param == "shards":
         return "shards", dict(root=str(worn.write_shards(root, side=32, frames=8))), worn.SHARDS
@@ -455,8 +455,8 @@ def worn_corpus(request, tmp_path_factory):
     return "files", given, worn.DAMAGE
 
 
-def test_a_worn_corpus_is_gone_through_with_exact_counts(worn_corpus):
-    """Files with the default limit, which is as much: chance alone does not stop a run."""
+def test_counts_of_a_worn_corpus_are_exact(worn_corpus):
+    """Files with the default limit, which is the same share: chance alone does not stop a run."""
     kind, train, bad = worn_corpus
     limit = {} if kind == "files" else dict(max_failed=0.2)
     words = dict(TEXT, vocab_size=200)
@@ -478,8 +478,8 @@ def test_a_worn_corpus_is_gone_through_with_exact_counts(worn_corpus):
     assert run() == (counts, trained, shown, told)
 
 
-def test_rotted_shards_are_named_by_what_is_known(worn_corpus, caplog):
-    """And the run stops in one line where they are too many."""
+def test_damaged_shards_are_named_in_the_log(worn_corpus, caplog):
+    """And the run stops with a one-line error where they are too many."""
     kind, train, bad = worn_corpus
     with caplog.at_level("WARNING", logger="absl"), pytest.raises(UserError, match="max_failed"):
         take(make(kind=kind, train=train, evals={}, batch=16, max_failed=0.01), 30)
@@ -489,7 +489,7 @@ def test_rotted_shards_are_named_by_what_is_known(worn_corpus, caplog):
         assert any(re.search(r"clip \d+ \(.*\.shard.*\): (missing|damaged)", x) for x in named)
 
 
-def test_a_mixture_goes_on_over_rotted_shards(worn_corpus):
+def test_a_mixture_continues_over_damaged_shards(worn_corpus):
     kind, train, bad = worn_corpus
     drawn = dict(kind="shapes", clips=40, side=32, frames=8)
     data = make(kind=kind, train=dict(mix=dict(drawn=drawn, worn=dict(train, weight=4))),
@@ -571,8 +571,8 @@ def broken_train(root, **more):
     return dict(root=str(root), list=str(root / "train.json"), max_absent=0.1, **more)
 
 
-def test_counts_are_exact_for_what_was_handed_out(broken):
-    """However far ahead batches are made; and each name stands in the log once."""
+def test_counts_are_exact_for_the_batches_that_were_used(broken):
+    """However far ahead batches are made; and each name is in the log once."""
     data = make(broken, train=broken_train(broken), max_failed=1.0)
     batches, seen, failed = sharding.prefetch(data.batches(2), lambda batch: batch), 0, {}
     for step in range(2, 10):
@@ -638,7 +638,7 @@ def test_unreadable_in_a_stream(broken):
     assert sum(int(b["valid"].sum()) for b in captions.batches()) == ROWS + 2
 
 
-def test_an_error_of_ours_is_not_taken_for_a_bad_video(monkeypatch):
+def test_a_bug_is_not_taken_for_an_unreadable_video(monkeypatch):
     def fail(*_):
         raise KeyError("a mistake")
 
@@ -698,7 +698,7 @@ def test_without_text_there_are_no_captions(corpus):
         np.testing.assert_array_equal(batch["label"], batch["id"] % 3)
 
 
-def test_labels_of_shapes_are_what_captions_tell():
+def test_labels_of_shapes_are_those_of_their_captions():
     train = dict(clips=ROWS, side=32, frames=10, label="shape")
     data = make(train=train, evals=dict(val=dict(train, clips=5)))
     names = list(shapes.SHAPES)
@@ -739,7 +739,7 @@ def long_videos(**changes):
     return make(**(given | changes))
 
 
-def test_clips_of_a_longer_video_come_in_order_with_their_texts():
+def test_pieces_of_a_longer_video_are_in_order_with_their_texts():
     data = long_videos()
     plan = shapes.Plan(side=32, frames=10)
     check_batch(data.spec)

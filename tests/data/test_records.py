@@ -55,7 +55,7 @@ def psnr(a, b):
     return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
 
 
-def test_records_come_back_whole(folder):
+def test_records_are_read_as_written(folder):
     found = list(records.Shard(folder / "3.shard").records())
     assert len(found) == 3
     for number, one in enumerate(found, 3):
@@ -126,7 +126,7 @@ def test_several_parts_of_one_reading(folder):
 
 @given(at=st.integers(0, 2**31), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_found(folder, tmp_path_factory, at, bit):
-    """Wherever it is: what can still be read is right, and the rest is `damaged`."""
+    """Anywhere: what can still be read is right, and the rest is `damaged`."""
     data = bytearray((folder / "0.shard").read_bytes())
     data[at % len(data)] ^= 1 << bit
     path = tmp_path_factory.getbasetemp() / "flipped.shard"
@@ -169,7 +169,7 @@ def test_writing_is_all_or_nothing(tmp_path):
 
 
 def test_rolls_of_another_size_are_damaged(tmp_path):
-    """Also ones that say they are huge: nothing of that size is allocated."""
+    """Also ones whose header claims a huge size: nothing of that size is allocated."""
     roll = rolls.encode(film()[:3], 80)
     at = roll.head.index(b"\xff\xc0") + 5
     wrong = [
@@ -187,7 +187,7 @@ def test_rolls_of_another_size_are_damaged(tmp_path):
             records.Shards(tmp_path).open(0).read(lambda n: np.asarray([0, 8]))
 
 
-def test_shards_that_are_gone_or_others_are_unreadable(folder, tmp_path):
+def test_missing_or_replaced_shards_are_unreadable(folder, tmp_path):
     write_manifest(tmp_path, ["0.shard", "1.shard"], [2, 3])
     (tmp_path / "0.shard").write_bytes((folder / "0.shard").read_bytes())
     for index, cause in ((0, "damaged"), (3, "missing")):

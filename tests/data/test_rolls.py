@@ -50,8 +50,8 @@ def test_frames_come_back(made, size):
 
 
 @given(data=st.data(), size=st.sampled_from(SIZES))
-def test_a_part_is_what_the_whole_has_there(made, data, size):
-    """To the bit, in YCbCr; and nothing further away than a piece is decoded."""
+def test_a_part_equals_that_part_of_the_whole(made, data, size):
+    """Exactly, in YCbCr; and nothing further away than a piece is decoded."""
     _, roll = made[size]
     h, w = size
 
@@ -74,8 +74,8 @@ def test_a_part_is_what_the_whole_has_there(made, data, size):
         np.testing.assert_array_equal(here, wanted)
 
 
-def test_a_roll_is_a_jpeg_that_others_read(made):
-    """With its markers numbered again it is what it was, and Pillow's decoder agrees with ours."""
+def test_a_roll_is_a_valid_jpeg(made):
+    """With its markers renumbered it is unchanged, and Pillow decodes it as FFmpeg does."""
     frames, roll = made[66, 90]
     data = rolls.MARKER.join(roll.frames)
     pieces = [data[a:b] for a, b in zip(*rolls.find(data), strict=True)]

@@ -83,7 +83,7 @@ def test_captions(tmp_path):
 def test_absent_videos(tmp_path):
     touch(tmp_path, "video1.mp4")
     jsfusion(tmp_path, "video2", "video1")
-    with pytest.raises(UserError, match="1 of 2 videos are nowhere.*first 'video2'.*max_absent"):
+    with pytest.raises(UserError, match="1 of 2 videos are not below.*first 'video2'.*max_absent"):
         sets.load("msrvtt", "test_1k", tmp_path)
     source = sets.load("msrvtt", "test_1k", tmp_path, max_absent=0.5)
     assert [clip.path for clip in source.clips] == ["video2", "video1.mp4"]  # it keeps its place
@@ -139,7 +139,7 @@ def test_parts_of_longer_videos(tmp_path):
 
 def test_boxes_are_no_source(tmp_path):
     (tmp_path / "ava_val_v2.2.csv").write_text("v,0902,0.1,0.1,0.2,0.2,9,1\n")
-    with pytest.raises(UserError, match="boxes are no part of a source"):
+    with pytest.raises(UserError, match="a source has no boxes"):
         sets.load("ava", "val", tmp_path)
 
 

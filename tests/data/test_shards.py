@@ -64,7 +64,7 @@ def psnr(a, b):
     return 10 * np.log10(255**2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9))
 
 
-def test_every_clip_is_there_or_refused_for_a_cause(corpus, made, capsys):
+def test_every_clip_is_stored_or_refused_with_a_cause(corpus, made, capsys):
     manifest = manifest_of(made)
     assert manifest["causes"] == CAUSES and manifest["records"] == CLIPS - 2
     refused = {one["id"]: one["cause"] for one in manifest["rejected"]}
@@ -90,8 +90,8 @@ def test_every_clip_is_there_or_refused_for_a_cause(corpus, made, capsys):
 # Kills, restarts, take-downs.
 
 
-def test_killed_at_any_moment_it_goes_on(corpus, made, tmp_path):
-    """Killed with its children at its first shard; then again what stood half done."""
+def test_a_run_that_is_killed_at_any_moment_resumes(corpus, made, tmp_path):
+    """Killed with its children at its first shard; then again with half-written files."""
     argv = f"shards --root {corpus} --list {corpus}/c.jsonl --source here --out {tmp_path}"
     code = "import sys; from vtp_jax import prepare; prepare.main(sys.argv[1:])"
     argv = [sys.executable, "-c", code, *argv.split(), *["--per-shard", "3", "--every", "1"]]
@@ -111,7 +111,7 @@ def test_killed_at_any_moment_it_goes_on(corpus, made, tmp_path):
         make(corpus, tmp_path, "--quality 50")
 
 
-def test_what_is_taken_down_is_gone_and_stays_so(corpus, made, tmp_path, capsys):
+def test_removed_records_do_not_come_back(corpus, made, tmp_path, capsys):
     for path in made.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "ids.txt").write_text("id4\nid9\n\nnobody\n")
@@ -155,7 +155,7 @@ class Deadly(NamedTuple):
             yield inputs.Item(sources.Clip(str(number), ("x",)), media)
 
 
-def test_a_clip_that_kills_or_hangs_costs_itself_alone(corpus, tmp_path, monkeypatch):
+def test_a_clip_that_kills_or_hangs_is_refused_alone(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "POLL", 0.1)
     monkeypatch.setattr(processes, "PATIENCE", 1.0)
     good = str(corpus / "train/00000.mp4")
@@ -173,7 +173,7 @@ def test_a_clip_that_kills_or_hangs_costs_itself_alone(corpus, tmp_path, monkeyp
 
 
 class Broken(NamedTuple):
-    """Items the second of which cannot be looked for."""
+    """Items the second of which raises."""
 
     media: str
     dies: bool
@@ -188,15 +188,15 @@ class Broken(NamedTuple):
 @pytest.mark.parametrize(
     "dies, told", [(False, "a.shard: KeyError: 'of ours'"), (True, "twice.* 1")]
 )
-def test_what_fails_between_clips_is_no_clips_fault(corpus, tmp_path, dies, told):
+def test_an_error_between_clips_is_not_attributed_to_a_clip(corpus, tmp_path, dies, told):
     task = inputs.Task("a.shard", Broken(str(corpus / "train/00000.mp4"), dies), 2)
     shards.begin(tmp_path, [task], shards.Form())
     with pytest.raises(UserError, match=told):
         list(processes.run([task], tmp_path, shards.Form(), workers=1, memory=4.0))
 
 
-def test_an_error_of_ours_costs_one_clip(corpus, tmp_path, monkeypatch):
-    """And text that UTF-8 cannot hold is mended."""
+def test_an_unexpected_error_costs_one_clip(corpus, tmp_path, monkeypatch):
+    """And text that UTF-8 cannot encode is repaired."""
     real, film = shards.store, str(corpus / "train/00000.mp4")
 
     def store(item, form):
@@ -246,7 +246,7 @@ def test_a_worker_ends_when_its_run_does(tmp_path):
     assert process.exitcode == 1
 
 
-def test_two_writers_do_not_meet(corpus, tmp_path):
+def test_two_writers_do_not_collide(corpus, tmp_path):
     film, _ = shards.store(inputs.Item(sources.Clip("a", ()), f"{corpus}/train/00000.mp4"), FORM)
     one = records.Record("a", (), (), None, "", "", **film)
 
@@ -260,8 +260,8 @@ def test_two_writers_do_not_meet(corpus, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.shard"]
 
 
-def test_killed_while_taking_down_it_goes_on(corpus, made, tmp_path, monkeypatch):
-    """Between a shard and its summary; then other ids are taken down."""
+def test_a_removal_that_is_killed_resumes(corpus, made, tmp_path, monkeypatch):
+    """Between a shard and its summary; then other ids are removed."""
     for path in made.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
 
@@ -286,7 +286,7 @@ def add(tar, name, content):
     tar.addfile(info, io.BytesIO(content))
 
 
-def test_an_odd_sample_costs_itself_alone(corpus, tmp_path):
+def test_an_odd_sample_is_refused_alone(corpus, tmp_path):
     """Each of these ended the whole run, and every run after it."""
     film = (corpus / "train/00000.mp4").read_bytes()
     odd = dict(
@@ -441,7 +441,7 @@ def test_tars_become_shards(corpus, tmp_path):
     assert set(refused.values()) <= set(shards.CAUSES)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     item = inputs.Item(sources.Clip("a", ("x",)), str(tmp_path / "a.mp4"))
     with pytest.raises(video.Unreadable, match="missing"):
@@ -477,7 +477,7 @@ def test_quality_falls_where_a_clip_would_be_too_large(corpus):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no folder ../shared/videos with real files")
-def test_real_videos_come_out_the_same_or_with_a_cause(tmp_path):
+def test_real_videos_are_stored_faithfully_or_refused_with_a_cause(tmp_path):
     """As `prepare` stores them by itself, above 35 dB; drawn ones, whose colours change from pixel
     to pixel, above 26."""
     files = sorted(p for p in REAL.iterdir() if p.suffix in sources.VIDEOS)

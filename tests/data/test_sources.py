@@ -168,7 +168,7 @@ def test_wrong_labels_are_named(folder, name, content, told):
     assert "\n" not in str(caught.value)
 
 
-def test_a_list_without_captions_says_so(folder):
+def test_a_list_without_captions_is_a_one_line_error(folder):
     with pytest.raises(UserError, match="hold no captions; set caption_column=None"):
         sources.load(folder / "videos", write(folder, "c.txt", "a.mp4 3\n"))
 
@@ -202,7 +202,7 @@ def test_lists_without_labels(tmp_path):
         sources.load(tmp_path, tmp_path / "c.txt", caption_column=None, label_column="label")
 
 
-def test_halves_of_pairs_are_mended(tmp_path):
+def test_lone_surrogates_are_replaced(tmp_path):
     """JSON may have them; no tokenizer and no file can."""
     (tmp_path / "a.mp4").touch()
     (tmp_path / "c.jsonl").write_text('{"path": "a.mp4", "caption": "x \\ud83d"}')

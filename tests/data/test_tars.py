@@ -66,7 +66,7 @@ def test_nothing_escapes(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before and set(refused.values()) <= set(tars.CAUSES)
 
 
-def test_what_says_it_is_huge_is_not_read(tmp_path, monkeypatch):
+def test_members_that_claim_to_be_huge_are_not_read(tmp_path, monkeypatch):
     """A member of 8 TiB that the header promises, and one with holes of 1 TiB, cost nothing."""
     info = tarfile.TarInfo("big.mp4")
     info.size = 2**43
@@ -124,7 +124,7 @@ SIX = [(f"{n}.{end}", bytes(700)) for n in range(3) for end in ("mp4", "txt")]  
     ],
 )
 def test_a_tar_that_does_not_end_as_tars_do_is_damaged(tmp_path, damage, kept):
-    """Python takes a damaged header for the end; all that followed was lost without a word."""
+    """Python takes a damaged header for the end; all that followed was lost silently."""
     path = write(tmp_path / "a.tar", *SIX)
     data = (tmp_path / "a.tar").read_bytes()
     assert [one.key for one in tars.read(path)] == ["0", "1", "2"]

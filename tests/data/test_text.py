@@ -34,7 +34,7 @@ def tokenizer(request, tmp_path_factory):
 
 @given(captions=st.lists(sentences, max_size=4), length=st.integers(3, 40))
 def test_layout_of_rows(tokenizer, captions, length):
-    """[CLS] pieces [SEP] [PAD]...; masks say which; [SEP] survives truncation."""
+    """[CLS] pieces [SEP] [PAD]...; masks mark which; [SEP] survives truncation."""
     ids, mask, maskable = tokenizer.encode(captions, length)
     facts = tokenizer.facts
     assert ids.shape == mask.shape == maskable.shape == (len(captions), length)
@@ -89,7 +89,7 @@ def test_clip_reads_bytes_and_joins_them_by_its_merges(clip):
     assert clip.decode(clip.encode(["The cat's CAFÉ !!"], 16)[0]) == ["the cat 's café !!"]
 
 
-def test_what_is_not_clips_file_is_one_line(tmp_path):
+def test_another_file_than_clips_is_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match="must be CLIP's bpe_simple_vocab_16e6.txt.gz"):
         text.make(kind="clip", path=tmp_path / "none")
     (tmp_path / "plain").write_text("a b c")

@@ -128,7 +128,7 @@ def test_seeking_is_used_and_decodes_less(tmp_path, decoded):
 
 
 def test_what_no_other_frame_needs_is_not_decoded(tmp_path, decoded):
-    """Of B-frames, which nothing refers to here, those alone that are asked for."""
+    """Of B-frames, which no other frame needs here, only those that are asked for."""
     options = {"x264-params": "bframes=3:b-pyramid=none:b-adapt=0:keyint=120:scenecut=0"}
     path = write(tmp_path / "a.mp4", "libx264", options, {})
     wanted = np.arange(40, 104, 4)
@@ -144,7 +144,7 @@ def test_what_no_other_frame_needs_is_not_decoded(tmp_path, decoded):
 
 @pytest.fixture
 def demuxed(monkeypatch):
-    """The packets that were read since, to be decoded or looked at."""
+    """The packets that were read since, decoded or not."""
     found, real = [], video.demux
 
     def demux(*args):
@@ -157,8 +157,8 @@ def demuxed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["b_frames.mp4", "open_gop.mp4", "front.mp4"])
-def test_what_a_clip_costs_does_not_depend_on_where_it_is(tmp_path, demuxed, name):
-    """Packets long before are not read, where the header tells where they are."""
+def test_the_cost_of_a_clip_does_not_depend_on_its_place(tmp_path, demuxed, name):
+    """Packets long before are not read, where the header has their places."""
     path = write(tmp_path / "a.mp4", *FORMATS[name], count=240)
     for wanted in (np.arange(90, 98, 2), np.arange(230, 238, 2)):
         demuxed.clear()
@@ -183,7 +183,7 @@ def test_an_index_that_lies_does_not_mislead(tmp_path, monkeypatch, wrong):
 
 
 @pytest.mark.parametrize("start", [30, 40])
-def test_what_an_edit_list_leaves_out_is_not_there(tmp_path, start):
+def test_frames_outside_an_edit_list_are_not_counted(tmp_path, start):
     """As of videos that were trimmed without being encoded again: frames before are hidden."""
     whole, path = write(tmp_path / "w.mp4", *FORMATS["b_frames.mp4"]), tmp_path / "a.mp4"
     with av.open(str(whole)) as source, av.open(str(path), "w") as container:
@@ -215,8 +215,8 @@ def test_wrong_time_stamps_do_not_mislead(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("turn", [0, 90, 180, -90])
-def test_rotated_come_upright(tmp_path, turn):
-    """The container says how far to turn to the left; frame 1 is white at the left before."""
+def test_rotated_videos_are_read_upright(tmp_path, turn):
+    """The container has the turn to the left; frame 1 is white at its left before it."""
     path = write(tmp_path / "a.mp4", "libx264", {}, {}, count=3, turn=turn)
     (frame,) = video.read_frames(path, lambda n: np.asarray([1]))
     np.testing.assert_allclose(frame, np.rot90(numbered(2)[1], turn // 90), atol=12)
@@ -269,8 +269,8 @@ LURES = {
 
 
 @pytest.mark.parametrize("as_bytes", [False, True], ids=["file", "bytes"])
-def test_no_file_makes_us_reach_the_network(folder, as_bytes):
-    """Playlists and the like, that name a host which listens: nobody calls, and each is refused."""
+def test_no_file_reaches_the_network(folder, as_bytes):
+    """Playlists and the like, which name a host that listens: it is not called; each is refused."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         port = server.getsockname()[1]
@@ -285,7 +285,7 @@ def test_no_file_makes_us_reach_the_network(folder, as_bytes):
 
 
 def enlarge(codec, data, side):
-    """A picture whose header says that it has `side` x `side` pixels."""
+    """A picture whose header claims `side` x `side` pixels."""
     if codec == "mjpeg":
         at = data.index(b"\xff\xc0") + 5
         return data[:at] + side.to_bytes(2, "big") * 2 + data[at + 4 :]
@@ -294,8 +294,8 @@ def enlarge(codec, data, side):
 
 
 @pytest.mark.parametrize("codec, fmt", [("mjpeg", "yuvj420p"), ("png", "rgb24")])
-def test_a_picture_that_says_it_is_huge_is_not_allocated(folder, codec, fmt):
-    """30,000 x 30,000 pixels, in a file of a few kB whose container says 64 x 64."""
+def test_a_picture_that_claims_to_be_huge_is_not_allocated(folder, codec, fmt):
+    """30,000 x 30,000 pixels, in a file of a few kB whose container has 64 x 64."""
     path = folder / f"{codec}.mov"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(25))
@@ -329,14 +329,14 @@ def test_decoding_has_an_end(folder, monkeypatch):
 
 
 def promise_in_a_fragment(data, count):
-    """An mp4 in fragments, of which the first promises so many frames and tells nothing of them."""
+    """An mp4 in fragments, of which the first promises `count` frames and has none of them."""
     at = data.index(b"trun") + 4
     return data[:at] + struct.pack(">II", 1, count) + data[at + 8 :]
 
 
 @pytest.mark.parametrize("count", [3_000_000, 30_000_000, 150_000_000])
 def test_frames_that_are_only_promised_cost_nothing(folder, count):
-    """Files of a few kB whose tables tell of millions of frames: FFmpeg makes room for all of them
+    """Files of a few kB whose tables promise millions of frames: FFmpeg allocates all of them
     when it opens a file, 35 bytes each."""
     path = write(folder / "plain.mp4", "libx264", {}, {}, count=8)
     pieces = write(folder / "pieces.mp4", *FORMATS["fragments.mp4"], count=8)
@@ -350,7 +350,7 @@ def test_frames_that_are_only_promised_cost_nothing(folder, count):
 
 
 def empty_packets(count):
-    """A file that goes on without any frame, and does not say for how long."""
+    """An endless file without frames, of unknown length."""
     header = struct.pack("<4sHH4sHHIIII", b"DKIF", 0, 32, b"VP80", SIDE, SIDE, 25, 1, 0, 0)
     return header + b"".join(struct.pack("<IQ", 0, n) for n in range(count))
 
@@ -373,7 +373,7 @@ def test_more_frames_than_there_may_be(file, monkeypatch):
     assert cause_of(file) == "too_large"
 
 
-def test_a_file_that_does_not_come_is_given_up(file, monkeypatch):
+def test_a_read_that_does_not_end_is_given_up(file, monkeypatch):
     """By the clock: no core is busy while a disk is waited for."""
     monkeypatch.setattr(video, "CLOCK", 1e-12)
     assert cause_of(file) == "too_slow"
@@ -405,7 +405,7 @@ def test_clips_that_find_no_room_wait(file, monkeypatch):
     assert all((numbers_in(frames) == [3, 90]).all() for frames in found)
 
 
-def test_what_is_in_memory_reads_like_a_file(file):
+def test_bytes_in_memory_read_like_a_file(file):
     wanted = np.asarray([3, N - 1, 40])
     got = video.read_frames(file.read_bytes(), lambda n: wanted)
     np.testing.assert_array_equal(got, video.read_frames(file, lambda n: wanted))
