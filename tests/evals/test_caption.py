@@ -1,4 +1,4 @@
-"""Written lines against captions, counted by hand."""
+"""Generated lines against captions, counted by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def test_videos_that_could_not_be_read_are_left_out():
         run(3, valid=(False,) * 4)
 
 
-def test_mistakes_are_told_in_one_line():
+def test_mistakes_are_reported_in_one_line():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(UserError, match="no stream 'test'; the data has val, val/captions"):
         caption.make(encode={}, streams=streams(3), mesh=mesh, stream="test")

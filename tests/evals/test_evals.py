@@ -1,4 +1,4 @@
-"""What a stream or a verb lacks is told before a run, as the run would tell it."""
+"""What a stream or a verb lacks is reported before a run, with the error of the run itself."""
 
 import itertools
 from pathlib import Path
@@ -47,7 +47,7 @@ def without(verb, key):
 
 
 def streams(read=None, **lacking):
-    """Two batches each, without a key; `read` is told of each batch that is taken."""
+    """Two batches each, without a key; `read` collects the stream of each batch that is taken."""
 
     def batches(name):
         for start in (0, 4):
@@ -65,8 +65,8 @@ def make(kind, encode, data, shapes=None):
     return build.evaluators({"a": dict(type=kind, every=1)}, method, data, mesh, shapes)["a"][1]
 
 
-def told(f, *args):
-    """The error of a mistake, or None."""
+def error_of(f, *args):
+    """The text of the UserError that f raises, or None."""
     try:
         f(*args)
     except UserError as error:
@@ -86,11 +86,11 @@ def mistakes():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mistake_is_told_before_a_run_if_and_only_if_the_run_would_find_it(kind):
+def test_a_mistake_is_reported_before_a_run_if_and_only_if_the_run_would_find_it(kind):
     found = set()
     for name, encode, data in mistakes():
-        here = told(make, kind, encode, data, SHAPES)
-        assert here == told(lambda e, d: dict(make(kind, e, d).run(STATE)), encode, data), name
+        here = error_of(make, kind, encode, data, SHAPES)
+        assert here == error_of(lambda e, d: dict(make(kind, e, d).run(STATE)), encode, data), name
         assert here is None or f"'{name}'" in here and here.startswith(f"{kind}: "), here
         found |= {name} if here else set()
     reads = dict(
@@ -114,13 +114,13 @@ def test_all_checks_together_read_one_batch_of_each_stream():
     assert sorted(read) == sorted(STREAMS)
 
 
-def test_a_stream_without_rows_is_told():
+def test_a_stream_without_rows_is_reported():
     empty = {name: Stream(lambda: iter(()), 0, {}) for name in STREAMS}
     with pytest.raises(UserError, match="mean: stream 'val' has no rows"):
         make("mean", VERBS, empty, SHAPES)
 
 
-def test_a_fault_of_the_method_s_own_is_not_called_the_stream_s():
+def test_a_method_s_own_error_is_not_reported_as_the_stream_s():
     def loss(params, extra, batch, rng):
         return params["gone"]
 

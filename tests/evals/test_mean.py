@@ -52,11 +52,11 @@ def test_the_key_is_fixed_and_differs_by_batch_and_seed():
     assert noise[0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_what_counted_nothing_is_not_reported():
+def test_metrics_without_a_count_are_not_reported():
     assert "absent" not in dict(make(5).run(STATE))
 
 
-def test_mistakes_are_told_in_one_line():
+def test_mistakes_are_reported_in_one_line():
     with pytest.raises(UserError, match="no stream 'test'; the data has val"):
         make(5, stream="test")
     with pytest.raises(UserError, match="no encode 'ema/loss'; it has loss"):

@@ -1,4 +1,4 @@
-"""The class by the nearest neighbours: against a plain loop, in batches of any size."""
+"""Classification by nearest neighbours: against a plain loop, in batches of any size."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def oracle(query, label, rows, classes, k, itself):
 
 @pytest.mark.parametrize("rows", [4, 15, 20])
 @pytest.mark.parametrize("views", [(), (2,)])
-def test_rows_ask_the_others(rows, views):
+def test_neighbours_among_the_other_rows(rows, views):
     found = run({"val": stream(rows, views=views)}, ks=(1, 4, 50))
     kept = LABEL != 2
     query, label = VECTOR[kept], LABEL[kept]
@@ -69,16 +69,16 @@ def test_rows_ask_the_others(rows, views):
     assert found["chance"] == 0.5
 
 
-def test_rows_ask_a_gallery():
+def test_neighbours_in_a_gallery():
     gallery = VECTOR + 0.3 * RNG.standard_normal(VECTOR.shape).astype(np.float32)
     streams = {"val": stream(4), "train": stream(6, vector=gallery)}
     found = run(streams, gallery="train", ks=(3,))
     kept = LABEL != 2
-    told = oracle(VECTOR[kept], LABEL[kept], gallery[kept], LABEL[kept], 3, False)
-    assert found["knn3"] == pytest.approx(told)
+    expected = oracle(VECTOR[kept], LABEL[kept], gallery[kept], LABEL[kept], 3, False)
+    assert found["knn3"] == pytest.approx(expected)
 
 
-def test_equal_embeddings_know_nothing_and_break_nothing():
+def test_equal_embeddings_are_at_chance():
     label = np.arange(12, dtype=np.int32) % 2
     for vector in (np.ones((12, 3)), np.full((12, 3), np.nan)):
         found = run({"val": stream(4, label, vector.astype(np.float32))}, ks=(1, 3))

@@ -1,4 +1,4 @@
-"""Recognition: views are averaged after the softmax, ties and what is no number never help."""
+"""Recognition: views are averaged after the softmax, ties and NaN never help."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ STATE = State(jnp.int32(0), {"scale": jnp.float32(3)}, None, {})
 
 
 def encode(params, extra, batch, rng=None):
-    """Logits stand in the first pixel rows of a video."""
+    """Logits are in the first pixel rows of a video."""
     logits = batch["video"][:, 0, 0, :C, 0].astype(jnp.float32) * params["scale"]
     return dict(classes=logits, score=jax.nn.softmax(logits))
 
@@ -65,7 +65,7 @@ def test_devices_and_batches_change_nothing():
     assert run(batch)[0] == run(batch, rows=8, devices=8)[0] == run(batch, rows=16)[0]
 
 
-def test_rank_counts_what_comes_before():
+def test_rank_counts_the_classes_before():
     nan = np.nan
     score = np.array(
         [[0.1, 0.6, 0.3], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [nan, 0.9, 0.1], [1, nan, 0]]
@@ -76,7 +76,7 @@ def test_rank_counts_what_comes_before():
     assert classify.rank(flat, np.arange(5)).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_mistakes_are_told_in_one_line():
+def test_mistakes_are_reported_in_one_line():
     with pytest.raises(UserError, match="no stream 'test'; the data has val"):
         run(data(), stream="test")
     with pytest.raises(UserError, match="no encode 'answer'; it has classes"):

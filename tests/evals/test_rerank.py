@@ -17,7 +17,7 @@ W = DRAW.standard_normal((D, D)).astype(np.float32)
 
 
 def stream(ids, vectors, batch=8):
-    """Batches whose `weight` points to a row of `vectors`; the last one is filled up."""
+    """Batches whose `weight` points to a row of `vectors`; the last one is padded."""
 
     def batches():
         for i in range(0, len(ids), batch):
@@ -73,7 +73,7 @@ def expected(k):
 
 
 @pytest.mark.parametrize("k", [1, 4, 40])
-def test_it_is_the_whole_matrix_s_answer(k):
+def test_ranks_are_those_of_the_whole_matrix(k):
     found = run(k=k)
     for name, ranks in zip(("t2v", "v2t"), expected(k), strict=True):
         for key, value in retrieval.summarise(name, ranks, (1, 5, 10)).items():
@@ -90,7 +90,7 @@ def test_one_candidate_leaves_the_order_of_cosines():
     assert run(k=1)["t2v_mnr"] == pytest.approx(float(np.mean(plain.t2v)) + 1)
 
 
-def test_a_score_that_is_not_a_number_is_the_least():
+def test_a_nan_score_ranks_last():
     scores = np.array([[np.nan, 1.0, 2.0], [np.nan, np.nan, np.nan]])
     own = np.array([[True, False, False], [False, True, False]])
     assert rerank.place(scores, own).tolist() == [2, 1]

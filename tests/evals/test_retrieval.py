@@ -111,7 +111,7 @@ def test_a_video_without_caption_is_in_the_gallery_only():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_a_number_never_helps(bad):
+def test_nan_never_helps(bad):
     good = np.eye(4, dtype=np.float32)
     broken = good.copy()
     broken[1] = bad
@@ -267,7 +267,7 @@ def test_protocol_names_the_rule():
         assert word in text
 
 
-def test_mistakes_are_told_in_one_line():
+def test_mistakes_are_reported_in_one_line():
     streams = {"val": stream_of(range(4), 4, pixels=range(4), tokens=range(4))}
     with pytest.raises(UserError, match="no stream 'test'; the data has val"):
         numbers(streams, tables(), stream="test")

@@ -1,5 +1,5 @@
-"""OmniVL's laws (sheet, section 10), on images and clips. What it shares with BLIP is held to its
-numbers in test_omnivl_golden.py."""
+"""OmniVL's laws, on images and clips. Agreement with BLIP's code is tested in
+test_omnivl_golden.py, that of clips with TimeSformer's in tests/nn/test_divided.py."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Made:
     def __init__(self, **changes):
         self.method = omnivl.make(**{**SMALL, **changes})
         spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example().items()}
-        # Time's branch ends in zeros at first; laws should hold for a trained net: all is drawn.
+        # Time's branch starts at zero, and laws should hold for a trained net: all is drawn.
         drawn = fill(lambda key: self.method.init(key, spec), KEY)
         self.params = {**drawn, "temperature": np.float32(0.07)}
         self.extra = jax.jit(lambda p: self.method.start(KEY, spec, p))(self.params)
@@ -72,7 +72,7 @@ def filled(made):
 
 
 @pytest.mark.slow(reason="compiles two gradients")
-def test_an_image_asks_nothing_of_what_is_for_videos(made):
+def test_an_image_uses_no_parameter_of_clips(made):
     image, clip = (made.loss(example(frames=n))[2] for n in (1, 4))
     flat = tree.flatten(image), tree.flatten(clip)
     names = tree.flatten(tree.match([(TIME, True), (".*", False)], image))
@@ -93,7 +93,7 @@ def test_a_clip_has_a_token_for_each_cube_and_the_order_of_its_frames_matters(ma
 
 
 def test_frames_of_one_picture_without_time_are_that_picture(made):
-    """Law 1: with time's branch at zero, an image shown twice says what it says once."""
+    """With time's branch at zero, the frames of a still clip have the tokens of its image."""
     visual = dict(made.params["visual"])
     blocks = {**visual["encoder"]["blocks"]}
     blocks["time_fc"] = jax.tree.map(jnp.zeros_like, blocks["time_fc"])
@@ -111,7 +111,7 @@ def test_frames_of_one_picture_without_time_are_that_picture(made):
     np.testing.assert_allclose(four[:, 1:5], one[:, 1:], atol=1e-5)
 
 
-def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(made, filled):
+def test_the_content_of_a_row_that_is_not_valid_changes_nothing(made, filled):
     good, other = example(label=[0, 1, 0, -1]), example(seed=7, label=[1, 1, 1, 1])
     valid = jnp.array([True, True, False, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
@@ -126,8 +126,8 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(made, filled):
     assert made.loss({**mixed, "valid": valid | True}, filled)[0] != a
 
 
-def test_rows_of_one_class_are_pairs_and_never_wrong_ones(made, filled):
-    """Labels of their own change nothing but names; shared ones change contrast and matching."""
+def test_rows_of_one_class_are_positives_and_never_wrong_pairs(made, filled):
+    """Distinct labels change names only; shared ones change contrast and matching."""
     without = {k: v for k, v in example().items() if k != "label"}
     assert (omnivl.names(without) == omnivl.names(example())).all()
     plain, own, shared = (
@@ -148,7 +148,7 @@ def test_a_row_whose_name_is_in_the_queue_finds_its_pair_there(made, filled):
     again = {**example(), "id": jnp.arange(4, dtype=jnp.int32) + 10}
     fresh = made.loss(example(), filled)[1].metrics["loss_contrast"]
     assert made.loss(again, filled)[1].metrics["loss_contrast"] != fresh
-    # The order of a queue is nobody's business.
+    # The order of a queue does not matter.
     mixed = {k: v if k == "next" else v[::-1] for k, v in filled["queue"].items()}
     turned = made.loss(again, {**filled, "queue": mixed})[1].metrics["loss_contrast"].value()
     np.testing.assert_allclose(
@@ -158,8 +158,7 @@ def test_a_row_whose_name_is_in_the_queue_finds_its_pair_there(made, filled):
 
 @pytest.fixture(scope="module")
 def dropping():
-    """A loss with dropout, in groups of two rows: each is the other's wrong pair, whatever is
-    drawn."""
+    """A loss with dropout, in groups of two rows: each is the other's only possible wrong pair."""
     return jax.jit(omnivl.make(**{**SMALL, "dropout": 0.3, "groups": 2}).loss)
 
 
@@ -178,7 +177,7 @@ def test_each_pass_drops_with_the_step_s_key_and_the_twin_s_nothing(made, filled
 
 
 def test_a_group_is_a_batch_of_its_own(made, filled, dropping):
-    """Its rows are contrasted, and paired wrongly, with nobody of another one."""
+    """Its rows are neither contrasted with rows of another group nor paired with them."""
 
     def run(loss):
         first = jnp.arange(4) < 2
@@ -187,8 +186,8 @@ def test_a_group_is_a_batch_of_its_own(made, filled, dropping):
 
     whole, *parts = run(dropping)
     for name in LOSSES:
-        told = (parts[0][name] + parts[1][name]).value()
-        np.testing.assert_allclose(whole[name].value(), told, rtol=1e-5, err_msg=name)
+        expected = (parts[0][name] + parts[1][name]).value()
+        np.testing.assert_allclose(whole[name].value(), expected, rtol=1e-5, err_msg=name)
     whole, *parts = run(lambda *args: made.loss(args[2], args[1])[:2])  # all are one group
     for name in ("loss_contrast", "loss_match"):
         assert abs(whole[name].value() - (parts[0][name] + parts[1][name]).value()) > 1e-3, name
@@ -243,7 +242,7 @@ def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
     other = made.encode["pair"](made.params, {}, said[0], mixed[1])["score"]
     assert jnp.abs(other - score).max() > 1e-4
     write = made.encode["generate"]
-    ids = write(made.params, {}, dict(video=batch["video"]))["ids"]  # nobody has said a word
+    ids = write(made.params, {}, dict(video=batch["video"]))["ids"]  # no text is given
     assert ids.shape == (4, 6) and (ids[:, 0] == 2).all() and (ids < 20).all()
     among = example(seed=7)["video"].at[1].set(batch["video"][1])
     again = write(made.params, {}, dict(video=among))["ids"]
@@ -252,7 +251,7 @@ def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
     assert recipe.length == 8  # the position table has no more rows
 
 
-def test_a_run_goes_on_exactly_from_what_a_checkpoint_holds(made):
+def test_a_run_resumes_exactly_from_what_a_checkpoint_holds(made):
     """Two steps, and two more from params and extra alone, are four."""
 
     @jax.jit
@@ -298,14 +297,14 @@ def test_parameters_of_the_base_model():
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
         (dict(weights=dict(itm=1.0)), "no loss 'itm'; known: contrast, match, words"),
         (dict(frames=2), "method.frames=2: a clip has 2 cubes of 2 frames or more"),
         (dict(alpha=dict(kind="lineal")), "method.alpha: kind='lineal'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(wrong, told):
+def test_mistakes_are_reported_in_one_line(wrong, message):
     with pytest.raises(UserError) as error:
         omnivl.make(**{**SMALL, **wrong})
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -127,13 +127,15 @@ def test_without_neighbours_it_is_moco_v3():
     value, out = jax.jit(method.loss)(drawn(), started(), batch, rng, STEP)
     query, key = look(batch["video"], batch["valid"])
     pairs = (query[0], key[1]), (query[1], key[0])
-    told = [contrastive.info_nce(q, k, batch["valid"], temperature=0.2).value() for q, k in pairs]
-    np.testing.assert_allclose(value, 2 * 0.2 * sum(told), rtol=1e-5)
+    expected = [
+        contrastive.info_nce(q, k, batch["valid"], temperature=0.2).value() for q, k in pairs
+    ]
+    np.testing.assert_allclose(value, 2 * 0.2 * sum(expected), rtol=1e-5)
     assert out.metrics["loss_contrast"].value() == value
     close(out.extra["queue"]["key"][:B], contrastive.normalise(key[1]))
 
 
-def test_the_second_views_keys_enter_the_queue_and_are_not_asked_before():
+def test_the_second_views_keys_enter_the_queue_after_the_loss_has_read_it():
     _, out, _ = run(example())
     past, new = started()["queue"], out.extra["queue"]
     assert new["next"] == B and new["real"].all()
@@ -171,7 +173,7 @@ def test_momentum_is_that_of_the_step_it_is_used_in():
     close(moved["twin"], {k: jax.tree.map(lambda p: p / 2, drawn()[k]) for k in extra["twin"]})
 
 
-def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
+def test_the_content_of_a_row_that_is_not_valid_changes_nothing():
     good, other = example(), example(7)
     valid = jnp.array([True, True, False, True, False, True])
     row = valid.reshape(-1, *[1] * (good["video"].ndim - 1))
@@ -185,7 +187,7 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
     assert value != run(good)[0]
 
 
-def test_a_row_that_is_alone_leaves_no_key():
+def test_a_single_row_leaves_no_key():
     """Batch norm makes zeros of it, which have no direction: keys in the queue have length one."""
     for alone in (True, False):
         valid = jnp.arange(B) < (1 if alone else 2)
@@ -223,7 +225,7 @@ def test_weights_have_a_gradient_unless_detached():
     assert np.abs(a - b).max() > 1e-6
 
 
-def test_groups_have_queues_of_their_own_and_weights_stand_where_they_are_asked_to():
+def test_groups_have_queues_of_their_own_and_weights_may_be_inside_the_logarithm():
     method = make(groups=2, weighted="inside")
     extra = jax.jit(lambda params: method.start(KEY, SPEC, params))(drawn())
     past = extra["queue"]
@@ -254,15 +256,15 @@ def test_a_net_in_fp64_has_an_embedding_in_fp64():
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         (dict(neighbours=17), "neighbours=17 are more than the queue's 16 places"),
         (dict(weighted="both"), "weighted='both'; known: outside, inside"),
         (dict(second=dict(blurr=1.0)), "method.second: unknown key 'blurr'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_mistakes_are_reported_in_one_line(changes, message):
+    with pytest.raises(UserError, match=message):
         make(**changes)
 
 
@@ -298,7 +300,7 @@ def test_no_device_ever_holds_the_queue_whole(trained):
     assert hlo.most_moved(compiled.as_text()) < 8192 * 32 / 8
 
 
-def test_a_restored_state_goes_on_as_the_one_that_was_saved(trained, tmp_path):
+def test_a_restored_state_continues_as_the_one_that_was_saved(trained, tmp_path):
     shapes, state, batches, compiled = trained
     with Checkpoints(str(tmp_path), config={}, every=1) as saved:
         for i, batch in enumerate(batches):

@@ -1,5 +1,5 @@
-"""What TVTSv2's loss may rely on, what must change nothing, and what starts as CLIP. Numbers of the
-official code are in test_tvtsv2_golden.py."""
+"""What TVTSv2's loss may rely on, what must change nothing, and what starts as CLIP. Agreement
+with the official code is tested in test_tvtsv2_golden.py."""
 
 import functools
 import itertools
@@ -132,7 +132,7 @@ def test_one_text_leaves_nothing_to_sort():
     assert out.metrics.keys() == many.keys()  # sources that take turns give the same names
 
 
-def test_chance_has_its_numbers():
+def test_losses_at_chance():
     """No head: each turn as likely as another. No projection: every pair as near as another."""
     params = stirred()
     zero = {n: jnp.zeros_like(x) for n, x in tree.flatten(params).items()}
@@ -142,7 +142,7 @@ def test_chance_has_its_numbers():
     np.testing.assert_allclose(found["loss_vtc"], 2 * math.log(B), rtol=1e-6)
 
 
-def test_contrast_knows_no_order_of_the_texts_and_sorting_does():
+def test_contrast_ignores_the_order_of_the_texts_and_sorting_does_not():
     batch = example()
     turned = {**batch, "text": batch["text"][:, ::-1]}
     (_, a, *_), (_, b, *_) = numbers(batch), numbers(turned)
@@ -210,8 +210,8 @@ def test_texts_of_a_video_are_its_mean_and_one_has_tokens():
     assert single["raw"].shape == single["tokens"].shape == (B * K, L, 32)
     np.testing.assert_array_equal(single["mask"], rows["text_mask"])
     end = single["tokens"][jnp.arange(B * K), single["mask"].sum(axis=1) - 1]
-    told = end @ stirred()["text"]["proj"]["kernel"]
-    np.testing.assert_allclose(single["embedding"], told, rtol=1e-4, atol=1e-5)
+    expected = end @ stirred()["text"]["proj"]["kernel"]
+    np.testing.assert_allclose(single["embedding"], expected, rtol=1e-4, atol=1e-5)
     assert jnp.abs(single["raw"] - single["tokens"]).max() > 1e-2
 
 
@@ -225,17 +225,20 @@ def test_texts_are_averaged_in_fp32_in_training_as_in_evaluation():
 
 
 def test_crops_of_one_clip_are_no_parts_of_a_video():
-    """Not of the first source, which init is told of, and not of one that takes turns with it."""
+    """Neither of the first source, whose spec init gets, nor of one that alternates with it."""
     batch = example()
     crops = {**batch, **{k: batch[k][:, 0] for k in ("text", "text_mask")}}
-    method, told = build_small()[0], "rows have 2 clips and one text: leave data.video.repeats at 1"
-    with pytest.raises(UserError, match=told):
+    method, message = (
+        build_small()[0],
+        "rows have 2 clips and one text: leave data.video.repeats at 1",
+    )
+    with pytest.raises(UserError, match=message):
         method.init(KEY, spec_of(crops))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         method.loss(stirred(), {}, crops, KEY, STEP)
 
 
-def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
+def test_the_content_of_a_row_that_is_not_valid_changes_nothing():
     good, other = example(), example(seed=7)
     valid = jnp.array([True, False, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
@@ -351,18 +354,18 @@ def test_it_starts_as_clip(tmp_path):
     net = tvtsv2.make(**SMALL, mean=(0.0,) * 3, std=(1.0,) * 3, sep_id=None)
     image = jnp.asarray(pixels.transpose(0, 2, 3, 1)[:, None], jnp.float32)
     got = jax.jit(net.encode["video"])(params, {}, dict(video=image))["embedding"]
-    told = reference.image(tensors, pixels, 2, "quick_gelu")["embedding"]
-    np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
+    expected = reference.image(tensors, pixels, 2, "quick_gelu")["embedding"]
+    np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
 
     words = {k: example()[k][:, 0] for k in ("text", "text_mask")}
     ids = np.asarray(words["text"])
     got = jax.jit(net.encode["text"])(params, {}, words)["embedding"]
-    told = reference.text(tensors, ids, 2, "quick_gelu")["embedding"]
-    np.testing.assert_allclose(got, told, atol=2e-5 * np.abs(told).max())
+    expected = reference.text(tensors, ids, 2, "quick_gelu")["embedding"]
+    np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.slow(reason="compiles two steps")
-def test_a_run_that_stopped_goes_on_as_if_it_had_not():
+def test_a_run_that_stopped_resumes_as_if_it_had_not():
     """Sources that take turns and texts in order included: state and place tell all."""
     source = dict(clips=8, side=16, frames=8)
     also = dict(captions=dict(train=source, video=dict(frames=8, stride=1)))
@@ -389,7 +392,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not():
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         (dict(turns=3), "4 texts of a video to sort; method.turns=3"),
         (dict(frames=3), "videos of 4 frames; method.frames=3"),
@@ -399,6 +402,6 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not():
         (dict(weights=dict(vtm=1.0)), "no loss 'vtm'; known: vtc, sort"),
     ],
 )
-def test_mistakes_are_told_in_one_line(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_mistakes_are_reported_in_one_line(changes, message):
+    with pytest.raises(UserError, match=message):
         tvtsv2.make(**{**SMALL, **changes}).init(KEY, spec_of(example()))

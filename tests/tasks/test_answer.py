@@ -68,7 +68,7 @@ bases = pytest.mark.parametrize("name", ["simvtp", "omnivl", "plain"])
 
 
 @bases
-def test_the_loss_is_the_cross_entropy_of_the_answers_that_the_list_has(name):
+def test_the_loss_is_the_cross_entropy_over_answers_in_the_list(name):
     made, batch = build(name), example(label=(0, 5, -1, ANSWERS))
     value, out, grads = run(made, batch)
     score = made.answer(made.params, made.extra, batch)["score"]
@@ -93,7 +93,7 @@ def test_an_answer_depends_on_the_video_and_on_the_question_of_its_row_alone(nam
 
 
 @bases
-def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(name):
+def test_the_content_of_a_row_that_is_not_valid_changes_nothing(name):
     made, good, other = build(name), example(), example(seed=7, label=(1, 1, 1, 1))
     valid = jnp.array([True, True, False, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
@@ -118,7 +118,7 @@ def test_a_whole_net_keeps_its_verbs_and_a_cut_one_those_it_can():
 
 
 @pytest.mark.parametrize(
-    "name, task, told",
+    "name, task, message",
     [
         ("plain", dict(fuse="sum"), "fuse='sum'; known: pair, embedding"),
         ("plain", dict(fuse="pair"), "encode 'pair' gives no embedding"),
@@ -127,13 +127,13 @@ def test_a_whole_net_keeps_its_verbs_and_a_cut_one_those_it_can():
         ("omnivl", dict(fuse="embedding"), "encode 'video' gives no embedding"),
     ],
 )
-def test_mistakes_are_told_in_one_line(name, task, told):
+def test_mistakes_are_reported_in_one_line(name, task, message):
     with pytest.raises(UserError) as error:
         build(name, **task)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_method_without_texts_is_refused():
+def test_a_method_without_texts_is_rejected():
     bare = base("plain")
     bare = bare._replace(encode=dict(video=bare.encode["video"]))
     with pytest.raises(UserError, match="needs a method that has encode\\['text'\\]"):

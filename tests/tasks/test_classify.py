@@ -1,5 +1,5 @@
-"""Recognition on any method: what the loss may rely on and what changes nothing. Numbers against
-the official fine-tuned nets are in tests/methods/test_videomae_golden.py."""
+"""Recognition on any method: what the loss may rely on and what changes nothing. Agreement with the
+official fine-tuned nets is tested in tests/methods/test_videomae_golden.py."""
 
 import functools
 
@@ -83,7 +83,7 @@ def test_it_is_cross_entropy_over_any_method_that_encodes_videos(base, pool):
     np.testing.assert_allclose(own, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_a_fresh_head_says_nothing_yet():
+def test_a_fresh_head_predicts_all_classes_alike():
     task = classify.make(base=BASES["videomae"], classes=CLASSES)
     batch = example()
     params = jax.jit(lambda key: task.init(key, jax.eval_shape(lambda: batch)))(KEY)
@@ -91,7 +91,7 @@ def test_a_fresh_head_says_nothing_yet():
     assert run(task, params, batch)[0] == pytest.approx(np.log(CLASSES), abs=0.01)
 
 
-def test_what_is_dropped_is_gone_and_what_is_needed_is_missed():
+def test_dropped_parameters_are_gone_and_needed_ones_are_reported():
     task, params, batch = plain()
     assert {n.split("/")[0] for n in tree.flatten(params["base"])} == {"patch_embed", "encoder"}
     assert set(task.encode) == {"video", "classes"}
@@ -101,17 +101,17 @@ def test_what_is_dropped_is_gone_and_what_is_needed_is_missed():
     np.testing.assert_allclose(
         jax.jit(task.encode["classes"])(params, EXTRA, batch)["classes"], same
     )
-    for wrong, told in (
+    for wrong, message in (
         (["patch_embed/bias"], "encode 'video' needs what was dropped: .*bias"),
         (["patch_embde.*"], "config.task.drop: the rule 'patch_embde.\\*' matches nothing"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             build(drop=wrong)
     with pytest.raises(UserError, match="pool=embedding: encode 'video' gives no embedding"):
         build(pool="embedding")
 
 
-def test_what_no_gradient_reaches_only_shrinks():
+def test_parameters_without_a_gradient_only_decay():
     """A step on video and label alone of a net with words: why there is `drop`."""
     task, params, batch = build("simvtp")
     adam = optim.make(params, rules=[(".*", {})], lr=lambda _: jnp.float32(0.1), weight_decay=0.5)
@@ -150,7 +150,7 @@ def augmenting():
 
 @pytest.mark.parametrize("views", [(), (2,)])
 @pytest.mark.parametrize("bad", ["not valid", "without a class"])
-def test_what_stands_in_a_row_that_does_not_count_changes_nothing(bad, views):
+def test_the_content_of_a_row_that_does_not_count_changes_nothing(bad, views):
     good, other = example(views=views), example(seed=7, views=views)
     there = jnp.array([True, True, False, True])
     label = jnp.where(there, good["label"], -1 if bad == "without a class" else 3)
@@ -212,7 +212,7 @@ def test_dropout_and_drop_path_act_in_training_alone(net):
     assert (still == encode(params, EXTRA, batch)["classes"]).all() and (still != other).any()
 
 
-def test_mixed_targets_are_what_the_loss_holds_the_logits_against():
+def test_the_loss_is_that_of_the_mixed_targets():
     task, params, batch = build(mixup=0.8, smoothing=0.1)
     _, recipe = classify.build(**given(mixup=0.8, smoothing=0.1))
     augment_key, _ = jax.random.split(jax.random.key(1))
@@ -224,7 +224,7 @@ def test_mixed_targets_are_what_the_loss_holds_the_logits_against():
 
 
 def test_a_head_may_serve_some_of_its_classes():
-    """As V2 goes on from K710 to K400: the rows that are picked train, the others stand still."""
+    """As in V2, from K710 to K400: the picked rows of the head train, the others do not move."""
     pick = (5, 0, 2)
     task, params, batch = build(pick=pick)
     whole, _, _ = plain()
@@ -238,7 +238,7 @@ def test_a_head_may_serve_some_of_its_classes():
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
         (dict(pool="max"), "config.task.pool='max'; known: mean_norm, embedding"),
         (dict(labels=9), "config.task has 7 classes; the data's labels go up to 8"),
@@ -246,12 +246,12 @@ def test_a_head_may_serve_some_of_its_classes():
         (dict(pick=(0, 1), labels=3), "config.task has 2 classes"),
     ],
 )
-def test_wrong_recipes_are_named(wrong, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_recipes_are_named(wrong, message):
+    with pytest.raises(UserError, match=message):
         build(**wrong)
 
 
-def test_a_method_that_encodes_no_video_is_refused():
+def test_a_method_that_encodes_no_video_is_rejected():
     base = BASES["videomae"]._replace(encode={})
     with pytest.raises(UserError, match=r"needs a method that has encode\['video'\]"):
         build(net=base)

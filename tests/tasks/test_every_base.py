@@ -63,8 +63,8 @@ def once(made: Method) -> Method:
 
 
 def batch_of(base: str, task: str, *several: int, parts: bool = False) -> Spec:
-    """A batch for the task: of clips; of several views of each, as many in all; or of as many parts
-    of each video with a text each."""
+    """A batch for the task: of clips; of several views of each; or of several parts of each video
+    with a text each."""
     clip, b = bases()[base][1], ROWS if parts else ROWS // math.prod(several)
     text = (b, *several, WORDS) if parts else (b, WORDS)
     known = dict(
@@ -105,7 +105,7 @@ def test_the_matrix_has_every_method_and_every_task():
 
 @pytest.mark.parametrize("task, value", [(t, v) for t, one in TASKS.items() for v in one.values])
 @pytest.mark.parametrize("base", BASES)
-def test_a_task_works_on_a_method_or_is_refused_in_one_line(base, task, value):
+def test_a_task_works_on_a_method_or_is_rejected_in_one_line(base, task, value):
     option, known = TASKS[task].option, getattr(BASES[base], task)
     towers = [dict(towers=n) for n in retrieve.TOWERS] if task == "retrieve" else [{}]
     for more in towers:

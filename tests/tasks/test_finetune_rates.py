@@ -48,7 +48,7 @@ def intended(name: str) -> float:
     return 0.75 ** (DEPTH + 1 - (int(index) + 1 if part == "blocks" else layer[part]))
 
 
-def test_rates_fall_with_the_depth_as_it_is_meant():
+def test_rates_fall_with_depth_as_intended():
     found = official("lr", "")
     assert len(found) == 330 - 5 - 2
     assert found == pytest.approx({name: intended(name) for name in found})
@@ -57,12 +57,12 @@ def test_rates_fall_with_the_depth_as_it_is_meant():
     assert found["video_encoder.fc_norm.weight"] == 1.0
 
 
-def test_as_released_every_rate_is_the_same():
+def test_as_released_all_rates_are_equal():
     assert set(official("lr", "official").values()) == {1.0}
 
 
 @pytest.mark.parametrize("rates", ["", "official"])
-def test_what_has_one_dimension_is_not_decayed(rates):
+def test_parameters_of_one_dimension_are_not_decayed(rates):
     shapes = {"weight": 2, "bias": 1, "q_bias": 1, "v_bias": 1}
     for name, decay in official("wd", rates).items():
         is_norm = "norm" in name.lower()

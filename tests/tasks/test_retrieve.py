@@ -1,5 +1,5 @@
-"""Retrieval as a task: its laws, on a method of a few lines and on SimVTP. Numbers against the
-released model are in test_retrieve_golden.py."""
+"""Retrieval as a task: its laws, on a method of a few lines and on SimVTP. Agreement with the
+released model is tested in test_retrieve_golden.py."""
 
 import json
 from functools import cache
@@ -22,7 +22,7 @@ STEP = jnp.zeros((), jnp.int32)
 WORDS, D = 20, 6
 
 
-# A method without linen, with something beside its parameters: `extra` scales what it says.
+# A method without linen whose `extra` scales its outputs.
 
 
 def plain() -> Method:
@@ -131,7 +131,7 @@ TASKS = {
 tasks = pytest.mark.parametrize("made", TASKS.values(), ids=TASKS)
 
 
-def test_two_towers_begin_equal_without_what_they_do_not_use():
+def test_two_towers_start_equal_without_what_they_do_not_use():
     made = build("simvtp", drop=DROP)
     params = made.params
     assert set(params) == {"video", "text", "video_norm", "text_norm"}
@@ -163,7 +163,7 @@ def test_towers_are_trained_apart():
         after = embeddings(made, batch, {**made.params, tower: step})
         for kind in retrieve.KINDS:
             assert (after[kind] == before[kind]).all() == (kind != tower)
-    # Every weight of a tower is at work, up to rows of tables that no caption reads.
+    # Every weight of a tower is used, but for rows of tables that no caption reads.
     assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads))
 
 
@@ -210,7 +210,7 @@ def test_pooling_is_the_mean_of_what_precedes_the_norm_or_the_base_s_own():
 
 
 @tasks
-def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(made):
+def test_the_content_of_a_row_that_is_not_valid_changes_nothing(made):
     made, good, other = build(**made), example(), example(seed=7)
     valid = jnp.array([True, True, False, True, True, False, True, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
@@ -224,11 +224,11 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(made):
 
 
 @pytest.mark.parametrize("pool_padding", [False, True])
-def test_padding_changes_nothing_unless_the_reference_is_asked_for(pool_padding):
+def test_padding_changes_nothing_but_with_pool_padding(pool_padding):
     made = build("simvtp", drop=DROP, pool_padding=pool_padding)
     short = example()
     wider = dict(short)
-    for key, fill in (("text", 9), ("text_mask", False)):  # whatever stands in the padding
+    for key, fill in (("text", 9), ("text_mask", False)):  # whatever the padding contains
         wider[key] = jnp.pad(short[key], ((0, 0), (0, 4)), constant_values=fill)
     a, b = (embeddings(made, batch) for batch in (short, wider))
     np.testing.assert_array_equal(a["video"], b["video"])
@@ -269,7 +269,7 @@ def test_each_of_several_views_is_a_group_of_its_own():
     np.testing.assert_allclose(run(made, both)[0], np.mean(apart), rtol=1e-5)
 
 
-def test_the_parts_of_a_video_are_changed_alike():
+def test_the_parts_of_a_video_are_augmented_alike():
     _, recipe = retrieve.build(base=plain(), flip=0.5, erase=0.5)
     video = example()["video"]
     parts = {"video": video.reshape(8, 2, 2, *video.shape[2:])}
@@ -290,14 +290,14 @@ def test_a_whole_net_keeps_its_other_verbs():
     assert names(made.params) - names(lacking.params) == {"base/unused"}
 
 
-def test_what_the_base_carries_is_read_and_given_back():
+def test_the_base_s_extra_is_read_and_returned():
     made = build()
     assert made.extra == dict(video=dict(scale=2.0), text=dict(scale=2.0))
     assert run(made, example())[1].extra == made.extra
 
 
 @pytest.mark.parametrize(
-    "task, told",
+    "task, message",
     [
         (dict(towers="three"), "towers='three'; known: one, two"),
         (dict(pool="max"), "pool='max'; known: mean_norm, embedding"),
@@ -312,20 +312,20 @@ def test_what_the_base_carries_is_read_and_given_back():
         ),
     ],
 )
-def test_mistakes_are_told_in_one_line(task, told):
+def test_mistakes_are_reported_in_one_line(task, message):
     with pytest.raises(UserError) as error:
         build(**task)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_method_that_cannot_encode_text_is_refused():
+def test_a_method_that_cannot_encode_text_is_rejected():
     base = plain()
     base = base._replace(encode=dict(video=base.encode["video"]))
     with pytest.raises(UserError, match="needs a method that has encode 'text'"):
         retrieve.make(base=base)
 
 
-def test_a_text_net_that_is_narrower_is_told():
+def test_a_narrower_text_net_is_rejected():
     base = plain()
 
     def text(*args):
@@ -336,6 +336,6 @@ def test_a_text_net_that_is_narrower_is_told():
         made.init(KEY, spec_of(example()))
 
 
-def test_a_batch_that_does_not_divide_into_groups_is_told():
+def test_a_batch_that_does_not_divide_into_groups_is_rejected():
     with pytest.raises(UserError, match="8 rows does not divide into groups=3"):
         run(build(groups=3), example())

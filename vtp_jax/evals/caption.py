@@ -65,8 +65,9 @@ def make(
 
     protocol = (
         f"captions of the {streams[stream].rows} videos of '{stream}' by encode '{generate}', "
-        f"against all of theirs in '{stream}/captions', without special tokens: the share that is "
-        "one of them, and the best F1 of tokens regardless of order. Of several views, the middle."
+        f"against all their captions in '{stream}/captions', without special tokens: the share "
+        "that is one of them, and the best F1 of tokens regardless of order. Of several views of a "
+        "video, the middle one."
     )
     return Evaluator(run, protocol)
 

@@ -298,7 +298,7 @@ def similarity(texts: Float[Array, "bt d"], videos: Float[Array, "bv d"]) -> Flo
 def truth(
     scores: Float[Array, "bt bv"], owner: Int[Array, "bt"], column: Int[Array, "bv"]
 ) -> tuple[Float[Array, "bt"], Float[Array, "bv"]]:
-    """The captions' scores with their own video, and the videos' best with a caption of theirs."""
+    """Each caption's score with its own video, and each video's best with one of its captions."""
     pairs = jnp.where(owner[:, None] == column, scores, -jnp.inf)
     return pairs.max(axis=1), pairs.max(axis=0)
 

@@ -281,11 +281,11 @@ def generate(
     def read(ids: Int[Array, "r l"], mask: Array) -> Float[Array, "r l v"]:
         return bound.write(ids, mask, seen)[..., : net.vocab_size]
 
-    said = generation.beam(
+    found = generation.beam(
         generation.rereading(read), ids, ids, first,
         beams=recipe.beams, end_id=recipe.end_id, pad_id=net.pad_id,
     )  # fmt: skip
-    return dict(ids=said.ids, score=said.score)
+    return dict(ids=found.ids, score=found.score)
 
 
 def build(

@@ -337,7 +337,8 @@ def cube_of(net: TVTSv2) -> embed.Triple:
 
 
 def grid_of(net: TVTSv2, shape: tuple[int, ...]) -> embed.Triple:
-    """Frames, rows and columns of a video's patches, as many as the position table has."""
+    """Frames, rows and columns of a video's patches. Raises UserError unless rows and columns are
+    those of the position table."""
     t, h, w = embed.grid_of(shape, cube_of(net))
     if (h, w) != (net.grid, net.grid):
         side = net.grid * net.patch

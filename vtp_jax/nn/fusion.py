@@ -16,8 +16,8 @@ from vtp_jax.types import UserError
 
 
 class SplitBert(nn.Module):
-    """`read` encodes a text, `fuse` goes on from its tokens with those of another encoder. Calling
-    the module is both, and creates all parameters.
+    """`read` encodes a text, `fuse` continues from its tokens with those of another encoder.
+    Calling the module does both, and creates all parameters.
 
     size: of both halves together; fusion: the number of blocks of the second half, which alone have
     cross-attention. The rest as in `nn.text.Bert`. A BERT of `size` is the two halves without other

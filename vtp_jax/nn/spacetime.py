@@ -55,11 +55,11 @@ def attend_divided(
         x = x.reshape(b, groups, -1, h, d)
         return (x if along == "space" else x.swapaxes(1, 2)).reshape(b, n - 1, h, d)
 
-    def beside(x: Float[Array, "b n h k"]) -> Float[Array, "g m h k"]:
+    def with_first(x: Float[Array, "b n h k"]) -> Float[Array, "g m h k"]:
         return jnp.concatenate([jnp.repeat(x[:, :1], groups, axis=0), fold(x)], axis=1)
 
     first = attend(q[:, :1], k, v, None, drop)
-    rest = attend(fold(q), beside(k), beside(v), None, drop)
+    rest = attend(fold(q), with_first(k), with_first(v), None, drop)
     return jnp.concatenate([first, unfold(rest)], axis=1)
 
 
@@ -158,7 +158,9 @@ class SpaceTimeViT(ViT):
         if frames > self.frames:
             raise UserError(f"a clip of {frames} frames; the time table has {self.frames}")
         if cubes.shape[1] % frames:
-            raise UserError(f"{cubes.shape[1]} cubes; each of {frames} frames must have as many")
+            raise UserError(
+                f"{cubes.shape[1]} cubes; each of {frames} frames must have the same number"
+            )
         frame, place = jnp.divmod(index, self.places)
         x = self.embed(cubes, place)
         return self.encoder(self.begin(x + self.time_position[frame].astype(x.dtype)), frames)

@@ -1,12 +1,12 @@
 """Queues of the rows of past batches (MoCo, arXiv 1911.05722; ALBEF, 2107.07651), which live in a
 method's `extra`. The momentum twins that fill them are in `objectives.momentum`.
 
-A queue is a plain dict of arrays, so that checkpoints and rules of sharding see it as it is:
+A queue is a plain dict of arrays, visible to checkpoints and sharding rules:
 
     {<column>: "n ..." for each column, "real": bool "n", "next": i32 ""}
 
-`real` tells which places hold a row; `next` is the place that is written next, which is the oldest
-row's once the queue is full. All of it may be split over devices along n.
+`real`: which places hold a row. `next`: the place that is written next, which is the oldest row's
+once the queue is full. All arrays may be split over devices along n.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Shaped
 from vtp_jax.types import UserError
 
 Queue = Mapping[str, Array]
-STATE = ("real", "next")  # beside the columns
+STATE = ("real", "next")  # in addition to the columns
 
 
 def init(size: int, **columns: jax.ShapeDtypeStruct) -> Queue:
@@ -38,10 +38,10 @@ def push(
 ) -> Queue:
     """The queue with b rows in the places of the b oldest; `rows` has all of its columns.
 
-    Rows that are not valid take a place too, for counts are static; they stand there as zeros, and
-    not as real. No gradient flows into a queue. groups: g queues of n / g places, one behind the
-    other, each of which takes b / g rows: those of its block of the batch (the references' "per
-    GPU"). Raises UserError if there are more rows than places, or if g divides not both.
+    Rows that are not valid also take a place, because counts are static; they are stored as zeros
+    that are not real. No gradient flows into a queue. groups: g queues of n / g places, one after
+    the other, each of which takes the b / g rows of its block of the batch (the references' "per
+    GPU"). Raises UserError if there are more rows than places, or unless g divides both.
     """
     n, b = queue["real"].shape[0], valid.shape[0]
     if n % groups or b % groups:
@@ -53,7 +53,7 @@ def push(
     place = (size * jnp.arange(groups, dtype=jnp.int32)[:, None] + place).reshape(b)
 
     def write(old: Shaped[Array, "n *d"], new: Shaped[Array, "b *d"]) -> Shaped[Array, "n *d"]:
-        # A scatter, for dynamic_update_slice gathers a queue that is split over devices.
+        # A scatter, because dynamic_update_slice gathers a queue that is split over devices.
         new = jnp.where(valid.reshape(-1, *[1] * (new.ndim - 1)), new, 0).astype(old.dtype)
         return old.at[place].set(jax.lax.stop_gradient(new), unique_indices=True)
 
