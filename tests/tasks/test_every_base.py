@@ -23,7 +23,8 @@ ROWS, WORDS = 4, 8
 
 
 class Task(NamedTuple):
-    """How a task is asked for, what it is given, and what is evaluated of it."""
+    """The option of a task that varies, its values, the other options, the keys that its batch has
+    in addition to video and valid, and the verbs that are traced."""
 
     option: str
     values: tuple[str, ...]
@@ -48,13 +49,14 @@ def bases() -> dict[str, tuple[Method, tuple[int, ...], dict[str, Any]]]:
     for path in one_for_each(tasks=False):
         cfg = config.load(str(ROOT / path))
         spec, facts = outline.describe(cfg.data, ROWS)
+        facts = {**facts, "labels": 0}  # the classes of the base's data are not those of the task's
         made = build.part("methods", cfg.method, "config.method", facts)
         found[cfg.method["name"]] = once(made), spec["video"].shape[-4:], facts
     return found
 
 
 def once(made: Method) -> Method:
-    """The method, each function of which is traced once for all that give it the same shapes."""
+    """The method with its functions jitted, so that each is traced once for the same shapes."""
     init = jax.jit(lambda key, spec: made.init(key, dict(spec)), static_argnums=1)
     return made._replace(
         init=lambda key, spec: init(key, tuple(sorted(spec.items()))),
@@ -86,7 +88,7 @@ def state(made: Method, batch: Spec):
 
 
 def trace(base: str, task: str, *several: int, parts: bool = False, **given: Any) -> None:
-    """A step's loss, and what is evaluated, of clips that come one by one."""
+    """Traces a step's loss, and the verbs on single clips."""
     made, batch = task_on(base, task, **given), batch_of(base, task, *several, parts=parts)
     params, extra = state(made, batch)
     value, out = jax.eval_shape(made.loss, params, extra, batch, KEY, STEP)
