@@ -19,6 +19,7 @@ from vtp_jax.setup import config
 GOLDEN = Path(__file__).parent / "golden/plan"
 POD = "v6e:16x16"  # every config fits it
 LOOSE = 0.15  # of each number: another release of the compiler may choose otherwise
+DIGIT = 0.0005 * pods.GIB  # half of the last digit of memory
 # Batches that 256 chips do not divide become the next that they do; the parameters and moments of
 # nets of a billion parameters are split.
 SPLIT = ["--config.mesh.fsdp=16"]

@@ -66,7 +66,8 @@ def test_memory_and_work_are_near_the_golden_plan(path):
     golden = plans.expected(path)
     for name in ("params", "opt"):
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(getattr(shapes, name)))
-        assert size / golden.fsdp == pytest.approx(getattr(golden, name), plans.LOOSE), name
+        near = pytest.approx(getattr(golden, name), plans.LOOSE, abs=plans.DIGIT)
+        assert size / golden.fsdp == near, name
     work = 2 * flops.macs(make_step(method, optimizer, 0), shapes, batch)
     work *= golden.batch / batch["valid"].shape[0]
     assert work == pytest.approx(golden.work, plans.LOOSE, abs=5e10)  # it has one decimal
