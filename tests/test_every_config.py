@@ -47,7 +47,7 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
         check_step(make_step(method, optimizer, 0), shapes, shapes_of_batch)
         return
     whole, spread = (held(shapes, cfg.sharding, fsdp=n) for n in (1, 8))
-    assert whole / 8 <= spread < 1.1 * whole / 8  # biases, norms and positions stay whole
+    assert whole / 8 <= spread < 1.1 * whole / 8  # biases and norms stay whole
     same = json.dumps([cfg.method, cfg.task, facts, str(shapes_of_batch)])
     if same in TRACED:  # the switch is about data, rates or a start
         return
@@ -97,12 +97,15 @@ def listed(folder, numbers):
 
 
 def held(shapes, rules, fsdp):
-    """Bytes of parameters and optimizer state on a device."""
+    """Bytes of parameters and optimizer state on a device, without tables of positions, which stay
+    whole: in a small net they are a tenth."""
     mesh = sharding.make_mesh(data=1, fsdp=fsdp, devices=jax.devices()[:fsdp])
     placed = sharding.state_shardings(shapes, mesh, rules, note=lambda text: None)
-    parts = [jax.tree.leaves((s.params, s.opt)) for s in (shapes, placed)]
+    leaves, split = (tree.flatten(dict(params=s.params, opt=s.opt)) for s in (shapes, placed))
     sizes = (
-        math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(*parts, strict=True)
+        math.prod(split[name].shard_shape(x.shape)) * x.dtype.itemsize
+        for name, x in leaves.items()
+        if not name.endswith("position")
     )
     return sum(sizes)
 
