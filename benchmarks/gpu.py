@@ -284,10 +284,12 @@ def check() -> float:
     from vtp_jax.convert import rules
     from vtp_jax.convert.families import simvtp as published
     from vtp_jax.methods import simvtp
+    from vtp_jax.objectives import terms
 
     given, spec, facts = setting("tiny", 4, True)
     method = simvtp.make(size="tiny", dtype="float32", dropout=0.0, **facts)
-    net, params = method.loss.args[0], method.init(jax.random.key(0), spec)
+    net, recipe = simvtp.build(size="tiny", dtype="float32", dropout=0.0, **facts)
+    params = method.init(jax.random.key(0), spec)
     t, h, w = video = spec["video"].shape[1:4]
     draws = draw(given, video, 0)
     dropped = np.zeros((4, t * h * w // np.prod(CUBE)), bool)
@@ -300,8 +302,8 @@ def check() -> float:
         jnp.asarray(draws["negative"], jnp.int32),
     )
     batch = {k: jnp.asarray(v) for k, v in given.items()}
-    found = simvtp.terms(net, simvtp.forward(net, params, batch, ours), batch, ours)
-    mine = float(simvtp.total(net, found))
+    out = simvtp.forward(net, recipe, params, batch, ours)
+    mine = float(terms.total(simvtp.compare(recipe, out, batch, ours), recipe.weights))
 
     theirs = torch_net("tiny", facts, video).eval()
     table = published.pretrain_rules(sizes.ENCODERS["tiny"].heads, sizes.DECODERS["tiny"].heads)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtp_jax.types import KEYS, Mean, Method, UserError, assemble, check_batch, made_of, wide
+from vtp_jax.types import Mean, Method, UserError, assemble, check_batch, made_of, wide
 
 numbers = st.lists(st.tuples(st.floats(-100, 100, width=32), st.booleans()), max_size=8)
 
@@ -103,7 +103,7 @@ def batch(**changes):
         dict(video=np.zeros((4, 2, 8, 8, 3), np.float32)),  # pixels of a parity run
         dict(text=np.zeros((4, 5, 6), np.int32), text_mask=np.zeros((4, 5, 6), bool)),
         dict(video=None, text=None, text_mask=None),
-        dict(id=np.arange(4, dtype=np.int32), weight=np.ones(4, np.float32)),
+        dict(id=np.arange(4, dtype=np.int32), label=np.zeros(4, np.int32)),
     ],
 )
 def test_good_batches_pass(changes):
@@ -115,6 +115,7 @@ def test_good_batches_pass(changes):
     [
         (dict(valid=None), "no key 'valid'"),
         (dict(vidoe=np.zeros(4)), "unknown key 'vidoe'"),
+        (dict(weight=np.ones(4, np.float32)), "unknown key 'weight'"),  # no loss reads one
         (dict(video=np.zeros((3, 2, 8, 8, 3), np.uint8)), "with 4 rows"),
         (dict(video=np.zeros((4, 8, 8, 3), np.uint8)), "must be uint8 'b \\[v\\] t h w c'"),
         (dict(video=np.zeros((4, 2, 8, 8, 3), np.int32)), "is int32"),
@@ -130,10 +131,3 @@ def test_bad_batches_are_errors(changes, words):
         check_batch(batch(**changes), "the train stream")
     assert str(raised.value).startswith("the train stream")
     assert "\n" not in str(raised.value)
-
-
-def test_every_key_leads_with_rows():
-    for name, key in KEYS.items():
-        assert key.axes.split()[0] == "b", name
-        assert np.dtype(key.dtype)
-        assert key.about

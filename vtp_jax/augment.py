@@ -22,30 +22,36 @@ def views_as_rows(batch: Batch) -> Batch:
     """Every view a row of its own: video "b v t h w c" -> "(b v) t h w c", the views of a clip one
     after the other, and all other keys repeated for them (repeated augmentation, Hoffer et al.,
     arXiv 1901.09335). A batch without views comes back as it is."""
-    video = batch["video"]
-    if video.ndim == 5:
-        return batch
-    v = video.shape[1]
-    rows = {k: jnp.repeat(x, v, axis=0) for k, x in batch.items() if k != "video"}
-    return {**rows, "video": video.reshape(-1, *video.shape[2:])}
+    v = views_of(batch)
+    return batch if v is None else spread(batch, lambda x: jnp.repeat(x, v, axis=0), 0)
 
 
 def views_apart(batch: Batch) -> tuple[Batch, int]:
     """As `views_as_rows`, all first views before all second ones, "(v b) t h w c", and v (1 where
     there are no views): rows in v groups, none of which has a clip and its words twice."""
-    video = batch["video"]
-    if video.ndim == 5:
-        return batch, 1
-    v = video.shape[1]
-    rows = {k: jnp.concatenate([x] * v) for k, x in batch.items() if k != "video"}
-    return {**rows, "video": video.swapaxes(0, 1).reshape(-1, *video.shape[2:])}, v
+    v = views_of(batch)
+    return (batch, 1) if v is None else (spread(batch, lambda x: jnp.concatenate([x] * v), 1), v)
+
+
+def views_of(batch: Batch | Spec) -> int | None:
+    """The number of views of a clip; None where `video` has no axis for them."""
+    shape = batch["video"].shape
+    return shape[1] if len(shape) > 5 else None
+
+
+def spread(batch: Batch, copies: Callable[[Array], Array], axis: int) -> Batch:
+    """The views of "b v ..." as rows: axis 0 of (b, v) varies slowest, so that the views of a clip
+    follow each other, or axis 1. copies: repeats the other keys in the same order."""
+    rows = {k: copies(x) for k, x in batch.items() if k != "video"}
+    video = jnp.moveaxis(batch["video"], axis, 0)
+    return {**rows, "video": video.reshape(-1, *video.shape[2:])}
 
 
 def one_view(spec: Spec, name: str) -> None:
-    """Raises UserError where rows have several views that a method does not understand."""
-    if len(shape := spec["video"].shape) > 5:
+    """Raises UserError where rows have several views and a method reads one."""
+    if views := views_of(spec):
         raise UserError(
-            f"method {name} reads one view of a clip, and rows have {shape[1]}: leave "
+            f"method {name} reads one view of a clip, and rows have {views}: leave "
             "data.video.repeats at 1 (simvtp and videomae take each view for a row, snclr pairs)"
         )
 

@@ -5,6 +5,8 @@ Row i of a draw depends on the key and on i, not on how many rows follow it.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -51,6 +53,25 @@ def running_cells(rng: Array, b: int, grid: tuple[int, int, int], ratio: float) 
     # The code's ring of ones, then zeros, is read from phase + frame + 1 on, rows of a cell first.
     dropped = (phase + frame + 1 + 2 * (row % 2) + column % 2) % 4 < int(4 * ratio)
     return of_dropped(dropped.reshape(b, t * h * w), t * h * w // 4 * int(4 * ratio))
+
+
+MASKS = ("tubes", "tokens")
+
+
+def of_video(kind: str, rng: Array, b: int, grid: tuple[int, int, int], ratio: float) -> TokenMask:
+    """A mask of a video's tokens: "tubes", or "tokens", the places of each frame for themselves."""
+    if kind == "tubes":
+        return tubes(rng, b, grid, ratio)
+    return tokens(rng, b, math.prod(grid), ratio)
+
+
+def highest(score: Float[Array, "b n"], k: int) -> TokenMask:
+    """The k tokens of the highest score are kept, ties going to the first: pruning by the attention
+    that tokens receive (EVAD, arXiv 2304.08451; EViT, 2202.07800). A token with an infinite score
+    is always kept."""
+    best = jax.lax.top_k(jax.lax.stop_gradient(score), k)[1]
+    dropped = jnp.ones(score.shape, bool).at[jnp.arange(len(score))[:, None], best].set(False)
+    return of_dropped(dropped, score.shape[1] - k)
 
 
 def of_dropped(dropped: Bool[Array, "b n"], hidden: int) -> TokenMask:

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one line: what is wrong, where, and what to do.
+    """A mistake of the user's, reported in one line: what is wrong, where, and what to do.
 
     Entries print it without a traceback and exit with 2 (`cli.run`).
     """
@@ -37,13 +37,11 @@ class Key(NamedTuple):
 KEYS: Mapping[str, Key] = {
     "valid": Key("bool", "b", "False: the row is padding or its video could not be read"),
     "video": Key("uint8", "b [v] t h w c", "RGB frames; v: several views of one video"),
-    "view": Key("uint8", "b t h w c", "a second augmented view of the video"),
     "text": Key("int32", "b [k] l", "token ids; k: several captions of one video"),
     "text_mask": Key("bool", "b [k] l", "True where `text` is a real token"),
     "maskable": Key("bool", "b [k] l", "True where word masking may hide a token"),
     "label": Key("int32", "b", "class"),
     "id": Key("int32", "b", "position in the source's list; evaluators join on it"),
-    "weight": Key("float32", "b", "weight of the row in a loss"),
 }
 
 Batch = Mapping[str, Any]  # arrays; rows `b` lead each; keys as in KEYS
@@ -97,7 +95,7 @@ Objective = Callable[..., Mean]  # (prediction, target, where, ...) -> Mean, on 
 
 
 class Out(NamedTuple):
-    """What a loss returns beside its scalar."""
+    """What a loss returns in addition to its scalar."""
 
     metrics: Mapping[str, Mean]
     extra: Extra
@@ -133,7 +131,7 @@ class Encode(Protocol):
 
 
 def no_extra(rng: Array, spec: Spec, params: Params) -> Extra:
-    """`Method.start` of a method that carries nothing beside its parameters."""
+    """`Method.start` of a method that carries nothing but its parameters."""
     return {}
 
 
@@ -254,7 +252,7 @@ class Evaluator(NamedTuple):
 
 
 def check_batch(batch: Batch | Spec, where: str = "batch") -> None:
-    """Raises UserError unless every key is known and has the dtype and axes that KEYS says."""
+    """Raises UserError unless every key is known and has the dtype and axes that KEYS defines."""
     if "valid" not in batch:
         raise UserError(f"{where} has no key 'valid'; every batch needs one (types.KEYS)")
     rows = batch["valid"].shape[0]

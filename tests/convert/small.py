@@ -11,7 +11,7 @@ from vtp_jax import masking, tree
 from vtp_jax.convert import formats, rules
 from vtp_jax.convert.families import FORMATS
 from vtp_jax.methods import simvtp, tvtsv2, videomae
-from vtp_jax.nn import text, vit
+from vtp_jax.nn import mae, text, vit
 from vtp_jax.nn.sizes import Size
 from vtp_jax.nn.transformer import CLIP
 from vtp_jax.tasks import classify, retrieve
@@ -48,7 +48,7 @@ def cubes(n):
 def make_mae(key, places=9):
     encoder = image(places).init(key, cubes(places))["params"]
     mask = masking.tokens(key, 1, places, 0.5)
-    decoder, seen = vit.Decoder(Size(64, 1, 1, 128), places, 192), 1 + mask.keep.shape[1]
+    decoder, seen = mae.Decoder(Size(64, 1, 1, 128), places, 192), 1 + mask.keep.shape[1]
     return dict(
         encoder=encoder,
         decoder=decoder.init(key, jnp.zeros((1, seen, 128)), mask)["params"],
@@ -75,8 +75,7 @@ def make_tvtsv2(key, side=16, **changes):
         **{**sizes, **changes},
     )  # fmt: skip
     video = jax.ShapeDtypeStruct((2, frames, side, side, 3), np.uint8)
-    text = jax.ShapeDtypeStruct((2, min(6, changes.get("text_length", 6))), np.int32)
-    return method.init(key, {**SPEC, "video": video, "text": text})
+    return method.init(key, {**SPEC, "video": video})
 
 
 def make_classifier(key, classes=7):

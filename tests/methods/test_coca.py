@@ -12,6 +12,7 @@ import pytest
 from vtp_jax import tree
 from vtp_jax.methods import coca
 from vtp_jax.nn import pool
+from vtp_jax.nn.bind import bind
 from vtp_jax.nn.text import causal
 from vtp_jax.types import UserError
 
@@ -41,6 +42,10 @@ def spec_of(batch):
     return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
 
 
+def build(**changes):
+    return coca.build(**{**SMALL, **changes})
+
+
 def make(**changes):
     return coca.make(**{**SMALL, **changes})
 
@@ -62,7 +67,7 @@ WRITE = jax.jit(METHOD.encode["generate"])
 
 @jax.jit
 def look(params, batch):
-    return coca.forward(METHOD.loss.args[0], params, batch)
+    return coca.forward(build()[0], params, batch)
 
 
 @jax.jit
@@ -107,7 +112,7 @@ def test_the_loss_is_contrast_both_ways_and_twice_the_captions():
     told = [log_p[i, j - 1, ids[i, j]] for i, j in zip(*np.nonzero(mask), strict=True) if j]
     np.testing.assert_allclose(found["loss_caption"], -np.mean(told), rtol=1e-5)
 
-    summed = coca.terms(make(sum_words=True).loss.args[1], out, batch)["loss_caption"]
+    summed = coca.compare(build(sum_words=True)[1], out, batch)["loss_caption"]
     np.testing.assert_allclose(summed.value(), -np.sum(told) / 4, rtol=1e-5)
 
 
@@ -135,9 +140,9 @@ def test_longer_padding_changes_no_loss_and_no_embedding():
     longer = {k: jnp.pad(v, ((0, 0), (0, 1))) if k[:4] == "text" else v for k, v in batch.items()}
     a, b = (look(drawn(), x) for x in (batch, longer))
     np.testing.assert_allclose(a.text, b.text, rtol=1e-5, atol=1e-6)
-    recipe = METHOD.loss.args[1]
-    for name, mean in coca.terms(recipe, a, batch).items():
-        other = coca.terms(recipe, b, longer)[name]
+    _, recipe = build()
+    for name, mean in coca.compare(recipe, a, batch).items():
+        other = coca.compare(recipe, b, longer)[name]
         np.testing.assert_allclose(mean.value(), other.value(), rtol=1e-5, err_msg=name)
 
 
@@ -218,9 +223,10 @@ def test_embeddings_of_a_clip_are_means_over_frames_or_are_not():
 @jax.jit
 def without_cache(memory, ids, n):
     """log p "b v" of the word behind the first n, by a pass over all of them."""
-    net = METHOD.loss.args[0]
-    words, _ = coca.bind(net, drawn()).text.read(ids, jnp.ones(ids.shape, bool))
-    logits = coca.bind(net, drawn()).text.tell(words, memory, causal(ids.shape[1]))
+    net, _ = build()
+    text = bind(net, drawn()).text
+    words, _ = text.read(ids, jnp.ones(ids.shape, bool))
+    logits = text.tell(words, memory, causal(ids.shape[1]))
     return jax.nn.log_softmax(logits[:, n - 1])
 
 

@@ -44,6 +44,11 @@ def build(**changes):
     return simvtp.make(**{**SMALL, **changes})
 
 
+def both(**changes):
+    """(net, recipe) of the method that `build` gives."""
+    return simvtp.build(**{**SMALL, **changes})
+
+
 METHOD = build()
 ENCODE = {name: jax.jit(verb) for name, verb in METHOD.encode.items()}
 
@@ -59,8 +64,8 @@ def only(*names):
     return {name: float(name in names) for name in simvtp.WEIGHTS}
 
 
-def draw(method, batch):
-    return jax.jit(lambda b: simvtp.draw(method.loss.args[0], KEY, b))(batch)
+def draw(net, recipe, batch):
+    return jax.jit(lambda b: simvtp.draw(net, recipe, KEY, b))(batch)
 
 
 def losses(batch, method=METHOD, seed=1):
@@ -96,20 +101,10 @@ def test_the_loss_is_the_weighted_sum_of_four():
     value, found = losses(example())
     four = [found[f"loss_{n}"] for n in ("video", "text", "vtc", "vtm")]
     np.testing.assert_allclose(value, sum(four), rtol=1e-6)
-    assert abs(found["loss_vtc"] - np.log(4)) < 3 and abs(found["loss_vtm"] - np.log(2)) < 0.7
-
-
-OTHERS = pytest.mark.slow(reason="compiles the loss again, as the first pair does")
 
 
 @pytest.mark.parametrize(
-    "off, half",
-    [
-        ("text", "vtc"),
-        pytest.param("video", "text", marks=OTHERS),
-        pytest.param("vtc", "vtm", marks=OTHERS),
-        pytest.param("vtm", "video", marks=OTHERS),
-    ],
+    "off, half", [("video", "text"), ("text", "vtc"), ("vtc", "vtm"), ("vtm", "video")]
 )
 def test_a_loss_with_weight_zero_is_not_computed_and_leaves_the_others(off, half):
     weights = {**simvtp.WEIGHTS, off: 0.0, half: 0.5}
@@ -122,24 +117,30 @@ def test_a_loss_with_weight_zero_is_not_computed_and_leaves_the_others(off, half
     np.testing.assert_allclose(value, told, rtol=1e-6)
 
 
-def test_a_row_that_is_not_valid_changes_nothing_with_every_quirk():
-    """Gradients, and the recipe without quirks: test_laws.py."""
-    method = build(
-        contrast_text="masked",
-        match_text="masked",
-        pool_padding=True,
-        sum_directions=True,
-        groups=2,
-    )
+@pytest.mark.parametrize("quirks", [{}, dict(
+    contrast_text="masked", match_text="masked", pool_padding=True, sum_directions=True, groups=2
+)])  # fmt: skip
+def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(quirks):
+    method = build(**quirks)
     good, other = example(8), example(8, seed=7)
     valid = jnp.array([True, True, False, True, True, False, True, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
     mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
-    run = jax.jit(lambda batch: method.loss(drawn(), {}, {**batch, "valid": valid}, KEY, STEP))
-    (value, out), (value2, out2) = run(good), run(mixed)
-    np.testing.assert_allclose(value2, value, rtol=1e-6)
-    for name, mean in out.metrics.items():
-        np.testing.assert_allclose(mean.value(), out2.metrics[name].value(), rtol=1e-6)
+    empty = {k: jnp.where(row[k], good[k], jnp.zeros_like(good[k])) for k in good}
+
+    @jax.jit
+    def run(params, batch):
+        batch = {**batch, "valid": valid}
+        return jax.value_and_grad(method.loss, has_aux=True)(params, {}, batch, KEY, STEP)
+
+    (value, out), grads = run(drawn(), good)
+    for batch in (mixed, empty):
+        (value2, out2), grads2 = run(drawn(), batch)
+        np.testing.assert_allclose(value2, value, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(out.metrics), jax.tree.leaves(out2.metrics), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads2), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     assert out.metrics["match_accuracy"].count == 12  # six valid rows, right and wrong
 
 
@@ -150,9 +151,9 @@ def test_rows_without_any_other_ask_no_match():
 
 
 def test_hidden_pixels_and_words_reach_no_prediction():
-    method, batch = build(weights=dict(vtm=0.0)), example()
-    net, draws = method.loss.args[0], draw(method, batch)
-    run = jax.jit(lambda p, b: simvtp.forward(net, p, b, draws))
+    (net, recipe), batch = both(weights=dict(vtm=0.0)), example()
+    draws = draw(net, recipe, batch)
+    run = jax.jit(lambda p, b: simvtp.forward(net, recipe, p, b, draws))
     dropped = draws.mask.dropped[..., None]
     cubes = embed.cut(batch["video"], net.cube)
     grid = embed.grid_of(batch["video"].shape, net.cube)
@@ -165,17 +166,15 @@ def test_hidden_pixels_and_words_reach_no_prediction():
 
 
 def test_contrast_over_groups_is_the_mean_of_the_groups():
-    grouped, alone = build(groups=2, weights=only("vtc")), build(weights=only("vtc"))
+    grouped, alone = both(groups=2, weights=only("vtc")), both(weights=only("vtc"))
     batch = example()
-    draws = draw(grouped, batch)
+    draws = draw(*grouped, batch)
 
-    def vtc(method):
-        net = method.loss.args[0]
-
+    def vtc(net, recipe):
         @jax.jit
         def run(params, part, own):
-            out = simvtp.forward(net, params, part, own)
-            return simvtp.terms(net, out, part, own)["loss_vtc"].value()
+            out = simvtp.forward(net, recipe, params, part, own)
+            return simvtp.compare(recipe, out, part, own)["loss_vtc"].value()
 
         return run
 
@@ -183,9 +182,9 @@ def test_contrast_over_groups_is_the_mean_of_the_groups():
         part, own = jax.tree.map(lambda x: x[start:end], (batch, draws))
         return drawn(), part, own._replace(negative=jnp.zeros(end - start, jnp.int32))
 
-    half = vtc(alone)
+    half = vtc(*alone)
     halves = [half(*rows(0, 2)), half(*rows(2, 4))]
-    np.testing.assert_allclose(vtc(grouped)(*rows(0, 4)), np.mean(halves), rtol=1e-5)
+    np.testing.assert_allclose(vtc(*grouped)(*rows(0, 4)), np.mean(halves), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -218,17 +217,24 @@ def test_chunks_of_rows_change_neither_losses_nor_gradients():
 
 
 def test_a_decoder_asked_at_running_cells_counts_hidden_cubes_alone():
-    method = build(decoder_ratio=0.5, weights=only("video"))
-    batch, net = example(), method.loss.args[0]
-    draws = draw(method, batch)
+    (net, recipe), batch = both(decoder_ratio=0.5, weights=only("video")), example()
+    draws = draw(net, recipe, batch)
     assert draws.ask.shape == (4, 16) and draws.mask.drop.shape == (4, 24)
-    out = jax.jit(lambda p: simvtp.forward(net, p, batch, draws))(drawn())
+    out = jax.jit(lambda p: simvtp.forward(net, recipe, p, batch, draws))(drawn())
     assert out.pixels.shape == out.target.shape == (4, 16, 384)
     scored = masking.take(draws.mask.dropped, draws.ask)
     assert 0 < scored.sum() < scored.size
     error = ((out.pixels - out.target) ** 2).mean(axis=-1)
-    found = simvtp.terms(net, out, batch, draws)["loss_video"].value()
+    found = simvtp.compare(recipe, out, batch, draws)["loss_video"].value()
     np.testing.assert_allclose(found, error[scored].mean(), rtol=1e-5)
+
+
+def test_a_key_decides_all_randomness():
+    method = build(dropout=0.1, drop_path=0.1)
+    batch = example()
+    assert losses(batch, method, seed=3) == losses(batch, method, seed=3)
+    assert losses(batch, method, seed=3)[0] != losses(batch, method, seed=4)[0]
+    assert losses(batch, method, seed=3)[0] != losses(batch, seed=3)[0]  # dropout is on
 
 
 def test_embeddings_depend_on_their_own_row_and_not_on_padding():
@@ -284,6 +290,12 @@ def test_without_masks_there_is_contrast_and_matching_alone():
     np.testing.assert_allclose(value, found["loss_vtc"] + found["loss_vtm"], rtol=1e-6)
     shown = jax.eval_shape(METHOD.encode["reconstruct"], drawn(), {}, example())
     assert shown["text"].shape == (4, 9)
+
+
+def test_pictures_ask_for_every_hidden_cube_whatever_the_decoder_is_asked_in_training():
+    some = build(decoder_ratio=0.5).encode["reconstruct"]
+    shown = jax.eval_shape(some, drawn(), {}, example())
+    assert shown["restored"]["visible"].shape == (4, 4, 32, 32, 3)
 
 
 def test_views_of_a_clip_are_rows_that_are_never_each_others_negatives():

@@ -2,6 +2,7 @@
 official code are in test_videomae_golden.py."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from tests.arrays import fill
 from vtp_jax import masking
 from vtp_jax.methods import videomae
-from vtp_jax.nn import embed
+from vtp_jax.nn import embed, mae
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
@@ -27,20 +28,26 @@ def example(b=3, seed=0, views=()):
     return dict(video=jnp.asarray(video, jnp.uint8), valid=jnp.ones(b, bool))
 
 
+class Both(NamedTuple):
+    net: mae.MaskedAutoencoder
+    recipe: videomae.Recipe
+
+
 @functools.cache
 def build(**changes):
     method = videomae.make(**{**SMALL, **changes})
     spec = jax.eval_shape(example)
-    return method, fill(lambda key: method.init(key, spec), KEY), method.loss.args[0]
+    net, recipe = videomae.build(**{**SMALL, **changes})
+    return method, fill(lambda key: method.init(key, spec), KEY), Both(net, recipe)
 
 
-def draw(net, video):
-    return draw_shape(net, jax.ShapeDtypeStruct(video.shape, video.dtype))
+def draw(both, video):
+    return draw_shape(*both, jax.ShapeDtypeStruct(video.shape, video.dtype))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def draw_shape(net, video):
-    return videomae.draw(net, KEY, video)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def draw_shape(net, recipe, video):
+    return videomae.draw(net, recipe, KEY, video)
 
 
 run_forward = jax.jit(videomae.forward, static_argnums=0)
@@ -63,8 +70,8 @@ def both_papers():
 )
 def test_tokens_seen_asked_for_and_scored(recipe, side, counts):
     """Sheets of the two papers, section 10. The decoder reads the first two together: 944 for B."""
-    net = videomae.make(**recipe).loss.args[0]
-    draws = draw(net, jax.ShapeDtypeStruct((16, 16, side, side, 3), jnp.uint8))
+    both = Both(*videomae.build(**recipe))
+    draws = draw(both, jax.ShapeDtypeStruct((16, 16, side, side, 3), jnp.uint8))
     seen, asked, scored = counts
     assert draws.mask.keep.shape == (16, seen) and draws.ask.shape == (16, asked)
     if scored:
@@ -76,11 +83,11 @@ def test_tokens_seen_asked_for_and_scored(recipe, side, counts):
 
 @both_papers()
 def test_what_is_asked_for_has_a_target_of_its_own_cube(ratio):
-    _, params, net = build(decoder_ratio=ratio)
+    _, params, both = build(decoder_ratio=ratio)
     batch = example()
-    draws = draw(net, batch["video"])
-    predicted, target = run_forward(net, params, batch, draws)
-    cubes = np.asarray(embed.cut(batch["video"], net.cube), np.float64) / 255
+    draws = draw(both, batch["video"])
+    predicted, target = run_forward(both.net, params, batch, draws)
+    cubes = np.asarray(embed.cut(batch["video"], both.net.cube), np.float64) / 255
     x = np.take_along_axis(cubes, np.asarray(draws.ask)[..., None], axis=1)
     x = x.reshape(*x.shape[:2], -1, 3)
     want = (x - x.mean(axis=2, keepdims=True)) / (x.std(axis=2, ddof=1, keepdims=True) + 1e-6)
@@ -91,21 +98,21 @@ def test_what_is_asked_for_has_a_target_of_its_own_cube(ratio):
 
 @both_papers()
 def test_hidden_pixels_reach_no_prediction_and_unscored_cubes_no_gradient(ratio):
-    method, params, net = build(decoder_ratio=ratio)
+    method, params, both = build(decoder_ratio=ratio)
     batch = example()
-    draws = draw(net, batch["video"])
-    cubes, grid = embed.cut(batch["video"], net.cube), (4, 4, 4)
+    draws = draw(both, batch["video"])
+    cubes, grid = embed.cut(batch["video"], both.net.cube), (4, 4, 4)
     asked = jnp.zeros(draws.mask.dropped.shape, bool)
     asked = jax.vmap(lambda row, i: row.at[i].set(True))(asked, draws.ask)
 
     def changed(where):
         noise = jnp.where(where[..., None], 255 - cubes, cubes)
-        return {**batch, "video": embed.join(noise, grid, net.cube)}
+        return {**batch, "video": embed.join(noise, grid, both.net.cube)}
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(params, batch):
-        predicted, target = videomae.forward(net, params, batch, draws)
+        predicted, target = videomae.forward(both.net, params, batch, draws)
         error = jnp.where(draws.scored[..., None], (predicted - target) ** 2, 0)
         return error.mean(), predicted
 
@@ -121,11 +128,11 @@ def test_hidden_pixels_reach_no_prediction_and_unscored_cubes_no_gradient(ratio)
 
 def test_places_that_the_encoder_saw_are_not_scored():
     """They are asked for, and what is predicted there changes nothing."""
-    _, params, net = build(decoder_ratio=0.5)
+    _, params, both = build(decoder_ratio=0.5)
     batch = example()
-    draws = draw(net, batch["video"])
+    draws = draw(both, batch["video"])
     assert (~draws.scored).any()
-    predicted, target = run_forward(net, params, batch, draws)
+    predicted, target = run_forward(both.net, params, batch, draws)
     where = draws.scored & batch["valid"][:, None]
     error = videomae.reconstruction.squared_error
     wrong = jnp.where(draws.scored[..., None], predicted, 1e6)
@@ -150,7 +157,7 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(ratio):
 
 
 def test_views_are_rows_with_masks_of_their_own():
-    method, params, net = build(decoder_ratio=0.5)
+    method, params, both = build(decoder_ratio=0.5)
     batch = example(views=(4,))
     rows = dict(
         video=batch["video"].reshape(12, *batch["video"].shape[2:]), valid=jnp.ones(12, bool)
@@ -158,7 +165,7 @@ def test_views_are_rows_with_masks_of_their_own():
     run = jax.jit(method.loss)
     a, b = (run(params, {}, x, KEY, STEP) for x in (batch, rows))
     np.testing.assert_allclose(a[0], b[0], rtol=1e-6)
-    masks = draw(net, rows["video"]).mask.dropped
+    masks = draw(both, rows["video"]).mask.dropped
     assert len({bytes(np.asarray(row)) for row in masks[:4]}) == 4
     half = run(params, {}, batch | dict(valid=jnp.array([True, False, True])), KEY, STEP)[1]
     assert half.metrics["loss_video"].count == a[1].metrics["loss_video"].count * 2 / 3
@@ -166,11 +173,11 @@ def test_views_are_rows_with_masks_of_their_own():
 
 def test_visible_tokens_are_a_set():
     """Places are told by position alone: order changes nothing, and there is no class token."""
-    _, params, net = build()
+    _, params, both = build()
     batch = example()
-    draws = draw(net, batch["video"])
+    draws = draw(both, batch["video"])
     turned = draws._replace(mask=draws.mask._replace(keep=draws.mask.keep[:, ::-1]))
-    a, b = (run_forward(net, params, batch, d)[0] for d in (draws, turned))
+    a, b = (run_forward(both.net, params, batch, d)[0] for d in (draws, turned))
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 

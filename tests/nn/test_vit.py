@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.arrays import fill
 from vtp_jax import masking, tree
-from vtp_jax.nn import embed, resize, sizes, vit
+from vtp_jax.nn import embed, mae, resize, sizes, vit
 from vtp_jax.nn.transformer import CLIP
 from vtp_jax.types import UserError
 
@@ -109,7 +109,7 @@ def test_a_wrong_number_of_cubes_and_an_impossible_pooling_are_refused():
 
 
 def test_the_decoder_reads_places_from_positions_and_hidden_cubes_from_nothing():
-    decoder = vit.Decoder(sizes.Size(8, 1, 2, 16), PLACES, 48)
+    decoder = mae.Decoder(sizes.Size(8, 1, 2, 16), PLACES, 48)
     draw = jax.jit(lambda: masking.tokens(KEY, 2, PLACES, 0.5))
     mask = jax.tree.map(np.asarray, draw())
     seen = np.asarray(normal(2, 1 + mask.keep.shape[1], 16))
@@ -135,7 +135,7 @@ def test_published_numbers_of_parameters():
     assert encoder + 768 * 1000 + 1000 == 86_567_656
     mask = jax.eval_shape(lambda: masking.tokens(KEY, 1, 196, 0.75))
     seen = jax.ShapeDtypeStruct((1, 50, 768), jnp.float32)
-    decoder = vit.Decoder(sizes.Size(512, 8, 16, 2048), 196, 768)
+    decoder = mae.Decoder(sizes.Size(512, 8, 16, 2048), 196, 768)
     assert encoder + count(decoder, seen, mask) == 111_907_840
     clip = vit.ViT(large, 256, (1, 14, 14), style=CLIP, first_norm=True, features=768)
     assert count(clip, jax.ShapeDtypeStruct((1, 256, 588), jnp.float32)) == 303_966_208

@@ -14,7 +14,7 @@ import pytest
 from vtp_jax.convert import rules
 from vtp_jax.convert.families import clip, timm
 from vtp_jax.convert.families.bert import bert_rules, cross_rules
-from vtp_jax.nn import embed, sizes, text, vit
+from vtp_jax.nn import embed, mae, sizes, text, vit
 from vtp_jax.nn.transformer import CLIP
 from vtp_jax.types import TokenMask
 
@@ -135,7 +135,7 @@ def test_mae():
     tokens = ours(
         encoder, params["encoder"], lambda m, c, i: m.norm(m.encode(c, i)), seen, mask.keep
     )
-    decoder = vit.Decoder(DECODER, PLACES, features=48)
+    decoder = mae.Decoder(DECODER, PLACES, features=48)
     predicted = ours(decoder, params["decoder"], None, tokens, mask)
     close(
         predicted,

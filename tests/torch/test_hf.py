@@ -61,9 +61,7 @@ def shapes_of(method: Any) -> Any:
 @pytest.fixture(scope="module")
 def pretraining() -> Kind:
     recipe: Any = dict(size=ENCODER, decoder=DECODER, cube=CUBE, dtype="float32")
-    net = videomae.VideoMAE(
-        ENCODER, DECODER, CUBE, "tubes", 0.9, 0.0, 0.0, "float32", None, 1, MEAN, STD
-    )
+    net, _ = videomae.build(**recipe, mean=MEAN, std=STD)
     shown = masking.of_dropped(jnp.asarray(MASK), HIDDEN)
     draws = videomae.Draws(shown, shown.drop, jnp.ones(shown.drop.shape, bool))
     batch = dict(video=jnp.asarray(VIDEO), valid=jnp.ones(2, bool))

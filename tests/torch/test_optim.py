@@ -20,6 +20,7 @@ from vtp_jax.convert import pytorch, rules
 from vtp_jax.convert.families import simvtp as published
 from vtp_jax.methods import simvtp
 from vtp_jax.nn.sizes import Size
+from vtp_jax.objectives import terms
 from vtp_jax.run import optim
 from vtp_jax.setup import shipped
 from vtp_jax.setup.recipes import DECAY
@@ -124,10 +125,10 @@ def layer_scale(decay: float) -> Callable[[str], float]:
 
 
 def make_pretraining(dtype: str) -> Any:
-    net = simvtp.SimVTP(
-        ENCODER, DECODER, CUBE, dropout=0.0, dtype=dtype, vocab_size=WORDS, text_length=LENGTH,
-        mask_id=MASK, mean=MEAN, std=STD, contrast_text="masked", match_text="masked",
-        pool_padding=True, sum_directions=True,
+    net, recipe = simvtp.build(
+        size=ENCODER, decoder=DECODER, cube=CUBE, dropout=0.0, dtype=dtype,
+        vocab_size=WORDS, text_length=LENGTH, mask_id=MASK, mean=MEAN, std=STD,
+        contrast_text="masked", match_text="masked", pool_padding=True, sum_directions=True,
     )  # fmt: skip
 
     def loss(params: Any, batch: dict[str, Any]) -> Any:
@@ -137,8 +138,8 @@ def make_pretraining(dtype: str) -> Any:
             batch["masked"],
             batch["negative"],
         )
-        out = simvtp.forward(net, params, batch, draws)
-        return simvtp.total(net, simvtp.terms(net, out, batch, draws))
+        out = simvtp.forward(net, recipe, params, batch, draws)
+        return terms.total(simvtp.compare(recipe, out, batch, draws), recipe.weights)
 
     return loss
 

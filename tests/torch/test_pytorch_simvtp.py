@@ -91,9 +91,9 @@ def randomise(shapes: Any, dtype: Any) -> Any:
 
 def build(folder: Path, dtype: Any, pool_padding: bool, finetuned: bool) -> Case:
     with jax.enable_x64(dtype == np.float64):
-        net = simvtp.SimVTP(
-            ENCODER, DECODER, CUBE, dtype=np.dtype(dtype).name, pool_padding=pool_padding,
-            vocab_size=WORDS, text_length=PLACES, pad_id=1,
+        net, recipe = simvtp.build(
+            size=ENCODER, decoder=DECODER, cube=CUBE, dtype=np.dtype(dtype).name,
+            pool_padding=pool_padding, vocab_size=WORDS, text_length=PLACES, pad_id=1,
             weights=dict(video=1, text=1, vtc=0, vtm=0),
         )  # fmt: skip
         batch = jax.tree.map(jnp.asarray, draw_batch(dtype))
@@ -118,7 +118,7 @@ def build(folder: Path, dtype: Any, pool_padding: bool, finetuned: bool) -> Case
                     masking.of_dropped(batch["hidden"], HIDDEN),
                     batch["text_mask"], batch["masked"], jnp.arange(3),
                 )  # fmt: skip
-                said = simvtp.forward(net, params, batch, draws)
+                said = simvtp.forward(net, recipe, params, batch, draws)
                 out.update(pixels=said.pixels, words=said.words)
                 out.update(method.encode["pair"](params, extra, found["video"], found["text"]))
             return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from vtp_jax import tree
 from vtp_jax.convert import hf_folder, nets, pytorch
 from vtp_jax.convert.families import FORMATS
-from vtp_jax.methods.simvtp import SimVTP
+from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
 from vtp_jax.run import checkpoint
 from vtp_jax.setup.config import plain
@@ -33,7 +34,7 @@ RUNS = {
 
 # The nets' defaults, where a config has no value.
 DEFAULTS: Mapping[str, Any] = {
-    name: SimVTP.__dataclass_fields__[name].default
+    name: inspect.signature(simvtp.build).parameters[name].default
     for name in ("mean", "std", "pad_id", "dropout", "pool_padding")
 }
 

@@ -6,9 +6,9 @@ Code:      none was released. OpenCLIP's CoCa (mlfoundations/open_clip @89fb801,
 Data:      images and videos with captions
 Parity:    OpenCLIP's CoCa where it does what the paper says, fp64, 1e-9
 Idea:      a decoder cut in two. Its lower half reads the words alone: a class token at their end
-           gives the text's embedding. Its upper half attends to what is seen, too, and tells each
-           next word. So one pass gives contrast and captioning: L = L_con + 2 L_cap. What is seen
-           is pooled by attention: 256 learned queries for the captions, one more for contrast.
+           gives the text's embedding. Its upper half attends to the video, too, and predicts
+           each next word. So one pass gives contrast and captioning: L = L_con + 2 L_cap. Video
+           tokens are pooled by attention: 256 learned queries for captions, one for contrast.
 Command:   vtp train --config coca/pretrain --workdir DIR
 Published: ImageNet zero-shot 86.3 (B 82.6, L 84.8), frozen 90.6; K400 / 600 / 700 frozen 88.0 /
            88.5 / 81.1; MSR-VTT full zero-shot R@1 / 5 / 10: text-to-video 30.0 / 52.4 / 61.6,
@@ -18,17 +18,17 @@ An image is a clip of one frame. The encoder sees every frame by itself, without
 and the poolers attend to the tokens of all frames: VideoCoCa (Yan et al., arXiv 2212.04979). So a
 still shown for any number of frames gives what the image gives, and a batch may mix both.
 
-Deviations, each with its reason and with the switch that brings the paper back:
+Deviations, each with its reason and with the switch that restores the paper's behaviour:
 - L_cap is the mean over the words of a batch, as all public code has it; the paper's formula sums
   over those of a caption, which weighs captioning about 20 times more.          sum_words=True
 - Zero-shot retrieval pools the tokens of all frames; the paper means embeddings.  frames="mean"
-- AdamW stands for Adafactor, here and in the config.
+- AdamW replaces Adafactor, here and in the config.
 
-The paper leaves open, and these are choices of ours: blocks, poolers with a norm for queries and
-one for what they attend to, and projections are OpenCLIP's; one norm of the pooled tokens serves
-all decoder layers (OpenCLIP has one for each). The class token has a position of its own, so that
-padding moves nothing. The scale 1 / sigma is kept below 100, CLIP's bound. Captions begin with
-[CLS] and end with [SEP].
+Choices of this implementation, which the paper leaves open: blocks, poolers with a norm for queries
+and one for what they attend to, and projections are OpenCLIP's; one norm of the pooled tokens
+serves all decoder layers (OpenCLIP has one for each). The class token has a position of its own, so
+that padding changes nothing. The scale 1 / sigma is kept below 100, CLIP's bound. Captions begin
+with [CLS] and end with [SEP].
 """
 
 from __future__ import annotations
@@ -43,15 +43,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vtp_jax import augment
-from vtp_jax.nn import embed, generate, sizes
+from vtp_jax.nn import generate, sizes
+from vtp_jax.nn.backbone import Tokens, by_frame
+from vtp_jax.nn.bind import bind, has
 from vtp_jax.nn.captioner import Captioner
 from vtp_jax.nn.pool import AttentionPool
 from vtp_jax.nn.text import causal
 from vtp_jax.nn.transformer import Linear, Style
 from vtp_jax.nn.vit import ViT
-from vtp_jax.objectives import contrastive
-from vtp_jax.objectives.classification import accuracy, cross_entropy
-from vtp_jax.types import Batch, Encoded, Extra, Mean, Method, Out, Params, Spec, UserError, wide
+from vtp_jax.objectives import contrastive, terms
+from vtp_jax.objectives.classification import scored
+from vtp_jax.types import (
+    Batch,
+    Encoded,
+    Extra,
+    Mean,
+    Method,
+    Out,
+    Params,
+    Spec,
+    UserError,
+    assemble,
+    made_of,
+    wide,
+)
 
 STYLE = Style("qkv", "gelu", 1e-5)
 WEIGHTS = {"contrast": 1.0, "caption": 2.0}
@@ -90,7 +105,8 @@ class CoCa(nn.Module):
         more: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
         self.visual = ViT(
             self.size, (self.side // self.patch) ** 2, (1, self.patch, self.patch),
-            len(self.mean), STYLE, has_class=False, pooling="mean", **more,
+            len(self.mean), STYLE, has_class=False, pooling="mean", mean=self.mean, std=self.std,
+            **more,
         )  # fmt: skip
         pooler = partial(
             AttentionPool, width=d, heads=self.text_size.heads, style=STYLE, dtype=dtype
@@ -103,20 +119,17 @@ class CoCa(nn.Module):
         if self.is_initializing():  # else read where it is used: a task may have dropped it
             self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
 
-    def see(self, video: Any) -> Float[Array, "b t n d"]:
+    def see(self, video: Any) -> Tokens:
         """The encoder's last block on every frame. Pixels uint8, or floats in [0, 1]."""
-        b, t = video.shape[:2]
-        cubes = embed.to_unit(embed.cut(video, (1, self.patch, self.patch)))
-        cubes = embed.standardise(cubes, self.mean, self.std)
-        raw = self.visual.encode(cubes.reshape(b * t, -1, cubes.shape[-1]))
-        return raw.reshape(b, t, *raw.shape[1:])
+        return by_frame(self.visual.see, video)
 
     def pool(
-        self, tokens: Float[Array, "b t n d"]
+        self, tokens: Float[Array, "b n d"], frames: int
     ) -> tuple[Float[Array, "b q e"], Float[Array, "b e"]]:
-        """(the pooled tokens that captions are told from, the video's embedding)."""
-        b, t, n, d = tokens.shape
-        x = tokens.reshape(b, t * n, d) if self.frames == "joint" else tokens.reshape(b * t, n, d)
+        """(the pooled tokens that captions are written from, the video's embedding), from the
+        normalised tokens of all frames."""
+        b, n, d = tokens.shape
+        x = tokens if self.frames == "joint" else tokens.reshape(b * frames, n // frames, d)
         memory = self.caption_pool(x)
         one = self.contrast_pool(memory if self.poolers == "cascade" else x)[:, 0]
         memory, embedding = (
@@ -126,13 +139,13 @@ class CoCa(nn.Module):
 
     def visit(self, video: Any, ids: Int[Array, "b l"]) -> None:
         """Every verb once: linen creates only the parameters that init touches."""
-        memory, _ = self.pool(self.visual.norm(self.see(video)))
+        memory, _ = self.pool(self.visual.norm(self.see(video).raw), video.shape[1])
         self.text.read(ids, jnp.ones(ids.shape, bool))
         self.text.begin(ids, memory)
 
 
 class Recipe(NamedTuple):
-    """How it is trained, and how it writes; see `make`."""
+    """How it is trained, and how it writes; see `build`."""
 
     weights: Mapping[str, float]
     sum_words: bool
@@ -144,7 +157,7 @@ class Recipe(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the net says of a batch."""
+    """Embeddings and predictions for a batch."""
 
     video: Float[Array, "b d"]
     text: Float[Array, "b d"]
@@ -153,17 +166,18 @@ class Outputs(NamedTuple):
 
 
 def forward(net: CoCa, params: Params, batch: Batch) -> Outputs:
-    """One pass of each half. The word behind the last one is nobody's target."""
+    """One pass of each half. What the last word predicts has no target."""
     bound = bind(net, params)
-    memory, video = bound.pool(bound.visual.norm(bound.see(batch["video"])))
+    seen = bound.visual.norm(bound.see(batch["video"]).raw)
+    memory, video = bound.pool(seen, batch["video"].shape[1])
     words, text = bound.text.read(batch["text"], batch["text_mask"])
     before = words[:, :-1]
     logits = bound.text.tell(before, memory, causal(before.shape[1]))
     return Outputs(video, text, logits, jnp.exp(params["logit_scale"]))
 
 
-def terms(recipe: Recipe, out: Outputs, batch: Batch) -> dict[str, Mean]:
-    """L_con and L_cap (section 3.2), and how often the next word was right."""
+def compare(recipe: Recipe, out: Outputs, batch: Batch) -> dict[str, Mean]:
+    """L_con and L_cap (section 3.2), and the accuracy of the next word."""
     valid, found = batch["valid"], {}
     if recipe.weights["contrast"]:
         found["loss_contrast"] = contrastive.both_ways(
@@ -172,8 +186,7 @@ def terms(recipe: Recipe, out: Outputs, batch: Batch) -> dict[str, Mean]:
         found["scale"] = Mean.of(out.scale[None])
     if recipe.weights["caption"]:
         target, asked = batch["text"][:, 1:], batch["text_mask"][:, 1:] & valid[:, None]
-        words = cross_entropy(out.logits, target, asked)
-        found["word_accuracy"] = accuracy(out.logits, target, asked)
+        words, found["word_accuracy"] = scored(out.logits, target, asked)
         rows = valid.sum(dtype=words.count.dtype)
         found["loss_caption"] = words._replace(count=rows) if recipe.sum_words else words
     return found
@@ -189,18 +202,18 @@ def loss(
     step: Array,
 ) -> tuple[Array, Out]:
     """L = L_con + 2 L_cap; nothing is drawn."""
-    found = terms(recipe, forward(net, params, batch), batch)
-    asked = [name for name, weight in recipe.weights.items() if weight]
-    total = sum((recipe.weights[n] * found[f"loss_{n}"].value() for n in asked), jnp.zeros(()))
-    return total, Out(found, extra)
+    found = compare(recipe, forward(net, params, batch), batch)
+    return terms.total(found, recipe.weights), Out(found, extra)
 
 
-def bound_scale(params: Params, extra: Extra, step: Array) -> tuple[Params, Extra]:
+def bound_scale(
+    net: CoCa, recipe: Recipe, params: Params, extra: Extra, step: Array
+) -> tuple[Params, Extra]:
     scale = jnp.minimum(params["logit_scale"], math.log(MAX_SCALE))
     return {**params, "logit_scale": scale}, extra
 
 
-def init(net: CoCa, rng: Array, spec: Spec) -> Params:
+def init(net: CoCa, recipe: Recipe, rng: Array, spec: Spec) -> Params:
     augment.one_view(spec, "coca")
     frame = jnp.zeros((1, 1, *spec["video"].shape[-3:]))
     ids = jnp.zeros((1, spec["text"].shape[-1]), jnp.int32)
@@ -211,24 +224,24 @@ def init(net: CoCa, rng: Array, spec: Spec) -> Params:
 
 
 def encode_video(
-    net: CoCa, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: CoCa, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """Tokens of all frames, in order. memory: the pooled tokens that captions are told from. Tasks
-    that go on from `raw` may drop the rest."""
+    """Tokens of all frames, in order. memory: the pooled tokens that captions are written from.
+    Tasks that start from `raw` may drop the rest."""
     bound = bind(net, params)
-    raw = bound.see(batch["video"])
-    found = dict(raw=in_a_row(raw))
-    if "caption_pool" in params:
+    raw = bound.see(batch["video"]).raw
+    found = dict(raw=raw, mask=jnp.ones(raw.shape[:2], bool))
+    if has(bound, "caption_pool"):
         tokens = bound.visual.norm(raw)
-        memory, embedding = bound.pool(tokens)
-        found.update(embedding=wide(embedding), tokens=in_a_row(tokens), memory=memory)
-    return dict(found, mask=jnp.ones(found["raw"].shape[:2], bool))
+        memory, embedding = bound.pool(tokens, batch["video"].shape[1])
+        found.update(embedding=wide(embedding), tokens=tokens, memory=memory)
+    return found
 
 
 def encode_text(
-    net: CoCa, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
+    net: CoCa, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """The words' tokens are the lower half's, which has no norm behind it."""
+    """The words' tokens are the lower half's, which no norm follows."""
     words, embedding = bind(net, params).text.read(batch["text"], batch["text_mask"])
     return dict(embedding=wide(embedding), tokens=words, raw=words, mask=batch["text_mask"])
 
@@ -243,7 +256,7 @@ def write(
 ) -> Encoded:
     """Captions of the videos: ids i32 "b l" from [CLS] to [SEP], then padding, l the method's
     length; score f32 "b", their log probability (by beams: over a power of their length)."""
-    memory = encode_video(net, params, extra, batch)["memory"]
+    memory = encode_video(net, recipe, params, extra, batch)["memory"]
     ids, start = generate.begin(len(memory), net.length, recipe.start_id, recipe.pad_id)
     _, kept = net.apply(
         {"params": params}, ids, memory,
@@ -269,7 +282,7 @@ def write(
     return dict(ids=said.ids, score=said.score)
 
 
-def make(
+def build(
     *,
     size: str | Sequence[int] = "B",
     text_size: str | Sequence[int] | None = None,
@@ -293,25 +306,21 @@ def make(
     pad_id: int = 0,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
-) -> Method:
-    """CoCa as a `Method`.
+) -> tuple[CoCa, Recipe]:
+    """CoCa.
 
     size: the encoder's, a name in `nn.sizes.ENCODERS`, or (width, depth, heads, mlp). text_size:
     of the decoder's lower half, a name in `TEXTS` (`size` unless given) or four numbers; layers: of
-    the upper half, as many as the lower has unless given. side, patch: pixels. queries: pooled
+    the upper half, the lower's number unless given. side, patch: pixels. queries: pooled
     tokens. poolers: `cascade`, contrast pools the pooled tokens, or `parallel`, it pools all.
-    frames: `joint`, poolers attend to all frames, or `mean`, to each, and what they give is
+    frames: `joint`, poolers attend to all frames, or `mean`, to each, and their outputs are
     averaged. weights: of `contrast` and `caption`; a loss with weight 0 is not computed. sum_words:
     see above. beams: 1 writes greedily; penalty: see `nn.generate.beam`. length: rows of the
     position table, and of captions that are written. dtype: of activations and matrix products;
     remat, unroll: see nn.transformer.Stack.
     """
     for name, value in dict(poolers=poolers, frames=frames).items():
-        if value not in CHOICES[name]:
-            raise UserError(f"method.{name}={value!r}; known: {', '.join(CHOICES[name])}")
-    weights = {**WEIGHTS, **(weights or {})}
-    if wrong := sorted(set(weights) - set(WEIGHTS)):
-        raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(WEIGHTS)}")
+        terms.choose(name, value, CHOICES[name])
     if side % patch:
         raise UserError(f"method.side={side} does not divide into patches of {patch} pixels")
     if beams < 1 or penalty < 0:
@@ -322,23 +331,13 @@ def make(
         patch, queries, poolers, frames, dtype, remat, unroll, vocab_size, length, tuple(mean),
         tuple(std),
     )  # fmt: skip
-    recipe = Recipe(weights, sum_words, cls_id, sep_id, pad_id, beams, penalty)
-    return Method(
-        init=partial(init, net),
-        loss=partial(loss, net, recipe),
-        encode=dict(
-            video=partial(encode_video, net),
-            text=partial(encode_text, net),
-            generate=partial(write, net, recipe),
-        ),
-        after_update=bound_scale,
+    recipe = Recipe(
+        terms.weights(weights, WEIGHTS), sum_words, cls_id, sep_id, pad_id, beams, penalty
     )
+    return net, recipe
 
 
-def bind(net: CoCa, params: Params) -> CoCa:
-    return net.bind({"params": params})
-
-
-def in_a_row(x: Float[Array, "b t n d"]) -> Float[Array, "b m d"]:
-    """The tokens of all frames, frame by frame."""
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+@made_of(build)
+def make(**cfg: Any) -> Method:
+    verbs = dict(video=encode_video, text=encode_text, generate=write)
+    return assemble(*build(**cfg), init=init, loss=loss, encode=verbs, after_update=bound_scale)

@@ -95,11 +95,28 @@ def by_xla(
     mask: Mask = None,
     drop: Drop | None = None,
 ) -> Float[Array, "b n h k"]:
+    weights = weigh(q, k, mask).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhk->bnhk", weights if drop is None else drop(weights), v)
+
+
+def weigh(
+    q: Float[Array, "b n h k"], k: Float[Array, "b m h k"], mask: Mask = None
+) -> Float[Array, "b h n m"]:
+    """The weights softmax(q k^T / sqrt k) by which `attend` averages v, in fp32 or wider."""
     logits = wide(jnp.einsum("bnhk,bmhk->bhnm", q * q.shape[-1] ** -0.5, k))
     if mask is not None:
         logits = jnp.where(spread(mask), logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhk->bnhk", weights if drop is None else drop(weights), v)
+    return jax.nn.softmax(logits)
+
+
+def received(
+    weights: Float[Array, "b h n m"], query: Float[Array, "b n"] | None = None
+) -> Float[Array, "b m"]:
+    """The attention that each key receives: its weights averaged over heads, summed over queries.
+    query: how much each query counts; None: 1."""
+    if query is None:
+        return weights.mean(axis=1).sum(axis=1)
+    return jnp.einsum("bnm,bn->bm", weights.mean(axis=1), query)
 
 
 def spread(mask: Bool[Array, "b *n m"]) -> Bool[Array, "b 1 #n m"]:

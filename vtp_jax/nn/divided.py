@@ -12,15 +12,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from vtp_jax.nn import embed
+from vtp_jax.nn.backbone import Tokens
+from vtp_jax.nn.layers import stacked
 from vtp_jax.nn.sizes import Size
 from vtp_jax.nn.transformer import VIT, Attention, Linear, Mlp, Style, layer_norm
-from vtp_jax.types import UserError
+from vtp_jax.types import TokenMask, UserError
 
 TABLE_INIT = nn.initializers.normal(0.02)
-Tokens = tuple[Float[Array, "b d"], Float[Array, "b t s d"]]  # the class token, and the others
+Carry = tuple[Float[Array, "b d"], Float[Array, "b t s d"]]  # the class token, and the others
 
 
 class DividedBlock(nn.Module):
@@ -40,7 +42,7 @@ class DividedBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, carry: Tokens, drop: Float[Array, ""]) -> tuple[Tokens, None]:
+    def __call__(self, carry: Carry, drop: Float[Array, ""]) -> tuple[Carry, None]:
         first, x = carry
         b, t, s, d = x.shape
         size, style, dtype = self.size, self.style, self.dtype
@@ -85,18 +87,8 @@ class DividedStack(nn.Module):
     def __call__(
         self, first: Float[Array, "b d"], x: Float[Array, "b t s d"]
     ) -> Float[Array, "b n d"]:
-        depth, block = self.size.depth, DividedBlock
-        if self.remat is not None:
-            policy = getattr(jax.checkpoint_policies, self.remat)
-            block = nn.remat(DividedBlock, policy=policy, prevent_cse=self.unroll > 1)
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=0,
-            length=depth,
-            unroll=min(self.unroll, depth),
-        )
+        depth = self.size.depth
+        stack = stacked(DividedBlock, depth, remat=self.remat, unroll=self.unroll)
         drop = jnp.linspace(0.0, self.drop_path, depth, dtype=jnp.float32)
         tokens = (first.astype(self.dtype), x.astype(self.dtype))
         return join(*stack(self.size, self.style, self.dtype, name="blocks")(tokens, drop)[0])
@@ -110,6 +102,7 @@ class DividedViT(nn.Module):
     and calling the module its norm. A clip of t tubes takes the first t rows of the time table.
 
     places: patches of a picture; frames: the most tubes of frames in a clip
+    mean, std: of pixels in [0, 1], by channel; by default pixels are taken as they are
     The rest as in `nn.transformer.Stack`. Tables start as N(0, 0.02).
     """
 
@@ -123,6 +116,8 @@ class DividedViT(nn.Module):
     dtype: Any = jnp.float32
     remat: str | None = None
     unroll: int = 1
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
     def setup(self):
         d, dtype, (_, p, q) = self.size.width, self.dtype, self.cube
@@ -136,23 +131,37 @@ class DividedViT(nn.Module):
         )
         self.norm = layer_norm(dtype, self.style.eps)
 
-    def embed(self, clip: Float[Array, "b f h w c"]) -> Float[Array, "b t s d"]:
-        """Tokens with their positions in space and, for clips, in time."""
+    def embed(
+        self, clip: Num[Array, "b f h w c"], hide: TokenMask | None = None
+    ) -> tuple[Float[Array, "b t s d"], embed.Cubes]:
+        """Tokens with their positions in space and, for clips, in time; and the cubes that became
+        tokens."""
         image = clip.shape[1] == 1
         cube = (1, *self.cube[1:]) if image else self.cube
-        t, h, w = embed.grid_of(clip.shape, cube)
+        shown = embed.visible(clip, cube, self.mean, self.std, hide)
+        t, h, w = shown.grid
         if h * w != self.places or t > self.frames:
             raise UserError(
                 f"{t} x {h} x {w} cubes; the tables have {self.frames} x {self.places} positions"
             )
-        x = (self.patch_embed if image else self.video_patch_embed)(embed.cut(clip, cube))
-        x = x.reshape(x.shape[0], t, h * w, -1) + self.position[1:].astype(x.dtype)
-        return x if image else x + self.time_position[:t, None].astype(x.dtype)
+        x = (self.patch_embed if image else self.video_patch_embed)(shown.cubes)
+        x = x.reshape(x.shape[0], t, -1, x.shape[-1])
+        table = self.position[1:]
+        if hide is not None:
+            table = table[shown.index.reshape(x.shape[:3]) % self.places]
+        x = x + table.astype(x.dtype)
+        return x if image else x + self.time_position[:t, None].astype(x.dtype), shown
 
-    def encode(self, clip: Float[Array, "b f h w c"]) -> Float[Array, "b n d"]:
-        x = self.embed(clip)
+    def see(self, video: Num[Array, "b f h w c"], hide: TokenMask | None = None) -> Tokens:
+        """The backbone verb. Only tubes may be hidden: attention over time takes token i of each
+        frame to be at the same place."""
+        x, (_, index, grid) = self.embed(video, hide)
         first = (self.class_token + self.position[0]).astype(x.dtype)
-        return self.encoder(jnp.broadcast_to(first, (x.shape[0], x.shape[-1])), x)
+        raw = self.encoder(jnp.broadcast_to(first, (x.shape[0], x.shape[-1])), x)
+        return Tokens(raw, 1, index, grid)
+
+    def encode(self, clip: Num[Array, "b f h w c"]) -> Float[Array, "b n d"]:
+        return self.see(clip).raw
 
     def __call__(self, clip: Float[Array, "b f h w c"]) -> Float[Array, "b n d"]:
         return self.norm(self.encode(clip))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, Shaped
 
+from vtp_jax import masking
 from vtp_jax.nn.transformer import layer_norm, product
-from vtp_jax.types import UserError
+from vtp_jax.types import TokenMask, UserError
 
 Triple = tuple[int, int, int]
 
@@ -59,6 +60,34 @@ def standardise(
     repeats = cubes.shape[-1] // len(mean)
     m, s = (jnp.tile(jnp.asarray(v, cubes.dtype), repeats) for v in (mean, std))
     return (cubes - m) / s
+
+
+class Cubes(NamedTuple):
+    """Standardised cubes, and their places, flat over the grid (t, h, w)."""
+
+    cubes: Float[Array, "b k p"]
+    index: Int[Array, "b k"]
+    grid: Triple
+
+
+def visible(
+    video: Num[Array, "b t h w c"],
+    cube: Triple,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    hide: TokenMask | None = None,
+) -> Cubes:
+    """The cubes of a video (uint8, or floats in [0, 1]) that are not hidden. The video is cut as it
+    is: only what is visible becomes floats. Raises UserError unless the mask fits the grid."""
+    grid, cubes = grid_of(video.shape, cube), cut(video, cube)
+    b, n, _ = cubes.shape
+    if hide is None:
+        index = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n))
+    else:
+        if hide.dropped.shape != (b, n):
+            raise UserError(f"a mask of {hide.dropped.shape} for {b} videos of {n} tokens")
+        index, cubes = hide.keep, masking.take(cubes, hide.keep)
+    return Cubes(standardise(to_unit(cubes), mean, std), index, grid)
 
 
 def sinusoid(n: int, d: int) -> Float[np.ndarray, "n d"]:

@@ -11,15 +11,17 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from vtp_jax.nn.attention import Drop, attend
+from vtp_jax.nn.backbone import Tokens
+from vtp_jax.nn.embed import visible
+from vtp_jax.nn.layers import stacked
 from vtp_jax.nn.sizes import Size
 from vtp_jax.nn.transformer import CLIP, Attention, Mlp, Style, layer_norm
 from vtp_jax.nn.vit import ViT
-from vtp_jax.types import UserError
+from vtp_jax.types import TokenMask, UserError
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
 # With both, attention over time adds nothing at the start. See `SpaceTimeBlock`.
@@ -109,18 +111,8 @@ class SpaceTimeStack(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], frames: int) -> Float[Array, "b n d"]:
-        block = SpaceTimeBlock
-        if self.remat is not None:
-            policy = getattr(jax.checkpoint_policies, self.remat)
-            block = nn.remat(block, policy=policy, prevent_cse=self.unroll > 1)
         depth = self.size.depth
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=depth,
-            unroll=min(self.unroll, depth),
-        )
+        stack = stacked(SpaceTimeBlock, depth, remat=self.remat, unroll=self.unroll)
         made = stack(self.size, frames, self.time_init, self.style, self.dtype, name="blocks")
         return made(x.astype(self.dtype), None)[0]
 
@@ -164,3 +156,8 @@ class SpaceTimeViT(ViT):
         frame, place = jnp.divmod(index, self.places)
         x = self.embed(cubes, place)
         return self.encoder(self.begin(x + self.time_position[frame].astype(x.dtype)), frames)
+
+    def see(self, video: Num[Array, "b t h w c"], hide: TokenMask | None = None) -> Tokens:
+        """The backbone verb. Every frame must have the same number of visible cubes."""
+        cubes, index, grid = visible(video, self.cube, self.mean, self.std, hide)
+        return Tokens(self.encode_video(cubes, index, grid[0]), 1, index, grid)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vtp_jax.nn.attention import attend, on_one_cpu
+from vtp_jax.nn.attention import attend, on_one_cpu, weigh
+from vtp_jax.nn.layers import rematerialised, stacked
 from vtp_jax.nn.sizes import Size
 
 # As PyTorch's xavier_uniform_ on the fused (3d, d) matrix: bound sqrt(6 / 4d).
@@ -170,6 +171,8 @@ class Attention(nn.Module):
         else:
             q, keys, values = *project(x[:, n - self.read :], 0, 1), *project(x, 1, 3)
         keys, values = remember(self, keys, values, mask)
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            self.put_variable("attention", "weights", weigh(q, keys, mask))
         out = self.how(q, keys, values, mask, dropping(self, self.dropout))
         proj = Linear(d, init=self.proj_init, dtype=self.dtype, name="proj")
         return proj(out.reshape(b, -1, d))
@@ -288,10 +291,15 @@ class Stack(nn.Module):
     CoCa); called without, the same blocks leave that out. Only an init that has seen others makes
     parameters for them.
 
-    Words are decoded one by one (nn.generate) with two collections beside the parameters. A pass
-    in which "cache" and "context" are mutable leaves in them the keys and values of its own n
-    tokens and of the others. With these, and "cache" mutable, a pass takes one token a row, and
-    its mask "b 1 n" says which of the n places it sees; the last of them is its own.
+    A stack can be run in parts, over some of its layers, between which a method may drop tokens:
+    `part`, and `part_weighed`, which also returns attention weights. An init must call the whole.
+
+    Three collections in addition to the parameters exist in a pass in which they are mutable:
+        "attention"         gets the weights of each layer's self-attention, "b h n m"
+        "cache", "context"  get the keys and values of the pass's own n tokens and of the others.
+                            With these, and "cache" mutable, a pass takes one token a row, and its
+                            mask "b 1 n" defines which of the n places it sees, of which the last
+                            is its own: so words are decoded one by one (nn.generate)
 
     drop_path: stochastic depth, rising linearly from 0 at the first block to this at the last.
     remat:     None, or the name of a policy of `jax.checkpoint_policies`: what is kept for the
@@ -300,8 +308,8 @@ class Stack(nn.Module):
     dropout:   of what a branch adds and of attention weights: BERT's, 0.1.
     attention: the kernel, see `nn.attention.attend`.
 
-    read: the output of the last tokens alone, for which alone the last block asks: the same
-    numbers for less work. Not with a cache.
+    read: only the last tokens have an output, and only they ask in the last block: the same numbers
+    for less work. Not with a cache.
     """
 
     size: Size
@@ -323,34 +331,69 @@ class Stack(nn.Module):
         read: int | None = None,
     ) -> Float[Array, "b r d"]:
         depth = self.size.depth
-        block = Block
-        if self.remat is not None:
-            policy = getattr(jax.checkpoint_policies, self.remat)
-            block = nn.remat(Block, policy=policy, prevent_cse=self.unroll > 1)
+        if read is not None and not self.is_initializing():
+            return self.part(x, 0, depth, mask, other, other_mask, read=read)
+        blocks = self._layers(depth)(*self._fields(), name="blocks")
+        x = blocks(x.astype(self.dtype), self._drops(), mask, other, other_mask)[0]
+        return x if read is None else x[:, x.shape[1] - read :]
 
-        def scan(length: int) -> Any:
-            return nn.scan(
-                block,
-                variable_axes={"params": 0, "cache": 0, "context": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-                length=length,
-                unroll=min(self.unroll, length),
-            )
+    def part(
+        self,
+        x: Float[Array, "b n d"],
+        start: int,
+        stop: int,
+        mask: AttentionMask = None,
+        other: Float[Array, "c m e"] | None = None,
+        other_mask: OtherMask = None,
+        read: int | None = None,
+    ) -> Float[Array, "b r d"]:
+        """Layers start to stop - 1 alone. Parts that follow each other are the whole, but for the
+        draws of dropout and of stochastic depth."""
+        rest, x = (mask, other, other_mask), x.astype(self.dtype)
+        last = stop if read is None else stop - 1
+        if last > start:
+            layers = self._layers(last - start)(*self._fields(), parent=None)
+            x = self._apply(layers, slice(start, last), x, rest)[0]
+        if read is None:
+            return x
+        block = rematerialised(Block, self.remat, self.unroll)
+        return self._apply(block(*self._fields(), read, parent=None), last, x, rest)[0]
 
-        drop = jnp.linspace(0.0, self.drop_path, depth, dtype=jnp.float32)
-        options = (self.size, self.style, self.dtype, self.dropout, self.attention)
-        x, rest = x.astype(self.dtype), (mask, other, other_mask)
-        if read is None or self.is_initializing():
-            x = scan(depth)(*options, name="blocks")(x, drop, *rest)[0]
-            return x if read is None else x[:, x.shape[1] - read :]
+    def part_weighed(
+        self,
+        x: Float[Array, "b n d"],
+        start: int,
+        stop: int,
+        mask: AttentionMask = None,
+        other: Float[Array, "c m e"] | None = None,
+        other_mask: OtherMask = None,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "l b h n n"]]:
+        """`part`, and the weights of its layers' self-attention in fp32 or wider, before dropout.
+        Whether a token is dropped before or after the mlp of a layer whose weights chose it changes
+        nothing for the others."""
+        layers = self._layers(stop - start)(*self._fields(), parent=None)
+        rest = (mask, other, other_mask)
+        (x, _), found = self._apply(
+            layers, slice(start, stop), x.astype(self.dtype), rest, mutable=["attention"]
+        )
+        return x, found["attention"]["attn"]["weights"]
 
-        def part(module: nn.Module, layers: slice | int, x: Array) -> Array:
-            own = jax.tree.map(lambda w: w[layers], self.variables["params"]["blocks"])
-            key = self.make_rng("dropout") if self.has_rng("dropout") else None
-            rngs = {} if key is None else {"dropout": key}
-            return module.apply({"params": own}, x, drop[layers], *rest, rngs=rngs)[0]  # pyright: ignore[reportReturnType, reportIndexIssue]
+    def _fields(self) -> tuple[Any, ...]:
+        return self.size, self.style, self.dtype, self.dropout, self.attention
 
-        if depth > 1:
-            x = part(scan(depth - 1)(*options, parent=None), slice(depth - 1), x)
-        return part(block(*options, read, parent=None), depth - 1, x)
+    def _drops(self) -> Float[Array, " l"]:
+        return jnp.linspace(0.0, self.drop_path, self.size.depth, dtype=jnp.float32)
+
+    def _layers(self, depth: int) -> Any:
+        return stacked(
+            Block, depth, remat=self.remat, unroll=self.unroll, shared=3,
+            collections=("params", "cache", "context", "attention"),
+        )  # fmt: skip
+
+    def _apply(
+        self, module: nn.Module, layers: slice | int, x: Array, rest: Any, **more: Any
+    ) -> Any:
+        """The result of a module with the parameters of some layers, and with a key of its own."""
+        own = jax.tree.map(lambda w: w[layers], self.variables["params"]["blocks"])
+        rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+        return module.apply({"params": own}, x, self._drops()[layers], *rest, rngs=rngs, **more)

@@ -1,19 +1,21 @@
 """Vision Transformers with learned positions: ViT (arXiv 2010.11929), MAE (2111.06377), CLIP's
 image tower (2103.00020). An image is a video of one frame, a patch a cube of one frame.
 
-What methods add for video is theirs: frames folded into rows, or temporal embeddings added
-between `embed` and `begin`.
+What a video needs beyond that is the method's: frames one by one (`nn.backbone.by_frame`), or
+temporal embeddings added between `embed` and `begin`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from vtp_jax.nn import pool
+from vtp_jax.nn import embed, pool
+from vtp_jax.nn.backbone import Tokens
 from vtp_jax.nn.embed import CubeEmbed, Triple
 from vtp_jax.nn.sizes import Size
 from vtp_jax.nn.transformer import VIT, Linear, Stack, Style, layer_norm
@@ -25,8 +27,9 @@ TABLE_INIT = nn.initializers.normal(0.02)
 class ViT(nn.Module):
     """Cubes of normalised pixels -> tokens -> one vector.
 
-    The verbs, in order: `embed`, `begin`, `encoder`, and `pool`, or `norm` for who reads all
-    tokens. `encode` is the first three; calling the module is all, and creates all parameters.
+    The verbs, in order: `embed`, `begin`, `encoder`, and `pool`, or `norm` of all tokens. `encode`
+    is the first three, and `see` is these for a video (`nn.backbone`); calling the module is all,
+    and creates all parameters.
 
     places:     rows of the position table, without the class token's
     has_class:  there is a class token, before the others, with a position of its own
@@ -34,6 +37,7 @@ class ViT(nn.Module):
     pooling:    "class": the normalised class token; "mean": the norm of the other tokens' mean,
                 as fine-tuned MAE has it
     features:   width of CLIP's projection after pooling; None: there is none
+    mean, std:  of pixels in [0, 1], by channel, which `see` standardises; by default it does not
     The rest as in `nn.transformer.Stack`. Tables start as N(0, 0.02).
     """
 
@@ -50,6 +54,8 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
     remat: str | None = None
     unroll: int = 1
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
     def setup(self):
         if self.pooling not in (("class", "mean") if self.has_class else ("mean",)):
@@ -95,6 +101,14 @@ class ViT(nn.Module):
         """The last block's output, the class token first."""
         return self.encoder(self.begin(self.embed(cubes, index)))
 
+    def see(self, video: Num[Array, "b t h w c"], hide: TokenMask | None = None) -> Tokens:
+        """The backbone verb. The position table has a row for each place of the video's grid."""
+        cubes, index, grid = embed.visible(video, self.cube, self.mean, self.std, hide)
+        if math.prod(grid) != self.places:
+            raise UserError(f"a grid of {grid}; the position table has {self.places} places")
+        raw = self.encode(cubes, None if hide is None else index)
+        return Tokens(raw, int(self.has_class), index, grid)
+
     def project(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         """The last norm, and the projection where there is one: of a pooled token, or of all."""
         return self.norm(x) if self.features is None else self.proj(self.norm(x))
@@ -110,30 +124,3 @@ class ViT(nn.Module):
 
     def __call__(self, cubes: Float[Array, "b n p"]) -> Float[Array, "b e"]:
         return self.pool(self.encode(cubes))
-
-
-class Decoder(nn.Module):
-    """MAE's: from the normalised tokens of what was seen, the class token's first, to predicted
-    cubes of p numbers at the hidden places. Hidden tokens follow visible ones; positions tell
-    them apart, so that the order is not restored."""
-
-    size: Size
-    places: int
-    features: int  # p
-    style: Style = VIT
-    dtype: Any = jnp.float32
-    remat: str | None = None
-    unroll: int = 1
-
-    @nn.compact
-    def __call__(self, seen: Float[Array, "b n d"], mask: TokenMask) -> Float[Array, "b h p"]:
-        e = self.size.width
-        x = Linear(e, dtype=self.dtype, name="embed")(seen)
-        token = self.param("mask_token", TABLE_INIT, (e,))
-        table = self.param("position", TABLE_INIT, (1 + self.places, e))
-        hidden = (token + table[1 + mask.drop]).astype(x.dtype)
-        visible = jnp.pad(1 + mask.keep, ((0, 0), (1, 0)))  # the class token's place is row 0
-        x = jnp.concatenate([x + table[visible].astype(x.dtype), hidden], axis=1)
-        x = Stack(self.size, 0.0, self.style, self.dtype, self.remat, self.unroll, name="stack")(x)
-        x = layer_norm(self.dtype, self.style.eps, "norm")(x[:, seen.shape[1] :])
-        return Linear(self.features, dtype=self.dtype, name="head")(x)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from vtp_jax import masking
 from vtp_jax.nn import embed
@@ -50,6 +50,13 @@ def normalise(cubes: Float[Array, "b n p"], channels: int = 3) -> Float[Array, "
     """Every cube with mean 0 and (almost) deviation 1 in each channel: the target."""
     centred, _ = centre(cubes, channels)
     return (centred / deviation(centred)).reshape(cubes.shape)
+
+
+def target(
+    video: Num[Array, "b t h w c"], cube: tuple[int, int, int], ask: Int[Array, "b a"]
+) -> Float[Array, "b a p"]:
+    """The normalised cubes at places `ask` of a video, uint8 or floats in [0, 1]."""
+    return normalise(embed.to_unit(masking.take(embed.cut(video, cube), ask)))
 
 
 def restore(

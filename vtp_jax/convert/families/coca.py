@@ -97,8 +97,8 @@ def sizes_of(params: Params, heads: Heads) -> dict[str, Any]:
 def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     nets.check_pixels(inputs, "image")
     found = sizes_of(params, heads)
-    made: Any = method.make(**found, weights=dict(contrast=0.5, caption=2.0), **nets.NORMALISED)
-    net, recipe = made.loss.args
+    weights = dict(contrast=0.5, caption=2.0)
+    net, recipe = method.build(**found, weights=weights, **nets.NORMALISED)
     texts = (len(inputs["image"]), inputs["ids"].shape[-1])
     nets.check_shapes(inputs, ids=texts, attention_mask=texts)
     nets.check_ids(inputs, found["vocab_size"], ids=0)
@@ -107,11 +107,11 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     def step(params: Any) -> Any:
         params = complete(params)
         out = method.forward(net, params, batch)
-        found = method.terms(recipe, out, batch)
+        found = method.compare(recipe, out, batch)
         losses = {
             f"loss_{n}": weight * found[f"loss_{n}"].value() for n, weight in recipe.weights.items()
         }
-        memory = made.encode["video"](params, {}, batch)["memory"]
+        memory = method.encode_video(net, recipe, params, {}, batch)["memory"]
         features = {n: contrastive.normalise(getattr(out, n)) for n in ("video", "text")}
         return sum(losses.values()), dict(
             image=features["video"], text=features["text"], logits=out.logits, memory=memory,
@@ -119,7 +119,9 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
         )  # fmt: skip
 
     return Net(
-        lambda key: made.init(key, nets.spec_of(batch)), lambda params: step(params)[1], step
+        lambda key: method.init(net, recipe, key, nets.spec_of(batch)),
+        lambda params: step(params)[1],
+        step,
     )
 
 

@@ -19,7 +19,7 @@ from vtp_jax.convert.reference import simvtp as reference
 from vtp_jax.convert.rules import Rule
 from vtp_jax.methods import simvtp as method
 from vtp_jax.nn import embed
-from vtp_jax.objectives import contrastive
+from vtp_jax.objectives import contrastive, terms
 from vtp_jax.tasks import retrieve
 from vtp_jax.types import Params, UserError
 
@@ -77,9 +77,9 @@ def check(inputs: Arrays, cube: embed.Triple, words: int) -> None:
 
 def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     """Without `labels`, no word is asked for; without `negatives`, each row gets the one before."""
-    net = method.SimVTP(
-        nets.size_of(params["encoder"]["blocks"], heads["heads"]),
-        nets.size_of(params["decoder"]["blocks"], heads["decoder-heads"]),
+    net, recipe = method.build(
+        size=nets.size_of(params["encoder"]["blocks"], heads["heads"]),
+        decoder=nets.size_of(params["decoder"]["blocks"], heads["decoder-heads"]),
         **embeddings_of(params["patch_embed"], params["text_embed"]),
         contrast_text="masked",
         match_text="masked",
@@ -100,20 +100,20 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     )
 
     def run(params: Any) -> dict[str, Any]:
-        out = method.forward(net, params, batch, draws)
+        out = method.forward(net, recipe, params, batch, draws)
         return {n: getattr(out, n) for n in ("pixels", "words", "match", "video", "text")}
 
     def step(params: Any) -> Any:
-        out = method.forward(net, params, batch, draws)
-        found = method.terms(net, out, batch, draws)
-        terms = dict(v="video", t="text", vtc="vtc", vtm="vtm")
-        return method.total(net, found), dict(
+        out = method.forward(net, recipe, params, batch, draws)
+        found = method.compare(recipe, out, batch, draws)
+        short = dict(v="video", t="text", vtc="vtc", vtm="vtm")
+        return terms.total(found, recipe.weights), dict(
             target=out.target, pixel_pred=out.pixels, mlm_logits=out.words, vtm_logits=out.match,
             text_feat=out.text, video_feat=out.video,
-            **{f"loss_{a}": found[f"loss_{b}"].value() for a, b in terms.items()},
+            **{f"loss_{a}": found[f"loss_{b}"].value() for a, b in short.items()},
         )  # fmt: skip
 
-    return Net(lambda key: method.init(net, key, nets.spec_of(batch)), run, step)
+    return Net(lambda key: method.init(net, recipe, key, nets.spec_of(batch)), run, step)
 
 
 def finetune(params: Params, inputs: Arrays, heads: Heads) -> Net:

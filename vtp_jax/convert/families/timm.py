@@ -16,6 +16,7 @@ from vtp_jax.convert.nets import Arrays, Heads, Net
 from vtp_jax.convert.reference import timm as reference
 from vtp_jax.convert.rules import BlockNames, Rule
 from vtp_jax.nn import embed, vit
+from vtp_jax.nn.mae import Decoder
 from vtp_jax.nn.transformer import VIT, Style
 from vtp_jax.types import Params
 
@@ -104,7 +105,7 @@ def mae(params: Params, inputs: Arrays, heads: Heads) -> Net:
     hidden = jnp.ones((b, n), bool).at[jnp.arange(b)[:, None], keep].set(False)
     mask = masking.of_dropped(hidden, n - keep.shape[1])
     size = nets.size_of(params["decoder"]["stack"]["blocks"], heads["decoder-heads"])
-    decoder = vit.Decoder(size, n, p, dtype=jnp.float64)
+    decoder = Decoder(size, n, p, dtype=jnp.float64)
 
     def encode(params: Params) -> Any:
         bound = net.bind({"params": params})

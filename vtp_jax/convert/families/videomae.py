@@ -67,13 +67,13 @@ def draws_of(inputs: Arrays) -> method.Draws:
 
 def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     nets.check_pixels(inputs)
-    made: Any = method.make(
+    net, recipe = method.build(
         size=nets.size_of(params["encoder"]["blocks"], heads["heads"]),
         decoder=nets.size_of(params["decoder"]["blocks"], heads["decoder-heads"]),
         cube=nets.cube_of(params["patch_embed"]),
         **nets.PIXELS,
     )
-    net, batch = made.loss.args[0], nets.batch_of(inputs, unit=True)
+    batch = nets.batch_of(inputs, unit=True)
     places = (len(batch["video"]), int(np.prod(embed.grid_of(batch["video"].shape, net.cube))))
     nets.check_shapes(inputs, mask=places, decode_mask=places)
     draws = draws_of(inputs)
@@ -84,7 +84,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
         return loss, dict(pixel_pred=pixels, target=target)
 
     return Net(
-        lambda key: method.init(net, key, nets.spec_of(batch)),
+        lambda key: method.init(net, recipe, key, nets.spec_of(batch)),
         lambda params: dict(pixels=method.forward(net, params, batch, draws)[0]),
         step,
     )
