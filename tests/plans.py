@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -18,6 +19,7 @@ from vtp_jax.setup import config
 GOLDEN = Path(__file__).parent / "golden/plan"
 POD = "v6e:16x16"  # every config fits it
 LOOSE = 0.15  # of each number: another release of the compiler may choose otherwise
+DIGIT = 0.0005 * pods.GIB  # half of the last digit of memory
 # Batches that 256 chips do not divide become the next that they do; the parameters and moments of
 # nets of a billion parameters are split.
 SPLIT = ["--config.mesh.fsdp=16"]
@@ -51,6 +53,29 @@ def smallest(*overrides):
 
 def golden(path):
     return GOLDEN / f"{file_name(path)}.txt"
+
+
+class Expected(NamedTuple):
+    """What a golden says that needs no compiler. Bytes of a chip; FLOPs of a step, remat's too."""
+
+    batch: int
+    fsdp: int
+    params: float
+    opt: float
+    work: float
+
+
+def expected(path):
+    text = golden(path).read_text(encoding="utf-8")
+
+    def number(pattern):
+        found = re.search(pattern, text)
+        return float(found[1]) if found else 0.0
+
+    work = number(r"work: ([\d.]+) TFLOP") + number(r"and ([\d.]+) again")
+    batch, fsdp = (int(number(rf"{name}[ =](\d+)")) for name in ("batch", "fsdp"))
+    params, opt = (number(rf"{name} ([\d.]+)") * pods.GIB for name in ("params", "opt"))
+    return Expected(batch, fsdp, params, opt, work * 1e12)
 
 
 def written(path):

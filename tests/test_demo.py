@@ -25,6 +25,7 @@ def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
         data__evals__val__root=corpus, data__evals__val__list=corpus / "val.csv",
         data__text__path=corpus / "tokenizer.model", log__every=2, checkpoint__every=2,
         optim__lr__steps=4, optim__lr__warmup=1, evals__retrieval__every=2, method__unroll=1,
+        method__size=(32, 1, 2, 64), method__decoder=(32, 1, 1, 64),
     )  # fmt: skip
     argv = [f"--config.{k.replace('__', '.')}={v}" for k, v in changes.items()]
     demo.main([*argv, "--workdir", str(workdir), "--started", "0"])

@@ -1,6 +1,7 @@
 """Every config loads with every switch and builds; every command in a config's or an entry's header
 is one that the entry understands."""
 
+import functools
 import inspect
 import json
 import math
@@ -10,9 +11,10 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from tests import commands, recipes
+from tests import commands, plans, recipes
 from tests.configs import ROOT, all_switches, built, config_files, switches
 from vtp_jax import train, tree
+from vtp_jax.measure import flops
 from vtp_jax.run import optim, sharding
 from vtp_jax.run.step import check_step, make_step
 from vtp_jax.setup import build, cli, config
@@ -45,7 +47,7 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
         check_step(make_step(method, optimizer, 0), shapes, shapes_of_batch)
         return
     whole, spread = (held(shapes, cfg.sharding, fsdp=n) for n in (1, 8))
-    assert whole / 8 <= spread < 1.1 * whole / 8  # biases, norms and positions stay whole
+    assert whole / 8 <= spread < 1.1 * whole / 8  # biases and norms stay whole
     same = json.dumps([cfg.method, cfg.task, facts, str(shapes_of_batch)])
     if same in TRACED:  # the switch is about data, rates or a start
         return
@@ -55,6 +57,20 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
         method.loss, shapes.params, shapes.extra, dict(shapes_of_batch), rng, step
     )
     assert value.shape == () and tree.flatten(out.extra).keys() == tree.flatten(shapes.extra).keys()
+
+
+@pytest.mark.parametrize("path", config_files())
+def test_memory_and_work_are_near_the_golden_plan(path):
+    """The rest of the plan is compiled, by `make plan`."""
+    _, _, batch, method, optimizer, shapes = built(path)
+    golden = plans.expected(path)
+    for name in ("params", "opt"):
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(getattr(shapes, name)))
+        near = pytest.approx(getattr(golden, name), plans.LOOSE, abs=plans.DIGIT)
+        assert size / golden.fsdp == near, name
+    work = 2 * flops.macs(make_step(method, optimizer, 0), shapes, batch)
+    work *= golden.batch / batch["valid"].shape[0]
+    assert work == pytest.approx(golden.work, plans.LOOSE, abs=5e10)  # it has one decimal
 
 
 @pytest.mark.parametrize("path", config_files())
@@ -81,12 +97,15 @@ def listed(folder, numbers):
 
 
 def held(shapes, rules, fsdp):
-    """Bytes of parameters and optimizer state on a device."""
+    """Bytes of parameters and optimizer state on a device, without tables of positions, which stay
+    whole: in a small net they are a tenth."""
     mesh = sharding.make_mesh(data=1, fsdp=fsdp, devices=jax.devices()[:fsdp])
     placed = sharding.state_shardings(shapes, mesh, rules, note=lambda text: None)
-    parts = [jax.tree.leaves((s.params, s.opt)) for s in (shapes, placed)]
+    leaves, split = (tree.flatten(dict(params=s.params, opt=s.opt)) for s in (shapes, placed))
     sizes = (
-        math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(*parts, strict=True)
+        math.prod(split[name].shard_shape(x.shape)) * x.dtype.itemsize
+        for name, x in leaves.items()
+        if not name.endswith("position")
     )
     return sum(sizes)
 
@@ -101,24 +120,22 @@ def test_commands_in_headers_are_understood(path, monkeypatch):
             config.read(args.config, overrides)
 
 
+@functools.cache
 def warm_starts():
-    for spec in SPECS:
-        cfg = config.read(str(ROOT / spec))
-        if cfg.get("warm_start"):
-            yield spec, cfg.warm_start
+    """By spec, of those that have one."""
+    found = {spec: config.read(str(ROOT / spec)).get("warm_start") for spec in SPECS}
+    return {spec: sources for spec, sources in found.items() if sources}
 
 
-WARM = dict(warm_starts())
-
-
-@pytest.mark.parametrize("spec", WARM)
-def test_a_warm_start_can_be_named_and_left_out(spec):
+def test_a_warm_start_can_be_named_and_left_out():
     """As warm_start.load's error and docs/start.md say."""
-    without = config.read(spec, ["--config.warm_start=()", "--config.fresh=()"])
-    assert without.warm_start == without.fresh == ()
-    for place, (_, *names) in enumerate(WARM[spec]):
-        moved = config.read(spec, [f"--config.warm_start.{place}.0=some/folder"])
-        assert list(moved.warm_start[place]) == ["some/folder", *names]
+    assert warm_starts()
+    for spec, sources in warm_starts().items():
+        without = config.read(spec, ["--config.warm_start=()", "--config.fresh=()"])
+        assert without.warm_start == without.fresh == (), spec
+        for place, (_, *names) in enumerate(sources):
+            moved = config.read(spec, [f"--config.warm_start.{place}.0=some/folder"])
+            assert list(moved.warm_start[place]) == ["some/folder", *names], spec
 
 
 def test_every_source_of_a_warm_start_is_what_a_command_writes():
@@ -126,7 +143,7 @@ def test_every_source_of_a_warm_start_is_what_a_command_writes():
     texts += [p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md")]
     found = [" ".join(words) for text in texts for words in commands.commands(text)]
     written = {m for c in found for m in re.findall(r"--(?:workdir|out) (\S+)", c)}
-    sources = {source[0] for sources in WARM.values() for source in sources}
+    sources = {source[0] for sources in warm_starts().values() for source in sources}
     assert sources and sources <= written, sources - written
 
 

@@ -1,8 +1,5 @@
-"""The contract, for every method: the same numbers on any mesh, state that keeps its types.
-
-Methods are found in configs: the first tiny config of each method is its case. Compiling for eight
-devices is the suite's dearest part: other configs, and a second mesh, are for `make test-all`.
-"""
+"""Every tiny config takes the same steps on any mesh, optimizer included: for `make test-all`, as
+each compiles for a minute. tests/methods/test_laws.py has the fast laws, on smaller nets."""
 
 import functools
 
@@ -10,25 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from tests.configs import ROOT, one_for_each, slow_unless
+from tests.configs import ROOT, tiny_configs
 from vtp_jax import tree
 from vtp_jax.run import sharding
 from vtp_jax.run.step import make_step
 from vtp_jax.setup import build, config
 
-AGAIN = pytest.mark.slow(reason="compiles all again")
+pytestmark = pytest.mark.slow(reason="a minute of compiling for each config and mesh")
 MESHES = [
-    pytest.param(dict(data=8), marks=AGAIN),
-    pytest.param(dict(data=2, fsdp=4), marks=AGAIN),
+    dict(data=8),
+    dict(data=2, fsdp=4),
     dict(data=2, fsdp=2, tensor=2),
-    pytest.param(dict(data=2, sequence=2, tensor=2), marks=AGAIN),
+    dict(data=2, sequence=2, tensor=2),
 ]
-# A minute of compiling each, for `make test-all`.
-DEAR = ("omnivl", "coca", "tvtsv2", "snclr", "videomae")
-QUICK = [
-    p for p in one_for_each(tasks=False) if not p.startswith(tuple(f"configs/{d}" for d in DEAR))
-]
-CASES = slow_unless(QUICK, "a minute of compiling, or a further config of a method")
 
 
 def run(cfg, mesh, steps=3):
@@ -68,7 +59,7 @@ def at_root(monkeypatch):
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-@pytest.mark.parametrize("path", CASES)
+@pytest.mark.parametrize("path", tiny_configs())
 def test_one_device_and_eight_give_the_same_losses(path, axes):
     one, alone = on_one_device(path)
     assert one[0]["loss"] != one[-1]["loss"]

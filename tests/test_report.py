@@ -75,6 +75,22 @@ def folder(tmp_path):
     return tmp_path
 
 
+DRAWN = {}
+
+
+@pytest.fixture(autouse=True)
+def charts_are_drawn_once(monkeypatch):
+    """A chart is a function of its arguments, which are the same in most tests here."""
+    draw = pages.chart
+
+    def chart(*given, **more):
+        if (key := repr((given, more))) not in DRAWN:
+            DRAWN[key] = draw(*given, **more)
+        return DRAWN[key]
+
+    monkeypatch.setattr(pages, "chart", chart)
+
+
 class Page(HTMLParser):
     """The tags, addresses and text that a browser would see."""
 

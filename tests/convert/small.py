@@ -75,7 +75,8 @@ def make_tvtsv2(key, side=16, **changes):
         **{**sizes, **changes},
     )  # fmt: skip
     video = jax.ShapeDtypeStruct((2, frames, side, side, 3), np.uint8)
-    return method.init(key, {**SPEC, "video": video})
+    text = jax.ShapeDtypeStruct((2, min(6, changes.get("text_length", 6))), np.int32)
+    return method.init(key, {**SPEC, "video": video, "text": text})
 
 
 def make_classifier(key, classes=7):

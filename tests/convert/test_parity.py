@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import parity as benchmark
 from tests import tables
 from tests.goldens import GOLDENS
 from vtp_jax import parity
@@ -12,6 +13,12 @@ from vtp_jax.types import UserError
 def test_every_method_has_a_step_with_numbers_of_official_code():
     assert set(tables.parts("methods")) <= set(STEPS)
     assert {name for name, _ in GOLDENS.values()} == set(STEPS)
+
+
+def test_every_row_is_measured_and_within_its_tolerance():
+    found = benchmark.results()
+    assert {row.key for row in benchmark.rows()} == set(found), "run python -m benchmarks.parity"
+    assert [row.key for row in benchmark.rows() if not found[row.key] <= row.tolerance] == []
 
 
 def test_help_lists_the_inputs_of_every_step(capsys):

@@ -134,6 +134,26 @@ def test_a_vocabulary_of_another_size_is_reported_and_its_own_numbers_are_used(r
     assert "vocab_size=7 (not 30522)" in line and "mask_id=4 (not 103)" in line and "\n" not in line
 
 
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(text=dict(length=9)), "config.data.text: the key 'kind' is missing"),
+        (dict(text=dict(kind="bpe", length=9, path="no")), "'bpe' is not a tokenizer"),
+        (dict(kind="sets", train=dict(set="msrvtt")), "the key 'split' is missing"),
+        (dict(kind="sets", train=dict(set="msrvt", split="x")), "did you mean 'msrvtt'"),
+        (dict(video=dict(VIDEO, crop="random")), "crop='random' is not known"),
+        (dict(also=dict(images=dict(rows=3))), "data.also.images: .*it takes train, video"),
+    ],
+)
+def test_errors_of_one_line(changes, told):
+    data = dict(kind="files", train=dict(root="no", list="no"), video=VIDEO)
+    with pytest.raises(UserError, match=told) as error:
+        outline.describe(data | changes, 4)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="config.data: the key 'video' is missing"):
+        outline.describe(dict(kind="files", train={}), 4)
+
+
 def test_without_tensorflow(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     data = dict(kind="files", train=dict(root="no", list="no"), video=VIDEO)

@@ -472,7 +472,7 @@ def test_counts_of_a_worn_corpus_are_exact(worn_corpus):
     assert trained == sorted([*bad] * 2) and shown == sorted(bad)
     causes = {f"failed/{k}": 2 * n for k, n in collections.Counter(bad.values()).items()}
     assert counts == dict(rows=2 * worn.CLIPS, failed=2 * len(bad), **causes)
-    # What a header told is told still where frames alone have rotted.
+    # A header is still read where only frames are damaged.
     untold = set() if kind == "files" else set(bad) - {44}
     assert told == [i for i in range(worn.CLIPS) if i not in untold]
     assert run() == (counts, trained, shown, told)

@@ -65,7 +65,7 @@ def test_boxes(tmp_path, manual):
     assert one["boxes"]["person"].tolist() == [1] and len(two["boxes"]["person"]) == 0
 
 
-def test_what_is_wrong_is_told(tmp_path, manual):
+def test_errors_are_reported(tmp_path, manual):
     with pytest.raises(UserError, match="no data set 'ssv3'; did you mean 'ssv2'"):
         builders.make("ssv3")
     (manual / "a_test_split4.txt").touch()

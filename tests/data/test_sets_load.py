@@ -120,7 +120,7 @@ def test_options_are_captions_and_the_label_says_which(tmp_path):
 
 
 def test_parts_of_longer_videos(tmp_path):
-    """A whole video is found, and told, but not taken for the clip."""
+    """A whole video is found, and reported, but not taken for the clip."""
     rows = [dict(videoID=f"id_{n}_00000{n}_00001{n}", enCap=["x"]) for n in (1, 2)]
     (tmp_path / "vatex_training_v1.0.json").write_text(json.dumps(rows))
     touch(tmp_path, "id_1_000001_000011.mp4", "id_2.mkv")

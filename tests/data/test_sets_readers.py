@@ -1,5 +1,5 @@
 """Each reader on small files in exactly the community's format, quirks included, which stand here;
-and on files that are wrong, which are told in one line."""
+and on files that are wrong, which are reported in one line."""
 
 import json
 import pickle
@@ -468,7 +468,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_is_wrong_is_told_in_one_line(tmp_path, kind):
+def test_errors_in_files_are_reported_in_one_line(tmp_path, kind):
     name, files, told = WRONG[kind]
     write(tmp_path, files)
     with pytest.raises(UserError, match=told) as error:

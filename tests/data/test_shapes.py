@@ -159,7 +159,7 @@ def test_every_value_can_be_seen(name, tell):
     assert not wrong
 
 
-def test_outlines_can_be_told_apart():
+def test_outlines_can_be_distinguished():
     """Small and turned as far as they may be, every outline is nearest to its own kind."""
 
     def outline(shape, tilt):

@@ -182,11 +182,11 @@ class Broken(NamedTuple):
         yield inputs.Item(sources.Clip("0", ("x",)), self.media)
         if self.dies:
             os._exit(1)
-        raise KeyError("of ours")
+        raise KeyError("a mistake")
 
 
 @pytest.mark.parametrize(
-    "dies, told", [(False, "a.shard: KeyError: 'of ours'"), (True, "twice.* 1")]
+    "dies, told", [(False, "a.shard: KeyError: 'a mistake'"), (True, "twice.* 1")]
 )
 def test_an_error_between_clips_is_not_attributed_to_a_clip(corpus, tmp_path, dies, told):
     task = inputs.Task("a.shard", Broken(str(corpus / "train/00000.mp4"), dies), 2)
@@ -234,14 +234,14 @@ def test_one_run_at_a_time(corpus, made, capsys):
 def test_a_worker_ends_when_its_run_does(tmp_path):
     """An orphan once put its shard into the folder of the next run."""
     context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
     task = inputs.Task("a.shard", Deadly(("hang",)), 1)
-    given = (theirs, task, tmp_path, shards.Form(), frozenset(), {}, 4.0)
+    given = (sender, task, tmp_path, shards.Form(), frozenset(), {}, 4.0)
     process = context.Process(target=processes.work, args=given, daemon=True)
     process.start()
-    theirs.close()
-    assert ours.recv() == 0 and process.is_alive()
-    ours.close()
+    sender.close()
+    assert receiver.recv() == 0 and process.is_alive()
+    receiver.close()
     process.join(20)
     assert process.exitcode == 1
 

@@ -48,15 +48,11 @@ class Made:
         drawn = fill(lambda key: self.method.init(key, spec), KEY)
         self.params = {**drawn, "temperature": np.float32(0.07)}
         self.extra = jax.jit(lambda p: self.method.start(KEY, spec, p))(self.params)
-        value_and_grad = jax.value_and_grad(self.method.loss, has_aux=True)
-        self.grad = jax.jit(value_and_grad)
+        self.compiled = jax.jit(self.method.loss)
         self.encode = {name: jax.jit(verb) for name, verb in self.method.encode.items()}
 
-    def loss(self, batch, extra=None, params=None):
-        (value, out), grads = self.grad(
-            params or self.params, extra or self.extra, batch, KEY, STEP
-        )
-        return float(value), out, grads
+    def loss(self, batch, extra=None):
+        return self.compiled(self.params, extra or self.extra, batch, KEY, STEP)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +69,8 @@ def filled(made):
 
 @pytest.mark.slow(reason="compiles two gradients")
 def test_an_image_uses_no_parameter_of_clips(made):
-    image, clip = (made.loss(example(frames=n))[2] for n in (1, 4))
+    grad = jax.jit(jax.grad(made.method.loss, has_aux=True))
+    image, clip = (grad(made.params, made.extra, example(frames=n), KEY, STEP)[0] for n in (1, 4))
     flat = tree.flatten(image), tree.flatten(clip)
     names = tree.flatten(tree.match([(TIME, True), (".*", False)], image))
     for name, of_time in names.items():
@@ -111,19 +108,9 @@ def test_frames_of_one_picture_without_time_are_that_picture(made):
     np.testing.assert_allclose(four[:, 1:5], one[:, 1:], atol=1e-5)
 
 
-def test_the_content_of_a_row_that_is_not_valid_changes_nothing(made, filled):
-    good, other = example(label=[0, 1, 0, -1]), example(seed=7, label=[1, 1, 1, 1])
-    valid = jnp.array([True, True, False, True])
-    row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
-    mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
-    (a, out, grads), (b, out2, grads2) = (
-        made.loss({**batch, "valid": valid}, filled) for batch in (good, mixed)
-    )
-    np.testing.assert_allclose(a, b, rtol=1e-6)
-    for x, y in zip(jax.tree.leaves((out, grads)), jax.tree.leaves((out2, grads2)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-    assert out.extra["queue"]["real"].sum() == 8 + 3
-    assert made.loss({**mixed, "valid": valid | True}, filled)[0] != a
+def test_a_row_that_is_not_valid_enters_the_queues_as_not_real(made, filled):
+    batch = {**example(), "valid": jnp.array([True, True, False, True])}
+    assert made.loss(batch, filled)[1].extra["queue"]["real"].sum() == 8 + 3
 
 
 def test_rows_of_one_class_are_positives_and_never_wrong_pairs(made, filled):
@@ -176,26 +163,9 @@ def test_each_pass_drops_with_the_step_s_key_and_the_twin_s_nothing(made, filled
             np.testing.assert_allclose(out.extra["queue"][kind], whole[kind], rtol=1e-5, atol=1e-6)
 
 
-def test_a_group_is_a_batch_of_its_own(made, filled, dropping):
-    """Its rows are neither contrasted with rows of another group nor paired with them."""
-
-    def run(loss):
-        first = jnp.arange(4) < 2
-        each = [{**example(), "valid": valid} for valid in (first | True, first, ~first)]
-        return [loss(made.params, filled, batch, KEY, STEP)[1].metrics for batch in each]
-
-    whole, *parts = run(dropping)
-    for name in LOSSES:
-        expected = (parts[0][name] + parts[1][name]).value()
-        np.testing.assert_allclose(whole[name].value(), expected, rtol=1e-5, err_msg=name)
-    whole, *parts = run(lambda *args: made.loss(args[2], args[1])[:2])  # all are one group
-    for name in ("loss_contrast", "loss_match"):
-        assert abs(whole[name].value() - (parts[0][name] + parts[1][name]).value()) > 1e-3, name
-
-
 def test_the_twin_s_share_of_the_targets_is_the_step_s(made, filled):
     args = made.params, filled, example(), KEY
-    first, later = (made.grad(*args, jnp.int32(step))[0][1].metrics for step in (0, 1))
+    first, later = (made.compiled(*args, jnp.int32(step))[1].metrics for step in (0, 1))
     assert abs(first["loss_contrast"].value() - later["loss_contrast"].value()) > 1e-3
     assert first["loss_words"] == later["loss_words"]
 
@@ -249,30 +219,6 @@ def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
     np.testing.assert_array_equal(again[1], ids[1])
     _, recipe = omnivl.build(**{**SMALL, "length": 30})
     assert recipe.length == 8  # the position table has no more rows
-
-
-def test_a_run_resumes_exactly_from_what_a_checkpoint_holds(made):
-    """Two steps, and two more from params and extra alone, are four."""
-
-    @jax.jit
-    def update(params, grads, extra):
-        params = jax.tree.map(lambda p, g: p - 0.01 * g, params, grads)
-        return made.method.after_update(params, extra, STEP)
-
-    def train(state, seeds):
-        params, extra = state
-        for seed in seeds:
-            _, out, grads = made.loss(example(seed=seed), extra, params)
-            params, extra = update(params, grads, out.extra)
-        return params, extra
-
-    start = made.params, made.extra
-    whole = train(start, range(4))
-    kept = jax.tree.map(np.asarray, train(start, range(2)))
-    again = train(jax.tree.map(jnp.asarray, kept), range(2, 4))
-    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert int(whole[1]["queue"]["next"]) == 4 and whole[1]["queue"]["real"].all()
 
 
 def test_parameters_of_the_base_model():

@@ -103,8 +103,17 @@ def test_the_loss_is_the_weighted_sum_of_four():
     np.testing.assert_allclose(value, sum(four), rtol=1e-6)
 
 
+OTHERS = pytest.mark.slow(reason="compiles the loss again, as the first pair does")
+
+
 @pytest.mark.parametrize(
-    "off, half", [("video", "text"), ("text", "vtc"), ("vtc", "vtm"), ("vtm", "video")]
+    "off, half",
+    [
+        ("text", "vtc"),
+        pytest.param("video", "text", marks=OTHERS),
+        pytest.param("vtc", "vtm", marks=OTHERS),
+        pytest.param("vtm", "video", marks=OTHERS),
+    ],
 )
 def test_a_loss_with_weight_zero_is_not_computed_and_leaves_the_others(off, half):
     weights = {**simvtp.WEIGHTS, off: 0.0, half: 0.5}
@@ -117,30 +126,24 @@ def test_a_loss_with_weight_zero_is_not_computed_and_leaves_the_others(off, half
     np.testing.assert_allclose(value, told, rtol=1e-6)
 
 
-@pytest.mark.parametrize("quirks", [{}, dict(
-    contrast_text="masked", match_text="masked", pool_padding=True, sum_directions=True, groups=2
-)])  # fmt: skip
-def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(quirks):
-    method = build(**quirks)
+def test_a_row_that_is_not_valid_changes_nothing_with_every_quirk():
+    """Gradients, and the recipe without quirks: test_laws.py."""
+    method = build(
+        contrast_text="masked",
+        match_text="masked",
+        pool_padding=True,
+        sum_directions=True,
+        groups=2,
+    )
     good, other = example(8), example(8, seed=7)
     valid = jnp.array([True, True, False, True, True, False, True, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
     mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
-    empty = {k: jnp.where(row[k], good[k], jnp.zeros_like(good[k])) for k in good}
-
-    @jax.jit
-    def run(params, batch):
-        batch = {**batch, "valid": valid}
-        return jax.value_and_grad(method.loss, has_aux=True)(params, {}, batch, KEY, STEP)
-
-    (value, out), grads = run(drawn(), good)
-    for batch in (mixed, empty):
-        (value2, out2), grads2 = run(drawn(), batch)
-        np.testing.assert_allclose(value2, value, rtol=1e-6)
-        for a, b in zip(jax.tree.leaves(out.metrics), jax.tree.leaves(out2.metrics), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6)
-        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads2), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    run = jax.jit(lambda batch: method.loss(drawn(), {}, {**batch, "valid": valid}, KEY, STEP))
+    (value, out), (value2, out2) = run(good), run(mixed)
+    np.testing.assert_allclose(value2, value, rtol=1e-6)
+    for name, mean in out.metrics.items():
+        np.testing.assert_allclose(mean.value(), out2.metrics[name].value(), rtol=1e-6)
     assert out.metrics["match_accuracy"].count == 12  # six valid rows, right and wrong
 
 
@@ -227,14 +230,6 @@ def test_a_decoder_asked_at_running_cells_counts_hidden_cubes_alone():
     error = ((out.pixels - out.target) ** 2).mean(axis=-1)
     found = simvtp.compare(recipe, out, batch, draws)["loss_video"].value()
     np.testing.assert_allclose(found, error[scored].mean(), rtol=1e-5)
-
-
-def test_a_key_decides_all_randomness():
-    method = build(dropout=0.1, drop_path=0.1)
-    batch = example()
-    assert losses(batch, method, seed=3) == losses(batch, method, seed=3)
-    assert losses(batch, method, seed=3)[0] != losses(batch, method, seed=4)[0]
-    assert losses(batch, method, seed=3)[0] != losses(batch, seed=3)[0]  # dropout is on
 
 
 def test_embeddings_depend_on_their_own_row_and_not_on_padding():

@@ -238,23 +238,6 @@ def test_crops_of_one_clip_are_no_parts_of_a_video():
         method.loss(stirred(), {}, crops, KEY, STEP)
 
 
-def test_the_content_of_a_row_that_is_not_valid_changes_nothing():
-    good, other = example(), example(seed=7)
-    valid = jnp.array([True, False, True])
-    row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
-    mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
-    (a, found, grads, _), (b, found2, grads2, _) = (
-        numbers({**x, "valid": valid}) for x in (good, mixed)
-    )
-    np.testing.assert_allclose(a, b, rtol=1e-6)
-    for name in found:
-        np.testing.assert_allclose(found[name], found2[name], rtol=1e-6)
-    for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(grads2), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-    rows = jnp.array([True, True, True])
-    assert numbers({**mixed, "valid": rows})[0] != pytest.approx(a, rel=1e-3)
-
-
 @pytest.mark.parametrize("time_init", ["zero", "reference"])
 def test_attention_over_time_adds_nothing_at_first_and_one_start_is_a_saddle(time_init):
     with jax.enable_x64(True):

@@ -2,7 +2,6 @@
 rule that makes weights and inputs."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,15 @@ import pytest
 from flax import traverse_util
 
 from tests.arrays import fill
-from tests.parity import GOLDEN, check_output, check_probe, close, make_tensor
+from tests.goldens import check_output, close, load, make_tensor, probe
 from vtp_jax import tree
 from vtp_jax.convert import rules
+from vtp_jax.convert.families import timm
 from vtp_jax.nn import divided, sizes
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
-OFFICIAL = json.loads((GOLDEN / "timesformer_tiny.json").read_text())
+OFFICIAL = load("timesformer_tiny")
 CASE = OFFICIAL["case"]
 SIZE = sizes.Size(*(CASE[x] for x in ("width", "depth", "heads", "mlp")))
 BRANCHES = dict(time="time_fc", space="attn/proj", mlp="mlp/fc2")  # the last layer of each
@@ -27,8 +27,8 @@ BRANCHES = dict(time="time_fc", space="attn/proj", mlp="mlp/fc2")  # the last la
 def official_rules():
     """TimeSformer's names: a ViT's, and in each block a norm, attention and a layer more. Both
     embeddings of ours have the official one's shape where a cube is one frame."""
-    names, block = rules.timm_vit(CASE["heads"], head=None), "encoder/blocks"
-    time = rules.stack("encoder", "blocks", CASE["heads"], rules.TIMM)
+    names, block = timm.vit_rules(CASE["heads"], head=None), "encoder/blocks"
+    time = rules.stack("encoder", "blocks", CASE["heads"], timm.TIMM)
     time = [r for r in time if r.ours.startswith(f"{block}/attn/")]
     return [
         *(r._replace(ours=r.ours.replace("patch_embed", "video_patch_embed")) for r in names),
@@ -91,8 +91,9 @@ def test_tokens_and_gradients_are_timesformers(official):
     theirs = rules.to_theirs(official_rules(), grads)
     assert theirs.keys() == OFFICIAL["grads"].keys()
     for name, golden in OFFICIAL["grads"].items():
-        assert float(np.linalg.norm(theirs[name])) == close(golden["norm"], 1e-3), name
-        check_probe(theirs[name], golden["probe"])
+        size = float(np.linalg.norm(theirs[name]))
+        assert size == close(golden["norm"], 1e-3), name
+        assert probe(theirs[name]) == close(golden["probe"], size), name
 
 
 @pytest.fixture(scope="module")

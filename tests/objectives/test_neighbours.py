@@ -81,9 +81,12 @@ def test_weights_are_a_distribution_over_the_real_ones():
     np.testing.assert_allclose(weight.sum(axis=1), 1, rtol=1e-6)
     e = np.exp(np.einsum("bd,bkd->bk", normalise(SUPPORT), found()[0]))
     np.testing.assert_allclose(weight, e / e.sum(axis=1, keepdims=True), rtol=1e-6)
-    # Unit vectors and no temperature: with 30 neighbours between e^-1 / (29 e + e^-1) and the like.
-    low, high = np.exp(-1) / (29 * np.e + np.exp(-1)), np.e / (29 * np.exp(-1) + np.e)
-    assert (round(low, 4), round(high, 3)) == (0.0046, 0.203)
+    # Unit vectors and no temperature: of 30 neighbours, the one that is opposite to all others.
+    one = np.eye(D, dtype=np.float32)[:1]
+    for sign, bound in ((-1, 0.0046), (1, 0.203)):
+        near = np.where(np.arange(30)[:, None] == 0, sign * one, -sign * one)[None]
+        weight = positiveness(jnp.asarray(one), jnp.asarray(near), jnp.ones((1, 30), bool))
+        np.testing.assert_allclose(weight[0, 0], bound, rtol=0.012)
     some = np.array(found()[1])
     some[:, 0] = some[0] = False
     weight = positiveness(SUPPORT, found()[0], some)

@@ -52,7 +52,7 @@ def build(name, **changes) -> Made:
     task = dict(answers=ANSWERS, fuse=FUSE[name], drop=UNUSED[name], dropout=0.0) | changes
     method = answer.make(base=base(name), **task)
     spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example().items()}
-    params = fill(lambda key: method.init(key, spec), KEY)
+    params = jax.tree.map(jnp.asarray, fill(lambda key: method.init(key, spec), KEY))
     grad = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
     return Made(
         method, params, method.start(KEY, spec, params), grad, jax.jit(method.encode["answer"])

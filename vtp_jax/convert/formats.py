@@ -177,7 +177,7 @@ def check(form: Format, params: Params, tensors: Tensors, heads: Heads) -> dict[
     inputs = form.proof.draw(tensors, np.random.default_rng(0))
     with jax.enable_x64(True):
         wide = fp64(params)
-        found = jax.device_get(dict(fit(form, wide, inputs, heads).run(wide)))
+        found = jax.device_get(jax.jit(fit(form, wide, inputs, heads).run)(wide))
     expected = form.proof.reference(tensors, inputs, heads)
     return {name: difference(x, expected[name]) for name, x in found.items()}
 

@@ -41,10 +41,13 @@ def describe(data: Mapping[str, Any], batch: int) -> Outline:
 
     Raises UserError where the config does not say how large the vocabulary of a file is.
     """
+    require("config.data", data, "kind", "train", "video")
     parts = list_parts(data["train"], data.get("also"))
     kind, train = data["kind"], data["train"]
     counts = [count_classes(where, kind, one.train) for where, one in parts.items()]
     text = data.get("text") or {}
+    if text:
+        require("config.data.text", text, "kind", "length")
     return Outline(
         make_spec(
             batch,
@@ -58,6 +61,12 @@ def describe(data: Mapping[str, Any], batch: int) -> Outline:
             labels=None if None in counts else sum(n or 0 for n in counts),
         ),
     )
+
+
+def require(where: str, section: Mapping[str, Any], *keys: str) -> None:
+    """Raises UserError unless a section has the keys."""
+    if missing := [key for key in keys if key not in section]:
+        raise UserError(f"{where}: the key '{missing[0]}' is missing")
 
 
 def make_spec(batch: int, look: Look, *, pieces: int, length: int, labelled: bool) -> Spec:
@@ -93,6 +102,7 @@ def is_labelled(kind: str, given: Mapping[str, Any]) -> bool:
         if kind_ == "shapes":
             found = one.get("label") is not None or one.get("caption") == "question"
         elif kind_ == "sets":
+            require("config.data, a set by name", one, "set", "split")
             found = sets.find(one["set"], one["split"]).labelled
         else:
             found = one.get("label_column") is not None

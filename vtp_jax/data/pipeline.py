@@ -60,7 +60,7 @@ def make(
 
     kind:    `files`, `shards` (what `prepare shards` wrote), `sets` (the community's), each by
              tf.data, or `shapes` (without files and TensorFlow); a set may have its own. With
-             `shards`, sets other than `train` that name captions and have no shards are files
+             `shards`, sets other than `train` that have a `list` and no shards are files
     batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
     train:   the arguments of `open_files`, `open_shards`, `open_shapes`, `open_community`; or
              dict(mix={name: as `train`, and its `weight`}): rows of several sets, in proportion
@@ -119,14 +119,14 @@ def make(
         list(trained.values()), [one.turns for one in parts.values()], seed
     )
     streams = {}
-    for name, given in (evals or {}).items():
-        given = dict(given)
-        of = f"data.also.{given.pop('of')}" if "of" in given else "data.train"
+    for name, section in (evals or {}).items():
+        section = dict(section)
+        of = f"data.also.{section.pop('of')}" if "of" in section else "data.train"
         if of not in trained:
             known = ", ".join(also or {}) or "none"
             raise UserError(f"data.evals.{name}.of: there is no {of}; data.also has {known}")
         before = list(trained.values())[: list(trained).index(of)]
-        held_out = open_set(f"data.evals.{name}", kind, given, "val")
+        held_out = open_set(f"data.evals.{name}", kind, section, "val")
         check_views(held_out, f"data.evals.{name}", "views", look.views is not None)
         check_stride(held_out, f"data.evals.{name}", look)
         if words:

@@ -1,0 +1,48 @@
+"""A `Case` for each method, for tests/methods/test_laws.py. A new method adds its own here."""
+
+from tests.methods.laws import LENGTH, SIZE, Case
+from vtp_jax.methods import coca, omnivl, simvtp, snclr, tvtsv2, videomae
+
+CASES = dict(
+    simvtp=Case(
+        simvtp.make, "simvtp/pretrain_webvid",
+        dict(size=SIZE, decoder=SIZE, cube=(2, 8, 8), video_ratio=0.5, text_ratio=0.5, groups=2,
+             dropout=0.1, vocab_size=30, pad_id=0, mask_id=3,
+             weights=dict(video=1.5, text=0.7, vtc=1.2, vtm=0.4)),
+        text=True, grouped=("vtc", "vtm"),
+    ),
+    videomae=Case(
+        videomae.make, "videomae/pretrain_k400",
+        dict(size=SIZE, decoder=SIZE, cube=(2, 8, 8), ratio=0.5),
+    ),
+    videomae_v2=Case(
+        videomae.make, "videomae_v2/pretrain_hybrid",
+        dict(size=SIZE, decoder=SIZE, cube=(2, 4, 4), ratio=0.75, decoder_ratio=0.5),
+    ),
+    coca=Case(
+        coca.make, "coca/pretrain",
+        dict(size=SIZE, text_size=SIZE, side=16, patch=8, queries=3, length=LENGTH + 2,
+             weights=dict(contrast=0.7, caption=1.6)),
+        video=(2, 16, 16), text=True, random=False,
+    ),
+    snclr=Case(
+        snclr.make, "snclr/pretrain_imagenet",
+        dict(size=SIZE, cube=(1, 8, 8), hidden=16, features=8, neighbours=3, queue=16,
+             momentum=0.8),
+        video=(2, 1, 16, 16), views=True,
+    ),
+    tvtsv2=Case(
+        tvtsv2.make, "tvtsv2/pretrain_yt_webvid",
+        dict(size=SIZE, text_size=SIZE, features=16, side=16, patch=8, frames=4, turns=2, ratio=0.5,
+             text_length=LENGTH + 2, weights=dict(vtc=0.7, sort=1.6)),
+        video=(2, 2, 16, 16), text=True, texts=2, always=("vtc", "sort"),
+    ),
+    omnivl=Case(
+        omnivl.make, "omnivl/pretrain",
+        dict(size=SIZE, text_size=SIZE, features=8, picture=16, frames=4, cube=(2, 8, 8), queue=16,
+             text_length=LENGTH + 2, groups=2, momentum=0.8, length=5,
+             weights=dict(contrast=0.7, match=1.6, words=0.5)),
+        text=True, label=True, always=("contrast",), grouped=("contrast", "match", "words"),
+        given=dict(temperature=0.07),
+    ),
+)  # fmt: skip

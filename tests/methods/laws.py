@@ -1,0 +1,214 @@
+"""What every method obeys, stated over a `Case`; tests/methods/test_laws.py checks all cases.
+
+A case is a net of one layer and width 16 on eight rows. A method compiles three programs: a step of
+training on one device, its loss on eight, and its encoders; every law uses these, or only traces.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.arrays import fill
+from vtp_jax import tree
+from vtp_jax.run import sharding
+from vtp_jax.setup import config
+from vtp_jax.types import Batch, Extra, Method, Out, Params, State
+
+ROWS = 8
+STEP = 1  # not 0, at which schedules may hide what they multiply
+RATE = 0.1
+SIZE = (16, 1, 2, 32)  # of an encoder, of a decoder, of a text net
+# Word ids that methods are given where their arguments have these names.
+WORDS = dict(vocab_size=30, pad_id=0, cls_id=1, sep_id=2, mask_id=3)
+FIRST_WORD, LENGTH = 5, 8
+
+
+class Case(NamedTuple):
+    """A method as the laws see it.
+
+    make:    the method's `make`
+    config:  a config of configs/, whose rules say how parameters are split over devices
+    cfg:     arguments of `make` that make it small; dropout and masks on
+    video:   shape of a row's clip: "t h w", or "v t h w" for several
+    views:   whether several clips of a row are views, of which encoders are given the first
+    text:    whether a row has a text; texts: how many it has, if not one
+    label:   whether a row has a class (of three)
+    random:  whether the loss draws anything
+    always:  losses that are computed at weight 0 too
+    grouped: losses of which each group of rows has its own, where `cfg` asks for groups
+    given:   parameters that must not be drawn about 0, such as a temperature
+    """
+
+    make: Callable[..., Method]
+    config: str
+    cfg: Mapping[str, Any]
+    video: tuple[int, ...] = (4, 16, 16)
+    views: bool = False
+    text: bool = False
+    texts: int = 1
+    label: bool = False
+    random: bool = True
+    always: tuple[str, ...] = ()
+    grouped: tuple[str, ...] = ()
+    given: Mapping[str, float] = {}
+
+    def build(self, **changes: Any) -> Method:
+        known = inspect.signature(self.make).parameters
+        words = {k: v for k, v in WORDS.items() if k in known} if self.text else {}
+        return self.make(**{**words, "dtype": "float32", **self.cfg, **changes})
+
+    def takes(self, name: str) -> bool:
+        return name in self.cfg or name in inspect.signature(self.make).parameters
+
+    def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Eight valid rows. Texts have from 2 to LENGTH - 1 words: padding follows each."""
+        rng = np.random.default_rng(seed)
+        found = dict(
+            video=rng.integers(0, 256, (ROWS, *self.video, 3), np.uint8),
+            valid=np.ones(ROWS, bool),
+            id=np.arange(ROWS, dtype=np.int32) + ROWS * seed,
+        )
+        if self.text:
+            shape = (ROWS, LENGTH) if self.texts == 1 else (ROWS, self.texts, LENGTH)
+            last = rng.integers(2, LENGTH - 1, shape[:-1])[..., None]
+            place = np.arange(LENGTH)
+            text = rng.integers(FIRST_WORD, WORDS["vocab_size"], shape)
+            text = np.where(place == 0, WORDS["cls_id"], text)
+            text = np.where(place == last, WORDS["sep_id"], text)
+            found |= dict(
+                text=np.where(place > last, WORDS["pad_id"], text).astype(np.int32),
+                text_mask=place <= last,
+                maskable=(place > 0) & (place < last),
+            )
+        if self.label:
+            found["label"] = rng.integers(0, 3, ROWS, np.int32)
+        return found
+
+
+class Stepped(NamedTuple):
+    """A step of training, with plain gradient descent, and all that it computes."""
+
+    value: Any
+    out: Out  # of the loss
+    grads: Params
+    params: Params
+    extra: Extra  # after the update
+
+    def losses(self) -> dict[str, float]:
+        means = {name: float(mean.value()) for name, mean in self.out.metrics.items()}
+        return {k.removeprefix("loss_"): x for k, x in means.items() if k.startswith("loss_")}
+
+
+class Made:
+    """A case's method, its state, and its programs, each compiled once, when a law asks for it."""
+
+    def __init__(self, case: Case):
+        self.case, self.method = case, case.build()
+        self.spec = shapes(case.batch())
+        self.verbs = [name for name in ("video", "text") if name in self.method.encode]
+        self.key = jax.random.key(0)
+        drawn = fill(lambda key: self.method.init(key, self.spec), self.key)
+        given = {name: np.float32(x) for name, x in case.given.items()}
+        self.params = jax.tree.map(jnp.asarray, tree.replace(drawn, given))
+
+    def step(
+        self, batch: Batch, params: Params | None = None, extra: Extra | None = None,
+        seed: int = 0, step: int = STEP,
+    ) -> Stepped:  # fmt: skip
+        """A step on one device; from a state that has taken one, unless another is given."""
+        params = self.params if params is None else params
+        extra = self.extra if extra is None else extra
+        return self.one(params, extra, batch, jax.random.key(seed), jnp.int32(step))
+
+    def run(self, params: Params, extra: Extra, batch: Batch, rng: Any, step: Any) -> Stepped:
+        graded = jax.value_and_grad(self.method.loss, has_aux=True)
+        (value, out), grads = graded(params, extra, batch, rng, step)
+        moved = jax.tree.map(lambda p, g: p - RATE * g, params, grads)
+        params, extra = self.method.after_update(moved, out.extra, step)
+        return Stepped(value, out, grads, params, extra)
+
+    @functools.cached_property
+    def one(self) -> Callable[..., Stepped]:
+        return jax.jit(self.run)
+
+    @functools.cached_property
+    def extra(self) -> Extra:
+        """After a step, so that queues hold something and averages are not what they average."""
+        begin = jax.jit(lambda params: self.method.start(self.key, self.spec, params))
+        return self.step(self.case.batch(seed=9), extra=begin(self.params)).extra
+
+    @functools.cached_property
+    def encoders(self) -> Callable[..., Mapping[str, Any]]:
+        """(params, extra, batch) -> what `video` and `text` return, as one program."""
+        encode = self.method.encode
+        return jax.jit(lambda *args: {name: encode[name](*args) for name in self.verbs})
+
+    def encode(self, batch: Batch) -> Mapping[str, Any]:
+        if self.case.views:
+            batch = {**batch, "video": batch["video"][:, 0]}
+        return self.encoders(self.params, self.extra, batch)
+
+    def on(self, mesh: jax.sharding.Mesh, f: Callable[..., Any]) -> tuple[Any, Params]:
+        """What the method's loss, or `run`, returns of the default batch on a mesh; and the
+        parameters as they are placed there."""
+        rules = config.load(self.case.config).sharding
+        state = State(jnp.int32(STEP), self.params, {}, self.extra)
+        placed = sharding.state_shardings(state, mesh, rules, note=lambda text: None)
+        with sharding.activate(mesh):
+            state = jax.device_put(state, placed)
+            batch = sharding.put(self.case.batch(), mesh)
+            found = jax.jit(f)(state.params, state.extra, batch, self.key, jnp.int32(STEP))
+        return found, state.params
+
+    def trace(self, method: Method) -> tuple[Any, Any]:
+        """The jaxpr of a variant's loss, and its metrics. Variants have the same parameters."""
+        loss = jax.make_jaxpr(method.loss, return_shape=True)
+        program, (_, out) = loss(self.params, self.extra, self.spec, self.key, jnp.int32(STEP))
+        return program, out.metrics
+
+
+def shapes(batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+
+
+def mixed(where: np.ndarray, batch: Batch, other: Batch) -> dict[str, np.ndarray]:
+    """Rows of `batch` where `where`, else of `other`."""
+    row = {k: where.reshape(-1, *[1] * (v.ndim - 1)) for k, v in batch.items()}
+    return {k: np.where(row[k], batch[k], other[k]) for k in batch}
+
+
+def draws(jaxpr: Any, within: str = "") -> int:
+    """The number of places in a program, or in its equations of one name, that draw random numbers;
+    `scan` is the name of stacked blocks."""
+    found = 0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        found += name == "random_bits" and not within
+        found += sum(draws(j, "" if name == within else within) for j in inner(eqn.params))
+    return found
+
+
+def inner(params: Mapping[str, Any]) -> Iterator[Any]:
+    """The programs that an equation calls."""
+    for value in params.values():
+        for x in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(x, "eqns") or hasattr(x, "jaxpr"):
+                yield getattr(x, "jaxpr", x)
+
+
+def close(got: Any, wanted: Any, rtol: float = 1e-5, atol: float = 1e-5) -> None:
+    """Trees of equal structure whose leaves agree, `atol` being in units of a leaf's largest
+    number, and of the tree's where that is next to nothing."""
+    found, told = tree.flatten(got), tree.flatten(wanted)
+    assert found.keys() == told.keys()
+    largest = max((float(np.abs(x).max(initial=0)) for x in told.values()), default=0.0)
+    for name, leaf in told.items():
+        scale = max(float(np.abs(leaf).max(initial=0)), 1e-3 * largest)
+        np.testing.assert_allclose(found[name], leaf, rtol, atol * scale, err_msg=name)
