@@ -59,7 +59,7 @@ def test_it_loads_and_its_rules_cover_its_parameters(spec):
     assert value.shape == () and tree.flatten(out.extra).keys() == tree.flatten(shapes.extra).keys()
 
 
-@pytest.mark.parametrize("path", config_files())
+@pytest.mark.parametrize("path", plans.planned())
 def test_memory_and_work_are_near_the_golden_plan(path):
     """The rest of the plan is compiled, by `make plan`."""
     _, _, batch, method, optimizer, shapes = built(path)
