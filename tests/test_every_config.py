@@ -74,7 +74,7 @@ def test_memory_and_work_are_near_the_golden_plan(path):
 
 
 @pytest.mark.parametrize("path", config_files())
-def test_a_recipe_is_the_one_that_was_read_and_agreed(path):
+def test_a_recipe_equals_its_reviewed_golden(path):
     """What differs was meant: `python -m tests.recipes` writes it, and review sees it."""
     assert recipes.written(path) == recipes.golden(path).read_text(encoding="utf-8")
 
@@ -162,7 +162,7 @@ def test_videomae_starts_from_its_own_videos(switch, source, dataset):
     assert cfg.warm_start[0][0] == source and cfg.data.train.root == f"data/{dataset}"
 
 
-def test_v2_goes_on_with_the_classes_that_a_file_lists(tmp_path):
+def test_v2_keeps_the_classes_that_a_file_lists(tmp_path):
     facts = dict(mean=(0.5,) * 3, std=(0.2,) * 3)
     for size in (400, 600):
         cfg = config.load(f"configs/videomae_v2/finetune.py:g_k710_k{size}")
@@ -174,20 +174,20 @@ def test_v2_goes_on_with_the_classes_that_a_file_lists(tmp_path):
     build.method(cfg, facts | dict(labels=3))
     with pytest.raises(UserError, match="has 3 classes"):
         build.method(cfg, facts | dict(labels=4))
-    for wrong, told in (([710], "710 is none"), (["a"], "whole numbers"), ({"a": 1}, "no list")):
+    for wrong, message in (([710], "710 is none"), (["a"], "whole numbers"), ({"a": 1}, "no list")):
         cfg.task["pick"] = listed(tmp_path, wrong)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             build.method(cfg, facts)
 
 
-def test_v2_goes_on_in_small_without_the_file():
+def test_v2_tiny_needs_no_file():
     cfg = config.load("configs/videomae_v2/finetune.py:g_k710_k400,tiny")
     data = build.data(cfg.data, batch=cfg.batch, seed=0)
     build.method(cfg, data.facts)
     assert cfg.task["pick"] == [] and cfg.task["classes"] == 12
 
 
-def test_blocks_are_computed_again_where_the_scripts_say_so():
+def test_blocks_are_recomputed_as_in_the_scripts():
     named = {
         "videomae/pretrain_k400": {"H"},
         "videomae/finetune_k400": {"H", "ucf101"},
@@ -205,7 +205,7 @@ def test_blocks_are_computed_again_where_the_scripts_say_so():
 
 
 @pytest.mark.parametrize(
-    "spec, told",
+    "spec, message",
     [
         (
             "configs/demo.py:tinyy",
@@ -214,8 +214,8 @@ def test_blocks_are_computed_again_where_the_scripts_say_so():
         ("configs/videomae/pretrain_k400.py:S,L", "L and S exclude each other; choose one"),
     ],
 )
-def test_a_misspelt_switch_is_told_in_the_configs_own_words(spec, told):
-    with pytest.raises(UserError, match=f"^config {spec}: {told}$"):
+def test_a_misspelt_switch_is_a_one_line_error_of_the_config(spec, message):
+    with pytest.raises(UserError, match=f"^config {spec}: {message}$"):
         config.read(spec)
 
 
@@ -242,7 +242,7 @@ def test_every_value_can_be_given_as_it_is(path):
         ("configs/omnivl/pretrain.py:tiny", "method.remat=nothing_saveable"),
     ],
 )
-def test_an_argument_that_a_config_does_not_spell_out_can_be_given(spec, override, monkeypatch):
+def test_an_argument_absent_from_a_config_can_be_given(spec, override, monkeypatch):
     given = {}
 
     def make(**arguments):
@@ -258,14 +258,14 @@ def test_an_argument_that_a_config_does_not_spell_out_can_be_given(spec, overrid
     assert str(given[name]) == text
 
 
-def test_averaged_weights_can_be_asked_for():
+def test_averaged_weights_can_be_requested():
     cfg = config.load("configs/demo.py:tiny", ["--config.average=0.999"])
     data = build.data(cfg.data, batch=cfg.batch, seed=0)
     assert "ema/video" in build.method(cfg, data.facts).encode
 
 
 @pytest.mark.parametrize(
-    "overrides, told",
+    "overrides, message",
     [
         (["--config.optim.lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
         (["--config.optim.lr.peek=1"], "peek"),
@@ -284,8 +284,8 @@ def test_averaged_weights_can_be_asked_for():
         (["--config.batch=15"], "batch=15 does not divide over 8 devices"),
     ],
 )
-def test_typos_fail_in_one_line_before_anything_compiles(overrides, told, tmp_path):
-    with pytest.raises(UserError, match=told) as error:
+def test_typos_fail_in_one_line_before_anything_compiles(overrides, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
         path = "configs/simvtp/pretrain_webvid.py:tiny"
         train.main(["--config", path, "--workdir", str(tmp_path), *overrides])
     # What compiles first is the state, and a workdir has a config.json by then.
@@ -295,7 +295,7 @@ def test_typos_fail_in_one_line_before_anything_compiles(overrides, told, tmp_pa
 @pytest.mark.parametrize(
     "part", ["data", "data.video", "method", "optim", "mesh", "checkpoint", "log", "evals.val", ""]
 )
-def test_a_key_that_nothing_takes_is_named(part, tmp_path):
+def test_an_unknown_key_is_named(part, tmp_path):
     cfg = config.read("configs/simvtp/pretrain_webvid.py:tiny")
     with cfg.unlocked():
         inner = cfg
