@@ -7,12 +7,14 @@ its NAME is a key of TABLES. What it is made from:
 
     methods    headers of vtp_jax/methods/*.py (`HEADER`), and the configs that train each paper
     tasks      headers of vtp_jax/tasks/*.py
-    bases      tests/tasks/bases.py
+    bases      the cases of tests/methods/cases.py
     formats    the file formats of vtp_jax.convert
     sets       vtp_jax.data.sets
     learning   benchmarks/results/learning.jsonl
     parity     the steps and formats of vtp_jax.convert, and benchmarks/results/parity.json
     steps      the training steps of vtp_jax.convert
+    house      the first sentence of every docstring in vtp_jax
+    rooms      the directions of imports in tests/test_imports.py
 """
 
 import ast
@@ -23,8 +25,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import learning, parity
+from tests import test_imports
 from tests.configs import ROOT, config_files
-from tests.tasks import bases
+from tests.methods.cases import CASES
+from vtp_jax import __main__ as vtp
 from vtp_jax.convert.families import FORMATS
 from vtp_jax.data.sets import __main__ as sets
 from vtp_jax.setup import config
@@ -111,9 +115,10 @@ def tasks() -> Iterator[str]:
 
 def matrix() -> Iterator[str]:
     def cells() -> Iterator[Sequence[str]]:
-        for name, base in bases.BASES.items():
-            shown = [", ".join(f"`{one}`" for one in some) for some in base]
-            yield name, *(text or "no" for text in shown[:3]), *shown[3:]
+        for name, case in sorted(CASES.items()):
+            if case.tasks:
+                shown = [", ".join(f"`{one}`" for one in some) for some in case.tasks]
+                yield name, *(text or "no" for text in shown[:3]), *shown[3:]
 
     head = ("`retrieve`", "`classify`", "`answer`")
     return rows(("method", *head, "never read by `classify`", "nor with `mean_norm`"), cells())
@@ -125,6 +130,43 @@ def file_formats() -> Iterator[str]:
     return rows(("format", "weights of", "tolerance"), found)
 
 
+def sentence(path: Path) -> str:
+    """The first sentence of a file's docstring, without the full stop."""
+    text = " ".join(docstring(path).partition("\n\n")[0].split())
+    return re.split(r"\.(?: |$)", text, maxsplit=1)[0]
+
+
+def house() -> Iterator[str]:
+    """The entries, the parts in the root, and every room with its files."""
+    root = ROOT / "vtp_jax"
+
+    def shown(path: Path, name: str, indent: int = 4) -> str:
+        return f"{' ' * indent}{name:{28 - indent}}{sentence(path)}"
+
+    yield from ("```", "vtp_jax/", "  entries, run by `vtp`")
+    entries = [f"{module.replace('.', '/')}.py" for module in vtp.ENTRIES.values()]
+    yield from (shown(root / name, name) for name in entries)
+    yield "  parts in the root: the contract, and pure functions"
+    parts = sorted(p for p in root.glob("[a-z]*.py") if p.name not in entries)
+    yield from (shown(path, path.name) for path in parts)
+    for room in sorted(root.glob("*/__init__.py")):
+        yield shown(room, f"{room.parent.name}/", indent=2)
+        files = {p.name: p for p in room.parent.glob("[a-z]*.py")}
+        folders = {f"{p.parent.name}/": p for p in room.parent.glob("*/__init__.py")}
+        yield from (shown(path, name) for name, path in sorted((files | folders).items()))
+    yield "```"
+
+
+def rooms() -> Iterator[str]:
+    """What rooms may import, besides themselves; rooms with the same rights share a line."""
+    found: dict[frozenset[str], list[str]] = {}
+    for room, others in test_imports.ALLOWED.items():
+        found.setdefault(frozenset(others), []).append(room)
+    lines = ([", ".join(f"`{one}`" for one in sorted(names)) for names in (some, others)]
+             for others, some in found.items())  # fmt: skip
+    return rows(("rooms", "may import"), ((some, others or "nothing") for some, others in lines))
+
+
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
     methods=methods,
     tasks=tasks,
@@ -134,6 +176,8 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
     learning=learning.table,
     parity=parity.table,
     steps=parity.steps,
+    house=house,
+    rooms=rooms,
 )
 
 

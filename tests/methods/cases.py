@@ -1,8 +1,9 @@
 """A `Case` for each method, for tests/methods/test_laws.py. A new method adds its own here."""
 
-from tests.methods.laws import LENGTH, SIZE, Case
+from tests.methods.laws import LENGTH, SIZE, Case, Tasks
 from vtp_jax.methods import coca, omnivl, simvtp, snclr, tvtsv2, videomae
 
+POOLS = ("mean_norm", "embedding")
 CASES = dict(
     simvtp=Case(
         simvtp.make, "simvtp/pretrain_webvid",
@@ -10,10 +11,19 @@ CASES = dict(
              dropout=0.1, vocab_size=30, pad_id=0, mask_id=3,
              weights=dict(video=1.5, text=0.7, vtc=1.2, vtm=0.4)),
         text=True, grouped=("vtc", "vtm"),
+        tasks=Tasks(
+            retrieve=POOLS, classify=POOLS, answer=("pair", "embedding"),
+            never=("text_.*", "vtm_head/.*", "decoder.*", "encoder_to_decoder/.*", "mask_token"),
+            mean_norm=("encoder_norm/.*",),
+        ),
     ),
     videomae=Case(
         videomae.make, "videomae/pretrain_k400",
         dict(size=SIZE, decoder=SIZE, cube=(2, 8, 8), ratio=0.5),
+        tasks=Tasks(
+            classify=POOLS, never=("decoder.*", "encoder_to_decoder/.*", "mask_token"),
+            mean_norm=("encoder_norm/.*",),
+        ),
     ),
     videomae_v2=Case(
         videomae.make, "videomae_v2/pretrain_hybrid",
@@ -24,18 +34,29 @@ CASES = dict(
         dict(size=SIZE, text_size=SIZE, side=16, patch=8, queries=3, length=LENGTH + 2,
              weights=dict(contrast=0.7, caption=1.6)),
         video=(2, 16, 16), text=True, random=False,
+        tasks=Tasks(
+            retrieve=POOLS, classify=POOLS, answer=("embedding",), never=("text/.*", "logit_scale"),
+            mean_norm=("visual/norm/.*", ".*_pool/.*", "video_proj/.*"),
+        ),
     ),
     snclr=Case(
         snclr.make, "snclr/pretrain_imagenet",
         dict(size=SIZE, cube=(1, 8, 8), hidden=16, features=8, neighbours=3, queue=16,
              momentum=0.8),
         video=(2, 1, 16, 16), views=True,
+        tasks=Tasks(
+            classify=POOLS, never=("projector/.*", "predictor/.*"), mean_norm=("norm/.*",)
+        ),
     ),
     tvtsv2=Case(
         tvtsv2.make, "tvtsv2/pretrain_yt_webvid",
         dict(size=SIZE, text_size=SIZE, features=16, side=16, patch=8, frames=4, turns=2, ratio=0.5,
              text_length=LENGTH + 2, weights=dict(vtc=0.7, sort=1.6)),
         video=(2, 2, 16, 16), text=True, texts=2, always=("vtc", "sort"),
+        tasks=Tasks(
+            retrieve=("embedding",), classify=POOLS, answer=("embedding",),
+            never=("text/.*", "sorter/.*"),
+        ),
     ),
     omnivl=Case(
         omnivl.make, "omnivl/pretrain",
@@ -44,5 +65,10 @@ CASES = dict(
              weights=dict(contrast=0.7, match=1.6, words=0.5)),
         text=True, label=True, always=("contrast",), grouped=("contrast", "match", "words"),
         given=dict(temperature=0.07),
+        tasks=Tasks(
+            retrieve=POOLS, classify=POOLS, answer=("pair", "embedding"),
+            never=("text.*", "decoder/.*", ".*_head/.*", "temperature"),
+            mean_norm=("video_proj/.*",),
+        ),
     ),
 )  # fmt: skip

@@ -30,6 +30,23 @@ WORDS = dict(vocab_size=30, pad_id=0, cls_id=1, sep_id=2, mask_id=3)
 FIRST_WORD, LENGTH = 5, 8
 
 
+class Tasks(NamedTuple):
+    """What tasks do with a method, for tests/tasks/test_every_base.py and docs/methods.md. The
+    names are regexes of the method's parameters.
+
+    retrieve, classify: values of `config.task.pool` that work; answer: values of
+               `config.task.fuse`. Any other value is rejected with a one-line error
+    never:     parameters that `classify` never reads, for `config.task.drop`
+    mean_norm: those that it does not read with pool="mean_norm" either
+    """
+
+    retrieve: tuple[str, ...] = ()
+    classify: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    mean_norm: tuple[str, ...] = ()
+
+
 class Case(NamedTuple):
     """A method as the laws see it.
 
@@ -44,6 +61,7 @@ class Case(NamedTuple):
     always:  losses that are computed at weight 0 too
     grouped: losses of which each group of rows has its own, where `cfg` asks for groups
     given:   parameters that must not be drawn about 0, such as a temperature
+    tasks:   what tasks do with it; None if another case of the method says so
     """
 
     make: Callable[..., Method]
@@ -58,6 +76,7 @@ class Case(NamedTuple):
     always: tuple[str, ...] = ()
     grouped: tuple[str, ...] = ()
     given: Mapping[str, float] = {}
+    tasks: Tasks | None = None
 
     def build(self, **changes: Any) -> Method:
         known = inspect.signature(self.make).parameters

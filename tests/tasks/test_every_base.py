@@ -1,4 +1,4 @@
-"""Every task on every method, as tests/tasks/bases.py has them; only traced."""
+"""Every task on every method, as the cases of tests/methods/cases.py have them; only traced."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ import pytest
 from jax.interpreters import partial_eval
 
 from tests.configs import ROOT, one_for_each
-from tests.tasks.bases import BASES
+from tests.methods.cases import CASES
 from vtp_jax import tree
 from vtp_jax.data import outline
 from vtp_jax.setup import build, config
@@ -20,6 +20,7 @@ from vtp_jax.types import Method, Spec, UserError
 
 KEY, STEP = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((), jnp.int32)))
 ROWS, WORDS = 4, 8
+BASES = {name: case.tasks for name, case in CASES.items() if case.tasks}
 
 
 class Task(NamedTuple):
