@@ -1,5 +1,6 @@
-"""Each reader on small files in exactly the community's format, quirks included, which stand here;
-and on files that are wrong, which are reported in one line."""
+"""Each reader on small files in exactly the community's format, quirks included, which are
+here; and on files that are wrong, which are reported in one line. Above 500 lines, since there is a
+sample of each format."""
 
 import json
 import pickle

@@ -1,4 +1,7 @@
-"""From collections to shards: the same frames, nothing twice, nothing lost, every refusal named."""
+"""From collections to shards: the same frames, nothing twice, nothing lost, every refusal named.
+
+Above 500 lines, since nearly all tests need the same corpus and the same finished shards.
+"""
 
 import io
 import json
