@@ -43,7 +43,7 @@ def vit_rules(heads: int, last: str = "norm", head: str | None = "head") -> list
 
 
 def mae_rules(heads: int, decoder_heads: int) -> list[Rule]:
-    """The official MAE pretraining model, `nn.vit`'s ViT and Decoder: 254 tensors at depth
+    """The official MAE pretraining model, `nn.vit.ViT` and `nn.mae.Decoder`: 254 tensors at depth
     12 + 8. Its released encoders are `vit_rules(heads, head=None)`."""
     decoder = [
         *rules.linear("embed", "decoder_embed"),
@@ -129,7 +129,7 @@ def vit_reference(tensors: Tensors, inputs: Arrays, heads: Heads) -> dict[str, A
 
 
 def mae_reference(tensors: Tensors, inputs: Arrays, heads: Heads) -> dict[str, Any]:
-    """The reference predicts every patch; `nn.vit.Decoder` the hidden ones, in order."""
+    """The reference predicts every patch; `nn.mae.Decoder` the hidden ones, in order."""
     found = reference.mae(tensors, inputs["image"], inputs["keep"], **nets.named(heads))
     n = found["pixels"].shape[1]
     drop = np.stack([np.setdiff1d(np.arange(n), kept) for kept in inputs["keep"]])
