@@ -140,22 +140,6 @@ def test_places_that_the_encoder_saw_are_not_scored():
     assert error(predicted, target, where).count == draws.scored.sum() * target.shape[-1]
 
 
-@both_papers()
-def test_what_stands_in_a_row_that_is_not_valid_changes_nothing(ratio):
-    method, params, _ = build(decoder_ratio=ratio, drop_path=0.2)
-    valid = jnp.array([True, False, True])
-    good = example() | dict(valid=valid)
-    row = valid[:, None, None, None, None]
-    other = good | dict(video=jnp.where(row, good["video"], example(seed=5)["video"]))
-    run = jax.jit(
-        lambda b: jax.value_and_grad(lambda p: method.loss(p, {}, b, KEY, STEP)[0])(params)
-    )
-    (a, grads), (b, grads2) = run(good), run(other)
-    assert a == b
-    assert all((x == y).all() for x, y in zip(*map(jax.tree.leaves, (grads, grads2)), strict=True))
-    assert run(good | dict(valid=jnp.zeros(3, bool)))[0] == 0
-
-
 def test_views_are_rows_with_masks_of_their_own():
     method, params, both = build(decoder_ratio=0.5)
     batch = example(views=(4,))
