@@ -145,6 +145,32 @@ def test_negatives_are_uniform_over_the_other_rows():
         assert np.abs(share - expected).max() < 0.045
 
 
+def test_candidates_are_the_row_itself_and_others_of_its_group_each_once():
+    valid = jnp.array([True, False, True, True, True, True])
+    draw = jax.jit(jax.vmap(lambda key: masking.candidates(key, valid, 3, 2)))
+    index, real = map(np.asarray, draw(jax.random.split(KEY, 400)))
+    assert real[:, 1].sum() == 0 and (index[:, 1] == 1).all()
+    assert (real[:, [0, 2]] == [True, True, False]).all() and real[:, 3:].all()
+    for row in (0, 2, 3, 4, 5):
+        assert (index[:, row, 0] == row).all() and real[:, row, 0].all()
+        group = {r for r in range(6) if r // 3 == row // 3 and r != 1}
+        for some, exist in zip(index[:, row], real[:, row], strict=True):
+            assert len(set(some[exist])) == exist.sum() and set(some[exist]) <= group
+    first = np.bincount(index[:, 3, 1], minlength=6)[4:]
+    assert abs(first[0] / 400 - 0.5) < 0.1  # four standard deviations
+    with pytest.raises(UserError, match="7 candidates of a batch of 6 rows"):
+        masking.candidates(KEY, valid, 7)
+
+
+def test_a_share_of_pairs_is_replaced_by_other_valid_rows():
+    valid = jnp.array([True, False, True, True])
+    draw = jax.jit(jax.vmap(lambda key: masking.replaced(key, valid, 0.25)))
+    index, pair = map(np.asarray, draw(jax.random.split(KEY, 1000)))
+    assert ((index == np.arange(4)) == pair).all() and pair[:, 1].all()
+    assert not (index[:, [0, 2, 3]] == 1).any()
+    assert np.abs((~pair).mean(axis=0)[[0, 2, 3]] - 0.25).max() < 0.06
+
+
 def test_put_undoes_take():
     x = np.random.default_rng(0).standard_normal((3, 12, 4)).astype(np.float32)
 

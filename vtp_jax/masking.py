@@ -109,6 +109,34 @@ def negatives(rng: Array, valid: Bool[Array, " b"], groups: int = 1) -> Int[Arra
     return (start + chosen).reshape(b).astype(jnp.int32)
 
 
+def candidates(
+    rng: Array, valid: Bool[Array, " b"], k: int, groups: int = 1
+) -> tuple[Int[Array, "b k"], Bool[Array, "b k"]]:
+    """k-way matching (VIOLET, arXiv 2111.12681; LAVENDER, 2206.07160): for every row itself, then
+    k - 1 other valid rows of its group, each at most once and uniformly; and which of them exist,
+    where a group has fewer; with k = b, all B x B pairs. A row that is not valid has none."""
+    own = jnp.arange(len(valid), dtype=jnp.int32)
+    if not 1 <= k <= len(valid):
+        raise UserError(f"{k} candidates of a batch of {len(valid)} rows: at least 1, at most all")
+    order = jnp.where(together(valid, groups), jax.random.uniform(rng, 2 * valid.shape), 2.0)
+    order = order.at[own, own].set(jnp.where(valid, -1.0, 2.0))  # its own comes first
+    chosen = jnp.argsort(order, axis=1)[:, :k]
+    real = jnp.take_along_axis(order, chosen, axis=1) < 2
+    return jnp.where(real, chosen, own[:, None]).astype(jnp.int32), real
+
+
+def replaced(
+    rng: Array, valid: Bool[Array, " b"], share: float, groups: int = 1
+) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
+    """Replaced pairs (ClipBERT, arXiv 2102.06183): for every row the row whose other half it gets,
+    and whether it is still a pair. A row is replaced with probability `share`, by `negatives`."""
+    chance, choice = jax.random.split(rng)
+    own = jnp.arange(len(valid), dtype=jnp.int32)
+    asked = jax.random.bernoulli(chance, share, valid.shape)
+    index = jnp.where(asked, negatives(choice, valid, groups), own)
+    return index, index == own
+
+
 def together(valid: Bool[Array, " b"], groups: int = 1) -> Bool[Array, "b b"]:
     """Which valid rows a row knows: those of its group (see `negatives`)."""
     (b,) = valid.shape
