@@ -70,9 +70,8 @@ class Seconds:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["cpu"] = clock()
-        elif self.tests and session.config.cache:
-            known = session.config.cache.get(CACHE, {})
-            session.config.cache.set(CACHE, {**known, **total(self.tests, unit)})
+        elif self.tests and (cache := getattr(session.config, "cache", None)):
+            cache.set(CACHE, {**cache.get(CACHE, {}), **total(self.tests, unit)})
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.tests.total() < LARGE:
@@ -113,7 +112,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items[:] = order(items, config.cache.get(CACHE, {}) if config.cache else {})
+    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
+    items[:] = order(items, cache.get(CACHE, {}) if cache else {})
 
 
 @pytest.hookimpl(optionalhook=True)
