@@ -138,7 +138,7 @@ def prepare(folder: Path, name: str) -> dict[str, Any]:
 # The loaders: endless iterators of batches with the same frames and crops.
 
 
-def ours(kind: str, crop: str, folder: str, name: str) -> Iterator[Any]:
+def vtp_jax_loader(kind: str, crop: str, folder: str, name: str) -> Iterator[Any]:
     train = dict(root=f"{folder}/{name}.shards")
     if kind == "files":
         train = dict(root=folder, list=f"{folder}/{name}.csv")
@@ -149,7 +149,7 @@ def ours(kind: str, crop: str, folder: str, name: str) -> Iterator[Any]:
         yield batch["video"]
 
 
-def theirs(decode: Callable[..., Any], crop: str, folder: str, name: str) -> Iterator[Any]:
+def torch_loader(decode: Callable[..., Any], crop: str, folder: str, name: str) -> Iterator[Any]:
     """torch.utils.data.DataLoader with one worker; frames are cropped and resized as uint8 tensors
     in the layout of PyTorch's fast kernel."""
     import torch
@@ -209,10 +209,10 @@ def decode_torchcodec(path: str, numbers: Sequence[int]) -> Any:
 
 
 LOADERS: dict[str, Callable[..., Iterator[Any]]] = {
-    "DataLoader, PyAV, mp4": lambda *a: theirs(decode_pyav, *a),
-    "DataLoader, torchcodec, mp4": lambda *a: theirs(decode_torchcodec, *a),
-    "ours, mp4": lambda *a: ours("files", *a),
-    "ours, shards": lambda *a: ours("shards", *a),
+    "DataLoader, PyAV, mp4": lambda *a: torch_loader(decode_pyav, *a),
+    "DataLoader, torchcodec, mp4": lambda *a: torch_loader(decode_torchcodec, *a),
+    "vtp_jax, mp4": lambda *a: vtp_jax_loader("files", *a),
+    "vtp_jax, shards": lambda *a: vtp_jax_loader("shards", *a),
 }
 
 

@@ -295,24 +295,24 @@ def check() -> float:
     dropped = np.zeros((4, t * h * w // np.prod(CUBE)), bool)
     np.put_along_axis(dropped, draws["drop"], True, 1)
     masked = np.where(draws["hidden"], facts["mask_id"], given["text"])
-    ours = simvtp.Draws(
+    drawn = simvtp.Draws(
         masking.of_dropped(jnp.asarray(dropped), draws["drop"].shape[1]),
         jnp.asarray(draws["hidden"]),
         jnp.asarray(masked),
         jnp.asarray(draws["negative"], jnp.int32),
     )
     batch = {k: jnp.asarray(v) for k, v in given.items()}
-    out = simvtp.forward(net, recipe, params, batch, ours)
-    mine = float(terms.total(simvtp.compare(recipe, out, batch, ours), recipe.weights))
+    out = simvtp.forward(net, recipe, params, batch, drawn)
+    value = float(terms.total(simvtp.compare(recipe, out, batch, drawn), recipe.weights))
 
-    theirs = torch_net("tiny", facts, video).eval()
+    other_net = torch_net("tiny", facts, video).eval()
     table = published.pretrain_rules(sizes.ENCODERS["tiny"].heads, sizes.DECODERS["tiny"].heads)
     tensors = rules.to_theirs(table, params)
-    theirs.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in tensors.items()})
+    other_net.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in tensors.items()})
     with torch.no_grad():
         arguments = torch_arguments(given, draws, facts["mask_id"])
-        other = float(theirs(*(torch.from_numpy(x) for x in arguments)))
-    return abs(mine - other) / abs(other)
+        other = float(other_net(*(torch.from_numpy(x) for x in arguments)))
+    return abs(value - other) / abs(other)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -39,8 +39,8 @@ def test_hue_turns_as_in_hsv():
     found = np.asarray(augment.turn_hue(VIDEO, turn))
     for row, t in enumerate(turn.ravel()):
         pixels = np.asarray(VIDEO[row, 0]).reshape(-1, 3)
-        told = [colorsys.hsv_to_rgb((h + float(t)) % 1, s, v) for h, s, v in map(to_hsv, pixels)]
-        np.testing.assert_allclose(found[row, 0].reshape(-1, 3), told, atol=1e-5)
+        wanted = [colorsys.hsv_to_rgb((h + float(t)) % 1, s, v) for h, s, v in map(to_hsv, pixels)]
+        np.testing.assert_allclose(found[row, 0].reshape(-1, 3), wanted, atol=1e-5)
     greys = jnp.full((1, 1, 2, 2, 3), 0.3)
     np.testing.assert_allclose(augment.turn_hue(greys, turn[:1]), greys, atol=1e-6)
 

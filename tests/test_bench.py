@@ -52,7 +52,7 @@ def test_what_simvtp_must_compute_is_what_its_program_computes():
     assert 1 <= counted / sum(parts.values()) < 1.003
 
 
-@pytest.mark.parametrize("argv, told", [([], "which command"), (["stop"], "mean 'step'")])
-def test_what_to_measure_must_be_named(argv, told):
-    with pytest.raises(UserError, match=told):
+@pytest.mark.parametrize("argv, message", [([], "which command"), (["stop"], "mean 'step'")])
+def test_what_to_measure_must_be_named(argv, message):
+    with pytest.raises(UserError, match=message):
         bench.main(argv)

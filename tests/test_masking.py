@@ -52,15 +52,15 @@ def test_running_cells_keep_each_place_equally_often(grid, ratio):
 
 
 @pytest.mark.parametrize(
-    "grid, ratio, told",
+    "grid, ratio, message",
     [
         ((2, 3, 4), 0.5, "2 x 2; they do not tile a grid of 3 x 4"),
         ((2, 4, 4), 0.2, "mask ratio 0.2: running cells drop 1, 2 or 3 of 4"),
         ((2, 4, 4), 1.0, "mask ratio 1.0"),
     ],
 )
-def test_impossible_cells_are_refused(grid, ratio, told):
-    with pytest.raises(UserError, match=told):
+def test_impossible_cells_are_rejected(grid, ratio, message):
+    with pytest.raises(UserError, match=message):
         masking.running_cells(KEY, 1, grid, ratio)
 
 

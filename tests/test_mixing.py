@@ -110,8 +110,8 @@ def test_switch_and_probability_are_shares_of_batches():
     assert 70 < sum(n == 1 for n in levels) < 140  # blended, or a box too small to hold a pixel
     mixed = [not (x == video).all() for x, _ in mixes(KEYS, mixup=0.8, prob=0.3)]
     assert 35 < sum(mixed) < 85
-    ((same, told),) = mixes(KEYS[:1])
-    assert (same == video).all() and (told == target).all()
+    ((same, wanted),) = mixes(KEYS[:1])
+    assert (same == video).all() and (wanted == target).all()
 
 
 @pytest.mark.parametrize("how", [dict(mixup=0.8), dict(cutmix=1.0)])
@@ -122,9 +122,9 @@ def test_a_row_without_a_valid_partner_stays_and_no_other_sees_it(how):
     mix = jax.jit(lambda *args: augment.mix(KEYS[3], *args, **how))
     rows, said = map(np.asarray, mix(lost, target, some))
     assert (rows[4] == video[4]).all() and (said[4] == target[4]).all()
-    whole, told = map(np.asarray, mix(video, target, valid))
+    whole, wanted = map(np.asarray, mix(video, target, valid))
     for i in (0, 2, 3, 5):
-        assert (rows[i] == whole[i]).all() and (said[i] == told[i]).all()
+        assert (rows[i] == whole[i]).all() and (said[i] == wanted[i]).all()
 
 
 def test_groups_mix_among_themselves_by_draws_of_their_own():

@@ -59,7 +59,7 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "data, told",
+    "data, message",
     [
         (pickle.dumps(Evil()), "wants .*system.* of Python.*nothing was run"),
         (pickle.dumps({"a": np.arange(3)}), "wants 'numpy.* of Python"),
@@ -73,8 +73,8 @@ class Evil:
         (b"hello", "damaged"),
     ],
 )
-def test_all_else_is_refused(tmp_path, data, told):
-    with pytest.raises(UserError, match=told) as error:
+def test_everything_else_is_rejected(tmp_path, data, message):
+    with pytest.raises(UserError, match=message) as error:
         pickles.read(write(tmp_path, data))
     assert "\n" not in str(error.value) and "x.pkl" in str(error.value)
 

@@ -47,7 +47,7 @@ def test_check(corpus, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv, told",
+    "argv, message",
     [
         ("tokenizer --captions no.csv --out x", "no file 'no.csv'; give a list"),
         ("check --root absent", "no file or folder 'absent'"),
@@ -56,7 +56,7 @@ def test_check(corpus, tmp_path, capsys):
         ("shapes --out x --traim 3", "unknown argument '--traim'"),
     ],
 )
-def test_errors_of_one_line(argv, told):
-    with pytest.raises(UserError, match=told) as caught:
+def test_mistakes_are_reported_in_one_line(argv, message):
+    with pytest.raises(UserError, match=message) as caught:
         prepare.main(argv.split())
     assert "\n" not in str(caught.value)

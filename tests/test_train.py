@@ -73,7 +73,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(
     monkeypatch.setattr(metrics.Progress, "show", stop)
     go(tmp_path)
     assert max(losses(tmp_path)) == checkpoint.find_step(tmp_path) == 5
-    # It goes on from the resolved config that the other run wrote: plain data, the same run.
+    # It resumes from the resolved config that the other run wrote: plain data, the same run.
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
     train.main(["--config", str(whole[0] / "config.json"), "--workdir", str(tmp_path)])
@@ -117,13 +117,13 @@ def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path):
 
 
 def check_told(last, bad, epochs):
-    told = {k.removeprefix("data/"): v for k, v in last.items() if k.startswith("data/")}
+    counted = {k.removeprefix("data/"): v for k, v in last.items() if k.startswith("data/")}
     causes = {f"failed/{k}": epochs * n for k, n in collections.Counter(bad.values()).items()}
-    assert told == dict(rows=epochs * worn.CLIPS, failed=epochs * len(bad), **causes)
+    assert counted == dict(rows=epochs * worn.CLIPS, failed=epochs * len(bad), **causes)
 
 
 def test_a_worn_corpus_trains_to_the_end(tmp_path):
-    """One file in twenty is damaged; what is told of them is exact, and the same for two runs."""
+    """One file in twenty is damaged; the report of them is exact, and the same for two runs."""
     root = worn.write(tmp_path / "videos", side=64, frames=16)
     source = dict(root=str(root), list=str(root / "train.csv"), max_absent=0.05)
     cfg = config.load(CONFIG)
@@ -204,7 +204,7 @@ def evaluations(workdir):
 
 def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypatch):
     """At a step that is saved, and at the last: the state is there, and what was not measured is
-    measured when the run goes on."""
+    measured when the run resumes."""
     cfg = config.load(CONFIG)
     cfg = cfg._replace(steps=4, log=dict(every=1))
     cfg.checkpoint.update(every=2, keep=1, best=("retrieval/t2v_mnr", "max"))
@@ -242,7 +242,7 @@ def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "kind, lacks, told",
+    "kind, lacks, message",
     [
         ("probe", (), "probe: encode 'video' gives no 'embedding'"),  # the task dropped its norm
         ("classify", ("label",), "classify: stream 'test' has no 'label'"),
@@ -250,13 +250,15 @@ def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypat
         ("caption", (), "caption: no stream 'test/captions'"),
     ],
 )
-def test_an_evaluator_s_mistake_is_told_before_anything_is_written(kind, lacks, told, tmp_path):
+def test_an_evaluator_s_mistake_is_reported_before_anything_is_written(
+    kind, lacks, message, tmp_path
+):
     """And so before the state is made, which is the first thing that compiles."""
     cfg = config.load("configs/videomae/finetune_k400.py:tiny")
     cfg = cfg._replace(evals=dict(a=dict(type=kind, stream="test")))
     for key in lacks:
         del cfg.data["evals"]["test"][key]
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         train.train(cfg, tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
