@@ -1,4 +1,4 @@
-"""What is hidden from a network and who is whose negative: pure functions of a key.
+"""What is hidden from a network, and which rows are negatives of which: pure functions of a key.
 
 Row i of a draw depends on the key and on i, not on how many rows follow it.
 """

@@ -1,4 +1,4 @@
-"""Makes and checks what training reads.
+"""Prepares and checks training data: shards, tokenizers, the corpus of shapes.
 
 vtp prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
 vtp prepare check --root videos --list train.csv

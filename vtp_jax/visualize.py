@@ -1,4 +1,4 @@
-"""Draws what a run's net restores and retrieves.
+"""Draws the reconstructions and retrieval results of a run.
 
     vtp visualize --workdir RUN [--videos A.mp4 B.mp4 ...] [--captions "..." ...]
 

@@ -1,4 +1,4 @@
-"""What may come into shards: the clips of file lists, tars and TFDS, cut into tasks.
+"""Inputs of shards: the clips of file lists, tars and TFDS, cut into tasks.
 
 A task makes one shard. Tasks depend on the collection alone, so the same command makes the same
 ones again.

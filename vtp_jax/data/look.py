@@ -1,4 +1,4 @@
-"""The part of a video that is shown: which frames, which part of the picture, how many views.
+"""The part of a video that is shown: its frames, the crop, the number of views.
 
 A sampling of frames has a row in `SAMPLINGS`, a crop a row in `BOXES`; nothing else branches on
 their names. Frames are chosen before they are decoded: a reader calls `frames(length)` with the

@@ -1,4 +1,4 @@
-"""Which frames of a video, and which part of the picture: SimVTP's sampling, in numpy and Pillow.
+"""Sampling of frames and crops by SimVTP's rules, in numpy and Pillow.
 
 Random choices draw from a generator that the caller makes from (seed, epoch, index). The rules are
 those of the table in docs/data.md, which follows the SimVTP code.

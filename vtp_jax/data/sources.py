@@ -1,4 +1,4 @@
-"""Lists of videos with their captions and labels: a collection, before any video is read.
+"""Lists of videos with their captions and labels, before any video is read.
 
 They come as CSV (named columns), as JSON lines (the same names), as SimVTP's JSON, {path: caption}
 or {path: [captions]}, or as .txt, `path label` on each line (Kinetics' and VideoMAE's lists). Paths

@@ -1,5 +1,5 @@
-"""Retrieval both ways with re-ranking: the k best by cosine are sorted again by the score that the
-method gives a pair (ALBEF, BLIP and their followers report such numbers).
+"""Retrieval both ways with re-ranking: the k best by cosine are sorted again by the score of the
+pair, as ALBEF, BLIP and their followers report it.
 
 The rule: a query's k best by cosine are ranked by `encode[pair]`, ties by cosine; all others keep
 the rank that cosine gives. t2v is the rank of the caption's own video, v2t that of the video's best

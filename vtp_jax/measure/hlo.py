@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text: what it sends, how long its parts take.
+"""What a compiled program does, read from its text: its collectives, and the time of its parts.
 
 XLA's own cost analysis counts the body of a loop once, whatever its length. Here it counts for each
 iteration: scans over layers are most of a training step.

@@ -1,4 +1,4 @@
-"""A config's batches without its data: for measuring where it is not."""
+"""Batches of a config without its data, for measuring on machines that do not have it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""CoCa's text decoder (arXiv 2205.01917): a lower half that reads words alone, and an upper half
-that attends to what is seen, too, and tells the next word. Both are causal, so that one pass over a
-text serves contrast, by a class token at its end, and captioning.
+"""CoCa's text decoder (arXiv 2205.01917): the lower half reads words only, the upper half also
+attends to the video and predicts the next word. Both are causal, so that one pass over a text
+serves contrast, by a class token at its end, and captioning.
 
-What the paper leaves open is as in OpenCLIP: norms before the class token's projection and the
-head, which have no biases. The class token has a position of its own, so that padding moves
-nothing; what the upper half attends to has one norm for all layers.
+Details that the paper does not specify are as in OpenCLIP: norms before the class token's
+projection and the head, which have no biases. The class token has a position of its own, so that
+padding moves nothing; the tokens that the upper half attends to have one norm for all layers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Accumulation inside a loss: what is dear runs over some rows at a time."""
+"""Accumulation inside a loss: the expensive part runs over some rows at a time."""
 
 from __future__ import annotations
 

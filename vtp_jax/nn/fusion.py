@@ -1,5 +1,5 @@
-"""BERT in two halves, as ALBEF has it (arXiv 2107.07651, section 3.1): the first blocks read a text
-alone, the last ones also attend to what another encoder has seen."""
+"""BERT in two halves, as ALBEF has it (arXiv 2107.07651, section 3.1): the first blocks read only
+a text, the last ones also attend to the output of another encoder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Words one after the other, from a net that tells how likely each next one is: the likeliest at
-every place (`greedy`), or the likeliest line that a search finds (`beam`).
+"""Generation word by word: the most likely word at every position (`greedy`), or the most likely
+text that a search finds (`beam`).
 
-Pure functions of a `Step` and of what it remembers, under jit, with static shapes: every row has
-room for l tokens, and a while loop ends when all rows have. Row i depends on row i alone.
+Pure functions of a `Step` and its memory, under jit, with static shapes: every row has room for l
+tokens, and a while loop ends when all rows have ended. Row i depends on row i only.
 """
 
 from __future__ import annotations

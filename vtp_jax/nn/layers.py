@@ -1,5 +1,4 @@
-"""Blocks one after the other: the loop over layers, and what of them is kept for the backward pass,
-for every kind of block."""
+"""The loop over layers, for every kind of block, and what it keeps for the backward pass."""
 
 from __future__ import annotations
 

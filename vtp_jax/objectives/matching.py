@@ -1,6 +1,7 @@
-"""Video-text matching against hard wrong pairs (ALBEF, arXiv 2107.07651, section 3.2; BLIP): a net
-that reads a video and a text together tells a row's own pair from its text with a wrong video and
-its video with a wrong text.
+"""Video-text matching against hard wrong pairs (ALBEF, arXiv 2107.07651, section 3.2; BLIP).
+
+A net that reads a video and a text together classifies a row's own pair, its text with a wrong
+video, and its video with a wrong text.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Contrast in which a row has several positives, each as much as it deserves: its key, and the
-key's nearest neighbours among rows seen before (SNCLR, arXiv 2303.17142; NNCLR, 2104.14548).
+"""Contrast with several weighted positives a row: its key, and the key's nearest neighbours among
+past rows (SNCLR, arXiv 2303.17142; NNCLR, 2104.14548).
 
 All vectors but `query` have length one. b rows, c candidates of each, k neighbours, d width.
 """

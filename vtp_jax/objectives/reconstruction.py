@@ -1,5 +1,5 @@
-"""Pixels as targets (MAE, VideoMAE, SimVTP facts section 2.1). All of it in fp32 or wider: the
-eps of 1e-6 makes rounding visible on cubes of almost one colour."""
+"""Pixels as targets (MAE, VideoMAE, SimVTP). Everything is computed in fp32 or wider: the eps of
+1e-6 makes rounding visible on cubes of almost one colour."""
 
 from __future__ import annotations
 

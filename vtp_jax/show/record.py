@@ -1,4 +1,4 @@
-"""What a run wrote into its folder, read back for a report."""
+"""The record that a run left in its folder, read back for a report."""
 
 from __future__ import annotations
 

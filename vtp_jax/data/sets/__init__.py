@@ -1,4 +1,4 @@
-"""The community's data sets, read from the community's own annotation files.
+"""Public data sets, read from their own annotation files.
 
     rows = sets.read("msrvtt", "train_9k", "data/msrvtt")      the rows of the files, as `Row`s
     found = sets.locate(rows, "data/msrvtt")                   with the files that show them
