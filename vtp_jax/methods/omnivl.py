@@ -100,7 +100,7 @@ class Embedded(NamedTuple):
 
 def embedded(net: Blip, params: Params, batch: Batch, rng: Array | None = None) -> Embedded:
     bound = bind.bind(net, params, rng)
-    seen = bound.visual.norm(bound.see(batch["video"]))
+    seen = bound.visual.norm(bound.see(batch["video"]).raw)
     words = bound.read(batch["text"], batch["text_mask"])
     return Embedded(seen, bound.video_proj(seen[:, 0]), bound.text_proj(words[:, 0]))
 
@@ -220,7 +220,7 @@ def encode_video(
 ) -> Encoded:
     """memory: the normed tokens, which the decoders attend to."""
     bound = bind.bind(net, params, rng)
-    raw = bound.see(batch["video"])
+    raw = bound.see(batch["video"]).raw
     tokens = bound.visual.norm(raw)
     found = dict(raw=raw, tokens=tokens, mask=jnp.ones(raw.shape[:2], bool), memory=tokens)
     return with_embedding(bound, "video", found)
@@ -275,7 +275,7 @@ def generate(
     score f32 "b": the mean log probability of its words. Every step reads the whole text so far:
     texts are short."""
     bound = bind.bind(net, blip.writing(params), rng)
-    seen = bound.visual.norm(bound.see(batch["video"]))
+    seen = bound.visual.norm(bound.see(batch["video"]).raw)
     ids, first = generation.begin(len(seen), recipe.length, recipe.start_id, net.pad_id)
 
     def read(ids: Int[Array, "r l"], mask: Array) -> Float[Array, "r l v"]:

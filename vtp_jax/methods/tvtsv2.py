@@ -47,6 +47,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from vtp_jax import masking
 from vtp_jax.nn import bind, embed, sizes
+from vtp_jax.nn.backbone import Tokens
 from vtp_jax.nn.spacetime import TIME_INITS, SpaceTimeViT
 from vtp_jax.nn.text import CausalText
 from vtp_jax.nn.transformer import ACTIVATIONS, CLIP, VIT, Linear, Stack, layer_norm
@@ -120,7 +121,8 @@ class TVTSv2(nn.Module):
         )  # fmt: skip
         self.visual = SpaceTimeViT(
             self.size, self.grid**2, (1, self.patch, self.patch), len(self.mean), first_norm=True,
-            features=self.features, frames=self.frames, time_init=self.time_init, **rest,
+            features=self.features, frames=self.frames, time_init=self.time_init, mean=self.mean,
+            std=self.std, **rest,
         )  # fmt: skip
         self.text = CausalText(
             self.text_size, self.features, self.vocab_size, self.text_length, self.sep_id, **rest
@@ -130,12 +132,9 @@ class TVTSv2(nn.Module):
         sorter = sizes.Size(e, 2, max(e // 64, 1), 4 * e)
         self.sorter = Sorter(sorter, self.turns, rest["dtype"])
 
-    def encode_video(
-        self, cubes: Float[Array, "b k p"], index: Int[Array, "b k"], frames: int
-    ) -> Float[Array, "b n d"]:
-        """The tower's output for cubes (pixels in [0, 1]), the clip's token first."""
-        cubes = embed.standardise(cubes, self.mean, self.std)
-        return self.visual.encode_video(cubes, index, frames)
+    def see(self, video: Num[Array, "b t h w c"], hide: TokenMask | None = None) -> Tokens:
+        """The tower's output (`nn.backbone`), the clip's token first."""
+        return self.visual.see(video, hide)
 
     def project(self, raw: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
         """Where video and text meet: all tokens. H/14's code projects patches without a norm."""
@@ -153,11 +152,9 @@ class TVTSv2(nn.Module):
         """Logits over turns for each text, from the clip's projected tokens and the texts."""
         return self.sorter(tokens if self.sorted_by == "tokens" else tokens[:, 1:], texts)
 
-    def visit(
-        self, cubes: Float[Array, "b n p"], index: Int[Array, "b n"], ids: Int[Array, "b k l"]
-    ) -> None:
+    def visit(self, video: Num[Array, "b t h w c"], ids: Int[Array, "b k l"]) -> None:
         """Every verb once: linen creates only the parameters that init touches."""
-        self.sort(self.project(self.encode_video(cubes, index, 1)), self.encode_texts(ids))
+        self.sort(self.project(self.see(video).raw), self.encode_texts(ids))
 
 
 class Recipe(NamedTuple):
@@ -178,10 +175,8 @@ class Outputs(NamedTuple):
 
 def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outputs:
     """Sorting trains the video tower and the sorter: no gradient reaches the text tower from it."""
-    bound, video = bind.bind(net, params), join_clips(batch["video"])
-    # Cut in uint8: only visible cubes become floats and tokens.
-    cubes = embed.to_unit(masking.take(embed.cut(video, cube_of(net)), mask.keep))
-    tokens = bound.project(bound.encode_video(cubes, mask.keep, video.shape[1]))
+    bound = bind.bind(net, params)
+    tokens = bound.project(bound.see(join_clips(batch["video"]), mask).raw)
     texts = bound.encode_texts(texts_of(batch))
     turns = bound.sort(tokens, jax.lax.stop_gradient(texts)) if texts.shape[1] > 1 else None
     return Outputs(tokens, texts, turns)
@@ -225,13 +220,11 @@ def init(net: TVTSv2, recipe: Recipe, rng: Array, spec: Spec) -> Params:
     shape, k = spec["video"].shape, spec["text"].shape[1] if spec["text"].ndim == 3 else 1
     if k > net.turns:
         raise UserError(f"{k} texts of a video to sort; method.turns={net.turns}")
-    t, h, w = grid_of(net, shape)
-    if (t := t * math.prod(shape[1:-4])) > net.frames:
+    if (t := grid_of(net, shape)[0] * math.prod(shape[1:-4])) > net.frames:
         raise UserError(f"videos of {t} frames; method.frames={net.frames}")
-    index = jnp.arange(h * w, dtype=jnp.int32)[None]
-    cubes = jnp.zeros((1, h * w, net.patch**2 * shape[-1]))
+    frame = jnp.zeros((1, 1, *shape[-3:]))
     ids = jnp.zeros((1, 1, spec["text"].shape[-1]), jnp.int32)
-    return net.init(rng, cubes, index, ids, method="visit")["params"]
+    return net.init(rng, frame, ids, method="visit")["params"]
 
 
 # What the trained net is used for.
@@ -247,10 +240,8 @@ def encode_video(
 ) -> Encoded:
     """All cubes, none dropped. embedding: the clip's token; tokens: all of them, projected."""
     bound, video = bind.bind(net, params), join_clips(batch["video"])
-    t, h, w = grid_of(net, video.shape)
-    cubes = embed.to_unit(embed.cut(video, cube_of(net)))
-    index = jnp.broadcast_to(jnp.arange(t * h * w, dtype=jnp.int32), cubes.shape[:2])
-    raw = bound.encode_video(cubes, index, t)
+    grid_of(net, video.shape)  # checks the side
+    raw = bound.see(video).raw
     tokens = bound.project(raw)
     mask = jnp.ones(raw.shape[:2], bool)
     return dict(embedding=wide(tokens[:, 0]), tokens=tokens, raw=raw, mask=mask)

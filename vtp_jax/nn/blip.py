@@ -12,13 +12,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from vtp_jax.nn import embed, sizes
+from vtp_jax.nn import sizes
+from vtp_jax.nn.backbone import Tokens
 from vtp_jax.nn.divided import DividedViT
 from vtp_jax.nn.text import Bert, WordHead, causal
 from vtp_jax.nn.transformer import Linear
-from vtp_jax.types import Params
+from vtp_jax.types import Params, TokenMask
 
 OWN = ("attn", "norm1")  # what the causal decoder's blocks do not share
 KINDS = ("video", "text")
@@ -55,7 +56,8 @@ class Blip(nn.Module):
         more: Any = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
         self.visual = DividedViT(
             self.size, (self.picture // h) * (self.picture // w), self.frames // t,
-            self.cube, len(self.mean), drop_path=self.drop_path, **more,
+            self.cube, len(self.mean), drop_path=self.drop_path, mean=self.mean, std=self.std,
+            **more,
         )  # fmt: skip
         self.text = Bert(
             self.text_size, self.vocab_size, self.pad_id, self.text_length, self.dropout,
@@ -65,12 +67,9 @@ class Blip(nn.Module):
         self.match_head = Linear(2, dtype=dtype)
         self.word_head = WordHead(dtype=dtype)
 
-    def see(self, video: Any) -> Float[Array, "b n d"]:
-        """Tokens of a clip, or of an image (one frame), before the last norm, the class token
-        first. Pixels "b f h w c" are uint8, or floats in [0, 1]."""
-        return self.visual.encode(
-            (embed.to_unit(video) - jnp.array(self.mean)) / jnp.array(self.std)
-        )
+    def see(self, video: Num[Array, "b f h w c"], hide: TokenMask | None = None) -> Tokens:
+        """Tokens of a clip or of an image (`nn.backbone`), the class token first."""
+        return self.visual.see(video, hide)
 
     def read(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         return self.text.encode(ids, mask)
@@ -97,7 +96,7 @@ class Blip(nn.Module):
     def visit(self, image: Any, clip: Any, ids: Int[Array, "b l"]) -> None:
         """Every part once, and no stack twice: linen creates only what init touches."""
         self.visual.embed(image)
-        seen = self.visual.norm(self.see(clip))
+        seen = self.visual.norm(self.see(clip).raw)
         fused = self.fuse(ids, jnp.ones(ids.shape, bool), seen)
         self.match_head(fused)
         self.video_proj(seen)
