@@ -19,7 +19,7 @@ VIDEO = jax.random.uniform(KEY, (4, 2, 12, 10, 3))
 OFF = augment.View(jittered=0.0, grey=0.0, blur=0.0, solarise=0.0, flip=0.0)
 
 
-def test_methods_that_read_one_view_say_so_in_a_line():
+def test_methods_of_one_view_reject_several_with_a_one_line_error():
     spec = {"video": jax.ShapeDtypeStruct((4, 2, 3, 8, 8, 3), np.uint8)}
     with pytest.raises(UserError, match="coca reads one view of a clip, and rows have 2: leave"):
         augment.one_view(spec, "coca")
@@ -85,7 +85,7 @@ def test_jitter_keeps_within_its_strengths():
 
 
 @pytest.mark.parametrize("name", ["jittered", "grey", "blur", "solarise", "flip"])
-def test_each_change_is_made_as_often_as_asked_and_alike_in_all_frames(name):
+def test_each_change_has_its_probability_and_is_the_same_in_all_frames(name):
     np.testing.assert_array_equal(augment.view(KEY, VIDEO, OFF), VIDEO)
     many = jnp.broadcast_to(VIDEO[:1, :1], (64, 2, *VIDEO.shape[2:]))
     found = np.asarray(augment.view(KEY, many, OFF._replace(**{name: 0.5})))

@@ -41,7 +41,7 @@ def test_synthetic_batches_are_within_the_outline():
     assert batch["valid"].all() and batch["text"].max() < facts["vocab_size"]
 
 
-def test_what_simvtp_must_compute_is_what_its_program_computes():
+def test_simvtps_program_computes_what_the_method_must():
     """Within what packing video and words into one pass costs, 0.3 %."""
     spec, facts = outline.describe(step_cpu.DATA, 2)
     words = {k: facts[k] for k in ("vocab_size", "pad_id", "mask_id")}
@@ -53,6 +53,6 @@ def test_what_simvtp_must_compute_is_what_its_program_computes():
 
 
 @pytest.mark.parametrize("argv, message", [([], "which command"), (["stop"], "mean 'step'")])
-def test_what_to_measure_must_be_named(argv, message):
+def test_an_absent_or_unknown_command_is_rejected(argv, message):
     with pytest.raises(UserError, match=message):
         bench.main(argv)

@@ -14,7 +14,7 @@ from vtp_jax.setup import config
 LOSSES = ("video", "text", "vtc", "vtm")
 
 
-def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
+def test_the_demo_runs_from_no_data_to_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(demo.shapes, "Plan", lambda: PLAN)
     one = sharding.make_mesh(data=1, devices=jax.devices()[:1])
@@ -44,7 +44,7 @@ def test_demo_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "ablation, left_out", [("no_contrast", ("vtc", "vtm")), ("no_masking", ("video", "text"))]
 )
-def test_a_loss_that_an_ablation_leaves_out_is_none(ablation, left_out, tmp_path, monkeypatch):
+def test_losses_left_out_by_an_ablation_are_none(ablation, left_out, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     cfg = config.load(f"configs/demo.py:{ablation}")
     computed = [name for name in LOSSES if cfg.method["weights"][name]]

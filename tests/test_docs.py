@@ -111,7 +111,7 @@ def called(command: str, text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_commands_are_understood_by_their_entries(page, monkeypatch):
+def test_commands_are_parsed_by_their_entries(page, monkeypatch):
     for words in commands.commands(code(page.read_text(encoding="utf-8"))):
         args, overrides = commands.check(words, monkeypatch)
         if getattr(args, "config", "C") != "C":  # a placeholder

@@ -80,7 +80,7 @@ def test_a_recipe_equals_its_reviewed_golden(path):
 
 
 @pytest.mark.parametrize("path", config_files())
-def test_no_bias_and_no_norm_decays_but_snclrs(path):
+def test_no_bias_or_norm_decays_except_in_snclr(path):
     cfg, *_, shapes = built(path)
     found = tree.flatten(optim.settings(cfg.optim["rules"], shapes.params))
     decayed = [
@@ -111,7 +111,7 @@ def held(shapes, rules, fsdp):
 
 
 @pytest.mark.parametrize("path", HEADERS)
-def test_commands_in_headers_are_understood(path, monkeypatch):
+def test_commands_in_headers_are_parsed_by_their_entries(path, monkeypatch):
     found = list(commands.commands(header(path)))
     assert found
     for words in found:
@@ -127,7 +127,7 @@ def warm_starts():
     return {spec: sources for spec, sources in found.items() if sources}
 
 
-def test_a_warm_start_can_be_named_and_left_out():
+def test_a_warm_start_can_be_replaced_and_left_out():
     """As warm_start.load's error and docs/start.md say."""
     assert warm_starts()
     for spec, sources in warm_starts().items():
@@ -138,7 +138,7 @@ def test_a_warm_start_can_be_named_and_left_out():
             assert list(moved.warm_start[place]) == ["some/folder", *names], spec
 
 
-def test_every_source_of_a_warm_start_is_what_a_command_writes():
+def test_every_warm_start_loads_what_a_command_writes():
     texts = [header(path) for path in config_files()]
     texts += [p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md")]
     found = [" ".join(words) for text in texts for words in commands.commands(text)]
@@ -157,7 +157,7 @@ def test_every_source_of_a_warm_start_is_what_a_command_writes():
         ("ucf101", "runs/ucf101", "ucf101"),
     ],
 )
-def test_videomae_starts_from_its_own_videos(switch, source, dataset):
+def test_videomae_is_fine_tuned_from_a_run_on_the_same_videos(switch, source, dataset):
     cfg = config.read(f"configs/videomae/finetune_k400.py:{switch}")
     assert cfg.warm_start[0][0] == source and cfg.data.train.root == f"data/{dataset}"
 
@@ -220,7 +220,7 @@ def test_a_misspelt_switch_is_a_one_line_error_of_the_config(spec, message):
 
 
 @pytest.mark.parametrize("path", config_files())
-def test_every_value_can_be_given_as_it_is(path):
+def test_every_value_can_be_given_as_an_override(path):
     def leaves(value, name):
         if isinstance(value, ConfigDict) and value:
             for key in value:
@@ -295,7 +295,7 @@ def test_typos_fail_in_one_line_before_anything_compiles(overrides, message, tmp
 @pytest.mark.parametrize(
     "part", ["data", "data.video", "method", "optim", "mesh", "checkpoint", "log", "evals.val", ""]
 )
-def test_an_unknown_key_is_named(part, tmp_path):
+def test_an_unknown_key_is_reported(part, tmp_path):
     cfg = config.read("configs/simvtp/pretrain_webvid.py:tiny")
     with cfg.unlocked():
         inner = cfg

@@ -13,7 +13,7 @@ QUICK = ["configs/simvtp/pretrain_webvid.py:tiny"]
 
 
 @pytest.mark.parametrize("path", slow_unless(QUICK, "a minute of compiling"))
-def test_tiny_trains_evaluates_and_writes(path, tmp_path, capsys, monkeypatch):
+def test_a_tiny_config_trains_evaluates_and_writes_its_files(path, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     one = sharding.make_mesh(data=1, devices=jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda **axes: one)

@@ -53,7 +53,7 @@ def imported(path: Path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_import_directions(path):
+def test_imports_follow_the_allowed_directions(path):
     names = set(imported(path))
     assert not any(n == "configs" or n.startswith("configs.") for n in names)
     if room(path) != "data":
@@ -73,7 +73,7 @@ def module(path: Path) -> str:
     return ".".join(parts).removesuffix(".__init__")
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_imports_have_no_cycle():
     known = {module(path): path for path in FILES}
     graph = {name: {n for n in imported(path) if n in known} for name, path in known.items()}
     # A package that is named only on the way to one of its modules imports nothing.

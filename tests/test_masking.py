@@ -65,7 +65,7 @@ def test_impossible_cells_are_rejected(grid, ratio, message):
 
 
 @pytest.mark.parametrize("draw, of", [(tubes, (3, 4, 5)), (tokens, 60)])
-def test_kept_and_dropped_part_the_tokens_in_order(draw, of):
+def test_kept_and_dropped_partition_the_tokens_in_order(draw, of):
     mask = draw(KEY, 4, of, 0.75)
     for keep, drop, dropped in zip(*map(np.asarray, mask), strict=True):
         assert (np.diff(keep) > 0).all() and (np.diff(drop) > 0).all()
@@ -73,7 +73,7 @@ def test_kept_and_dropped_part_the_tokens_in_order(draw, of):
         assert set(np.flatnonzero(dropped)) == set(drop)
 
 
-def test_rows_get_masks_of_their_own_that_do_not_depend_on_how_many_follow():
+def test_each_row_has_its_own_mask_whatever_rows_follow():
     few, many = (np.asarray(tubes(KEY, b, (2, 4, 4), 0.5).dropped) for b in (3, 7))
     assert (few == many[:3]).all()
     assert len({bytes(row) for row in many}) > 1
@@ -84,19 +84,19 @@ def test_every_place_is_hidden_equally_often():
     assert np.abs(share - 0.3).max() < 0.04  # 5 standard deviations of a binomial share
 
 
-def test_of_dropped_is_the_mask_that_was_drawn():
+def test_of_dropped_recovers_the_mask():
     mask = tubes(KEY, 4, (3, 4, 5), 0.75)
     again = jax.jit(masking.of_dropped, static_argnums=1)(mask.dropped, mask.drop.shape[1])
     jax.tree.map(np.testing.assert_array_equal, mask, again)
 
 
 @pytest.mark.parametrize("ratio", [1.0, -0.1])
-def test_impossible_ratios_are_refused(ratio):
+def test_impossible_ratios_are_rejected(ratio):
     with pytest.raises(UserError, match="mask ratio"):
         masking.tokens(KEY, 1, 4, ratio)
 
 
-def test_words_hides_the_asked_share_of_maskable_words_only():
+def test_words_hides_the_requested_share_of_maskable_words_only():
     maskable = np.tile(np.arange(40) % 4 != 0, (500, 1))
     hide = jax.jit(masking.words, static_argnums=2)
     hidden = np.asarray(hide(KEY, maskable, 0.75))
@@ -194,7 +194,7 @@ def test_hard_negatives_are_drawn_by_their_scores_among_those_allowed():
         np.testing.assert_allclose(share, weight * may / (weight * may).sum(), atol=0.03)
 
 
-def test_rows_know_the_valid_ones_of_their_group():
+def test_each_row_is_given_the_valid_rows_of_its_group():
     valid = jnp.array([True, False, True, True])
     known = jax.jit(masking.together, static_argnums=1)(valid, 2)
     wanted = np.diag([1, 0, 1, 1])

@@ -28,7 +28,7 @@ def mixes(keys, **how):
     return zip(*map(np.asarray, mixed), strict=True)
 
 
-def test_views_become_rows_and_carry_their_keys_along():
+def test_views_become_rows_with_the_other_keys_repeated():
     video = jnp.arange(2 * 3 * T).reshape(2, 3, T, 1, 1, 1)
     batch = dict(video=video, label=jnp.array([7, 8]), valid=jnp.array([True, False]))
     rows = augment.views_as_rows(batch)
@@ -38,7 +38,7 @@ def test_views_become_rows_and_carry_their_keys_along():
     assert augment.views_as_rows(rows) is rows
 
 
-def test_flipping_turns_whole_clips():
+def test_whole_clips_are_flipped():
     video = np.random.default_rng(0).uniform(size=(40, T, H, W, 3)).astype(np.float32)
     flip = jax.jit(augment.flip, static_argnums=2)
     turned = np.asarray(flip(KEYS[1], video, 0.5))
@@ -49,7 +49,7 @@ def test_flipping_turns_whole_clips():
     assert (np.asarray(flip(KEYS[1], video, 1.0)) == video[:, :, :, ::-1]).all()
 
 
-def test_erased_boxes():
+def test_one_box_of_a_clip_is_erased_with_noise():
     """One box in all frames, 2 % to a third of the area, normalised noise inside, elsewhere all as
     it was."""
     side = 64
@@ -72,7 +72,7 @@ def test_erased_boxes():
     assert (np.asarray(erase(KEYS[0], video, 0.0, MEAN, STD)) == video).all()
 
 
-def test_mixup_blends_mirrored_rows_and_their_targets_alike():
+def test_mixup_blends_rows_of_the_reversed_batch_and_their_targets_alike():
     video, target, _ = clips()
     shares = []
     for mixed, said in mixes(KEYS[:60], mixup=0.2, cutmix=5.0, switch=0.0):
@@ -85,7 +85,7 @@ def test_mixup_blends_mirrored_rows_and_their_targets_alike():
     assert abs(spread.mean() - 0.5) < 0.15 and (np.abs(spread - 0.5) > 0.35).mean() > 0.5
 
 
-def test_cutmix_pastes_a_box_and_weighs_by_what_is_left():
+def test_cutmix_pastes_a_box_and_weights_targets_by_the_area_left():
     video, target, _ = clips()
     shares = []
     for mixed, said in mixes(KEYS[:60], mixup=0.2, cutmix=5.0, switch=1.0):
@@ -104,7 +104,7 @@ def test_cutmix_pastes_a_box_and_weighs_by_what_is_left():
     assert np.mean([0.3 < share < 0.95 for share in shares]) > 0.8
 
 
-def test_switch_and_probability_are_shares_of_batches():
+def test_switch_and_probability_are_proportions_of_batches():
     video, target, _ = clips()
     levels = [np.unique(x[0]).size for x, _ in mixes(KEYS, mixup=0.8, cutmix=1.0)]
     assert 70 < sum(n == 1 for n in levels) < 140  # blended, or a box too small to hold a pixel
@@ -115,7 +115,7 @@ def test_switch_and_probability_are_shares_of_batches():
 
 
 @pytest.mark.parametrize("how", [dict(mixup=0.8), dict(cutmix=1.0)])
-def test_a_row_without_a_valid_partner_stays_and_no_other_sees_it(how):
+def test_a_row_without_a_valid_partner_is_unchanged_and_mixed_into_no_other(how):
     video, target, valid = clips()
     lost, some = video.copy(), valid.copy()
     lost[1], some[1] = np.nan, False
@@ -127,7 +127,7 @@ def test_a_row_without_a_valid_partner_stays_and_no_other_sees_it(how):
         assert (rows[i] == whole[i]).all() and (said[i] == wanted[i]).all()
 
 
-def test_groups_mix_among_themselves_by_draws_of_their_own():
+def test_each_group_mixes_its_own_rows_with_its_own_draws():
     video, target, _ = clips()
     for mixed, said in mixes(KEYS[:10], mixup=0.8, groups=3):
         level, was = mixed[:, 0, 0, 0, 0], video[:, 0, 0, 0, 0]
@@ -139,6 +139,6 @@ def test_groups_mix_among_themselves_by_draws_of_their_own():
         mixes(KEYS[:1], mixup=0.8, groups=4)
 
 
-def test_smoothed_targets():
+def test_smoothing_spreads_a_share_of_the_target_over_all_classes():
     assert (smooth(jnp.array([2, 0]), 3) == jnp.array([[0, 0, 1.0], [1, 0, 0]])).all()
     np.testing.assert_allclose(smooth(jnp.array([1]), 4, 0.1), [[0.025, 0.925, 0.025, 0.025]])

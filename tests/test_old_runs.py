@@ -59,7 +59,7 @@ def test_every_array_is_restored_under_its_name(name, tmp_path, one_device):
 @pytest.mark.parametrize(
     "name", [n if n == "simvtp" else pytest.param(n, marks=AGAIN) for n in NAMES]
 )
-def test_a_run_resumes_with_the_losses_that_it_had(name, tmp_path, one_device):
+def test_a_run_resumes_with_its_recorded_losses(name, tmp_path, one_device):
     workdir, wanted = unpacked(name, tmp_path)
     cfg = config.load(str(workdir / "config.json"), [f"--config.steps={DONE + 2}"])
     train.train(cfg, workdir)

@@ -36,7 +36,7 @@ def test_the_overview_imports_no_jax():
         assert re.search(rf"^  {name} +{re.escape(first)}$", done.stdout, re.M)
 
 
-def test_the_rest_of_the_arguments_go_to_the_entry():
+def test_the_remaining_arguments_go_to_the_entry():
     with pytest.raises(UserError, match="vtp train: .*required: --config, --workdir"):
         vtp.dispatch(["train"])
     with pytest.raises(UserError, match="no command 'setp'; did you mean 'step'"):
@@ -62,7 +62,7 @@ def test_configs_have_names(tmp_path, monkeypatch):
         config.read("configs/simvtp/pretrain_webvid.py")
 
 
-def test_a_config_of_ones_own_builds_on_the_packages(tmp_path, monkeypatch):
+def test_a_users_config_can_extend_a_shipped_one(tmp_path, monkeypatch):
     path = tmp_path / "mine.py"
     path.write_text(
         "from vtp_jax.setup import shipped\n"

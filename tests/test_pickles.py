@@ -33,7 +33,7 @@ def write(tmp_path, data):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_protocol(tmp_path, protocol):
+def test_every_protocol_is_read(tmp_path, protocol):
     assert pickles.read(write(tmp_path, pickle.dumps(VALUE, protocol))) == VALUE
     counts = {"video7020": np.int64(3), "x": np.float32(0.5)}
     assert pickles.read(write(tmp_path, pickle.dumps(counts, protocol))) == counts
@@ -42,12 +42,12 @@ def test_every_protocol(tmp_path, protocol):
 
 
 @given(PLAIN, st.sampled_from((0, 2, 4)))
-def test_any_plain_data(tmp_path_factory, value, protocol):
+def test_any_plain_data_is_read(tmp_path_factory, value, protocol):
     folder = tmp_path_factory.getbasetemp()
     assert pickles.read(write(folder, pickle.dumps(value, protocol))) == value
 
 
-def test_python_2_wrote_this(tmp_path):
+def test_a_pickle_of_python_2_is_read(tmp_path):
     """protocol 0 of {'vid': [['a', u'caf\\xe9']]}"""
     written = b"(dp0\nS'vid'\np1\n(lp2\n(lp3\nS'a'\np4\naVcaf\xe9\np5\naas."
     assert pickles.read(write(tmp_path, written)) == {"vid": [["a", "café"]]}
@@ -80,7 +80,7 @@ def test_everything_else_is_rejected(tmp_path, data, message):
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
+def test_any_bytes_are_read_or_rejected(tmp_path_factory, data):
     path = write(tmp_path_factory.getbasetemp(), b"\x80\x02" + data)
     with contextlib.suppress(UserError):
         pickles.read(path)

@@ -57,7 +57,7 @@ def test_mistakes_are_reported_in_one_line_before_anything_compiles(
     assert "\n" not in str(error.value)
 
 
-def test_a_misspelt_axis_a_mesh_and_batches_that_do_not_divide(tmp_path, monkeypatch):
+def test_meshes_and_batches_that_do_not_fit_are_rejected(tmp_path, monkeypatch):
     """Training reports each in one line before anything is compiled or written."""
     monkeypatch.setattr(jax.stages.Traced, "lower", lambda *_: pytest.fail("lowered"))
     images = dict(train=dict(clips=8), batch=12)
@@ -77,7 +77,7 @@ def test_a_misspelt_axis_a_mesh_and_batches_that_do_not_divide(tmp_path, monkeyp
         assert "\n" not in str(error.value) and not (tmp_path / "run/config.json").exists()
 
 
-def test_loose_is_loose_in_numbers_and_strict_in_words():
+def test_plans_are_compared_loosely_in_numbers_and_exactly_in_words():
     golden = "fits: yes, 10.00 GiB\nwork: 1"
     assert not plans.differences("fits: yes, 10.90 GiB\nwork: 1", golden)
     assert plans.differences("fits: yes, 12.90 GiB\nwork: 1", golden)
@@ -86,7 +86,7 @@ def test_loose_is_loose_in_numbers_and_strict_in_words():
 
 
 @needs_compiler
-def test_a_tpu_that_is_not_here(capsys, tmp_path):
+def test_a_config_is_planned_for_an_absent_tpu(capsys, tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(plans.smallest()._asdict()), encoding="utf-8")
     plan.main(["--config", str(tmp_path / "c.json"), "--topology", "v5e:2x2", "--quick"])
     shown = capsys.readouterr().out

@@ -16,7 +16,7 @@ def corpus(tmp_path_factory):
     return out
 
 
-def test_shapes(corpus, capsys):
+def test_shapes_are_written_once(corpus, capsys):
     assert len(list(corpus.glob("train/*.mp4"))) == 6
     with (corpus / "val.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
@@ -24,14 +24,14 @@ def test_shapes(corpus, capsys):
     assert "6 + 2 clips, as they were" in capsys.readouterr().out
 
 
-def test_tokenizer(corpus, tmp_path, capsys):
+def test_a_tokenizer_is_trained_on_captions(corpus, tmp_path, capsys):
     out = tmp_path / "new" / "spm.model"
     prepare.main(f"tokenizer --captions {corpus}/train.csv --vocab-size 80 --out {out}".split())
     size = text.make(kind="sentencepiece", path=out).facts["vocab_size"]
     assert size <= 80 and f"{size} pieces" in capsys.readouterr().out
 
 
-def test_check(corpus, tmp_path, capsys):
+def test_videos_are_counted_by_cause(corpus, tmp_path, capsys):
     """Counts by cause, of what a caption file names or of a whole folder."""
     captions = tmp_path / "c.csv"
     captions.write_text("file,text\ntrain/00000.mp4,x\nabsent.mp4,x\nbad.mp4,x\n")

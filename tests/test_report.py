@@ -119,7 +119,7 @@ def read(folder, **options):
     return text, Page(text)
 
 
-def test_the_file_needs_nothing_else(folder):
+def test_the_report_refers_to_no_other_file(folder):
     text, page = read(folder)
     assert not page.open, "unbalanced tags"
     assert "script" not in page.tags and "link" not in page.tags
@@ -128,7 +128,7 @@ def test_the_file_needs_nothing_else(folder):
     assert "@import" not in text and "url(" not in text
 
 
-def test_it_has_every_section_of_a_run(folder):
+def test_the_report_has_every_section_of_a_run(folder):
     _, page = read(folder, label="no_contrast")
     for title in SECTIONS:
         assert pages.slug(title) in page.ids

@@ -20,14 +20,14 @@ def reference(peak, end, warmup, steps):
 
 
 @given(st.data())
-def test_warmup_cosine_is_the_references_table(data):
+def test_warmup_cosine_is_the_reference_table(data):
     steps = data.draw(st.integers(1, 40))
     warmup = data.draw(st.integers(0, steps))
     assert_table(warmup, steps)
 
 
 @pytest.mark.parametrize("warmup, steps", [(0, 7), (1, 7), (2, 7), (6, 7), (7, 7), (1, 1), (0, 1)])
-def test_warmup_cosine_at_the_edges(warmup, steps):
+def test_warmup_cosine_is_the_reference_table_at_the_extremes(warmup, steps):
     assert_table(warmup, steps)
 
 
@@ -38,7 +38,7 @@ def assert_table(warmup, steps, peak=6e-4, end=4e-5):
     assert got.dtype == jnp.float32
 
 
-def test_the_official_run_step_by_step():
+def test_fp32_steps_do_not_drift_over_the_official_run():
     """488k steps of the paper's recipe: fp32 steps must not drift from the table."""
     warmup, steps = 97_640, 488_200
     f = schedules.make(dict(kind="warmup_cosine", peak=6e-4, end=4e-5, warmup=warmup, steps=steps))
@@ -61,7 +61,7 @@ def test_warmup_linear_rises_as_warmup_cosine_and_falls_straight(warmup, steps):
     np.testing.assert_allclose([f(steps), f(2 * steps)], 4e-5, rtol=1e-6)
 
 
-def test_stairs_go_down_at_their_steps_and_stay():
+def test_stairs_drop_at_their_steps_and_stay():
     f = schedules.make(dict(kind="stairs", value=2.0, factor=0.1, at=[3, 5]))
     got = jax.jit(jax.vmap(f))(jnp.arange(8))
     np.testing.assert_allclose(got, [2, 2, 2, 0.2, 0.2, 0.02, 0.02, 0.02], rtol=1e-6)
@@ -80,7 +80,7 @@ def test_linear_and_cosine_go_from_start_to_end(start, end, steps, step):
 
 
 @pytest.mark.parametrize("kind", sorted(schedules.KINDS))
-def test_all_give_fp32_scalars_for_ints_arrays_and_under_jit(kind):
+def test_every_schedule_returns_fp32_scalars_for_ints_arrays_and_under_jit(kind):
     arguments = dict(value=0.5, start=0.0, end=1.0, peak=2.0, warmup=2, steps=5, factor=0.1, at=[2])
     known = {
         "constant": ("value",),

@@ -60,9 +60,7 @@ def same(one, two):
     return losses(one) == losses(two) and all((a[name] == b[name]).all() for name in a)
 
 
-def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(
-    tmp_path, whole, monkeypatch
-):
+def test_a_stopped_run_saves_and_resumes_exactly(tmp_path, whole, monkeypatch):
     show = metrics.Progress.show
 
     def stop(self, step, *rest):
@@ -100,7 +98,7 @@ def kept(workdir):
         return 0
 
 
-def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path):
+def test_a_killed_process_resumes_from_its_checkpoint(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert start(whole, 40).wait() == 0
     process = start(parts, 1_000_000)  # it does not end by itself
@@ -116,13 +114,13 @@ def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path):
     assert same(whole, parts)
 
 
-def check_told(last, bad, epochs):
+def check_reported(last, bad, epochs):
     counted = {k.removeprefix("data/"): v for k, v in last.items() if k.startswith("data/")}
     causes = {f"failed/{k}": epochs * n for k, n in collections.Counter(bad.values()).items()}
     assert counted == dict(rows=epochs * worn.CLIPS, failed=epochs * len(bad), **causes)
 
 
-def test_a_worn_corpus_trains_to_the_end(tmp_path):
+def test_training_completes_on_a_partly_damaged_corpus(tmp_path):
     """One file in twenty is damaged; the report of them is exact, and the same for two runs."""
     root = worn.write(tmp_path / "videos", side=64, frames=16)
     source = dict(root=str(root), list=str(root / "train.csv"), max_absent=0.05)
@@ -131,12 +129,12 @@ def test_a_worn_corpus_trains_to_the_end(tmp_path):
     cfg = cfg._replace(evals={}, steps=10, log=dict(every=1))  # an epoch
     for run in ("one", "two"):
         last = train.train(cfg, tmp_path / run)
-        check_told(last, worn.DAMAGE, 1)
+        check_reported(last, worn.DAMAGE, 1)
         assert len(losses(tmp_path / run)) == 10 and last["train/skipped"] == 0
     assert same(tmp_path / "one", tmp_path / "two")
 
 
-def test_rotted_shards_do_not_end_a_run(tmp_path, monkeypatch):
+def test_damaged_shards_do_not_stop_a_run(tmp_path, monkeypatch):
     """Neither headers that cannot be read nor shards that are gone."""
     root = worn.write_shards(tmp_path, side=64, frames=16)
     monkeypatch.setattr(build, "method", lambda *_: broken_at([], np.nan))
@@ -145,7 +143,7 @@ def test_rotted_shards_do_not_end_a_run(tmp_path, monkeypatch):
     cfg = cfg._replace(sharding=[(".*", ())], evals={}, steps=20, log=dict(every=1))
     cfg.optim["rules"] = [(".*", {})]
     last = train.train(cfg, tmp_path / "run")
-    check_told(last, worn.SHARDS, 2)
+    check_reported(last, worn.SHARDS, 2)
 
 
 def broken_at(steps, value):
@@ -176,7 +174,7 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path, monkeypatch):
         train.train(cfg, tmp_path)
 
 
-def test_merge_leaves_skipped_steps_out_of_means():
+def test_means_exclude_skipped_steps():
     def one(loss, skipped):
         return {
             "loss": Mean(np.float32(loss), np.float32(1)),
@@ -187,7 +185,7 @@ def test_merge_leaves_skipped_steps_out_of_means():
     assert found["loss"] == 2.0 and abs(found["skipped"] - 1 / 3) < 1e-6
 
 
-def test_another_net_in_the_same_workdir_is_refused(whole):
+def test_another_net_in_the_same_workdir_is_rejected(whole):
     cfg = config.load(CONFIG)
     cfg.method["size"] = (128, 1, 2, 128)
     before = (whole[0] / "config.json").read_text()
@@ -202,7 +200,7 @@ def evaluations(workdir):
     return [line for line in lines if line[1]]
 
 
-def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypatch):
+def test_a_failing_evaluator_loses_no_step_and_no_number(tmp_path, monkeypatch):
     """At a step that is saved, and at the last: the state is there, and what was not measured is
     measured when the run resumes."""
     cfg = config.load(CONFIG)
@@ -250,7 +248,7 @@ def test_an_evaluator_that_fails_costs_no_step_and_no_number(tmp_path, monkeypat
         ("caption", (), "caption: no stream 'test/captions'"),
     ],
 )
-def test_an_evaluator_s_mistake_is_reported_before_anything_is_written(
+def test_an_evaluators_mistake_is_reported_before_anything_is_written(
     kind, lacks, message, tmp_path
 ):
     """And so before the state is made, which is the first thing that compiles."""

@@ -60,7 +60,7 @@ def test_merge_undoes_split(nested, data):
     assert tree.merge(took, rest) == nested == tree.merge(rest, took)
 
 
-def test_merge_of_what_overlaps_is_an_error():
+def test_merging_overlapping_trees_is_an_error():
     with pytest.raises(ValueError, match="a/b"):
         tree.merge({"a": {"b": 1}}, {"a": {"b": 2}})
 
@@ -89,7 +89,7 @@ def test_wrong_rules_are_errors(rules, words):
     assert str(raised.value).startswith("config.optim.rules: ")
 
 
-def test_idle_rules_may_be_allowed():
+def test_rules_without_a_match_may_be_allowed():
     assert tree.match([("a", 0), ("z", 1)], {"a": 5}, idle_ok=True) == {"a": 0}
 
 

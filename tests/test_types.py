@@ -30,7 +30,7 @@ def test_merged_means_are_the_whole(a, b, c):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_counted_may_hold_anything(bad):
+def test_entries_that_are_not_counted_may_hold_anything(bad):
     found = Mean.of(jnp.asarray([1.0, bad, 3.0]), jnp.asarray([True, False, True]))
     assert found.value() == 2.0
     assert Mean.of(jnp.asarray([bad]), jnp.asarray([False])).value() == 0.0

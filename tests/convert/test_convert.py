@@ -44,7 +44,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_in_out_and_in_again_is_the_identity(name, tmp_path, capsys):
+def test_import_export_and_import_is_the_identity(name, tmp_path, capsys):
     tensors, params, heads = small.tensors_of(name)
     given = put(tmp_path, name, tensors, heads)
     convert.main(
@@ -106,7 +106,7 @@ def test_half_of_an_optional_part_is_an_error():
         rules.to_ours(formats.table(FORMATS["vit"], heads, tensors.keys()), tensors)
 
 
-def test_a_norm_of_no_width_has_no_heads():
+def test_a_norm_without_a_width_is_rejected():
     tensors, *_ = small.tensors_of("bert_embeddings")
     odd = {"blocks.0.norm1.weight": np.zeros(()), **tensors}
     with pytest.raises(UserError, match="'blocks.0.norm1.weight' is 1 wide: no published net"):
@@ -114,7 +114,7 @@ def test_a_norm_of_no_width_has_no_heads():
 
 
 @pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16])
-def test_half_precision_stays_what_it_is(dtype, tmp_path):
+def test_half_precision_is_kept(dtype, tmp_path):
     tensors, _, heads = small.tensors_of("videomae", dtype)
     given = put(tmp_path, "videomae", tensors, heads)
     out = tmp_path / "a"
@@ -145,7 +145,7 @@ def refuse(tmp_path, name, tensors, match, *more):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.safetensors"]
 
 
-def test_what_is_wrong_is_listed_and_nothing_is_written(tmp_path):
+def test_mistakes_are_listed_and_nothing_is_written(tmp_path):
     tensors, *_ = small.tensors_of("videomae")
     lacking = {k: v for k, v in tensors.items() if k not in ("mask_token", "decoder.norm.bias")}
     refuse(tmp_path, "videomae", lacking, "missing .*decoder.norm.bias.*mask_token")
@@ -165,7 +165,7 @@ def test_what_is_wrong_is_listed_and_nothing_is_written(tmp_path):
     refuse(tmp_path, "videomae", tensors, "do not divide|no published", "--heads", "5")
 
 
-def test_a_conversion_that_is_not_right_is_rejected(tmp_path, monkeypatch):
+def test_a_wrong_conversion_is_rejected(tmp_path, monkeypatch):
     """As Hugging Face's once was: two biases silently zero."""
     tensors, *_ = small.tensors_of("videomae")
     forget = rules.Layout(lambda x: 0 * x.reshape(2, -1), lambda x: x.reshape(-1))
@@ -181,14 +181,14 @@ def test_a_conversion_that_is_not_right_is_rejected(tmp_path, monkeypatch):
     refuse(tmp_path, "videomae", tensors, "differs from the reference")
 
 
-def test_a_full_folder_is_not_written_into(tmp_path):
+def test_a_folder_that_is_not_empty_is_not_written_to(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="not empty"):
         convert.main(["import", "--from", "x", "--format", "vit", "--out", str(tmp_path / "out")])
 
 
-def test_a_bert_is_read_for_its_embeddings_alone(tmp_path, capsys):
+def test_only_the_embeddings_of_a_bert_are_read(tmp_path, capsys):
     tensors, params, _ = small.tensors_of("bert_embeddings")
     old = {
         f"bert.{k}".replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v

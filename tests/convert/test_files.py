@@ -33,7 +33,7 @@ from vtp_jax.types import UserError
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_file_is_known_by_its_content(tmp_path, kind):
+def test_the_kind_of_a_file_is_recognised_by_its_content(tmp_path, kind):
     MAKERS[kind](tmp_path / kind)
     path = (tmp_path / kind).rename(tmp_path / "weights")
     file = files.read(path)
@@ -76,13 +76,13 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_other_byte_orders_become_the_machine_s(tmp_path, suffix):
+def test_other_byte_orders_become_native(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     files.write(path, {"a": A.astype(">f4")})
     assert equal(files.read(path).tensors["a"], A)
 
 
-def test_numpys_own_npz_files(tmp_path):
+def test_npz_files_written_by_numpy_are_read(tmp_path):
     np.savez_compressed(tmp_path / "x.npz", a=A.T, b=B.astype(">i8"), note="text", none="")
     file = files.read(tmp_path / "x.npz")
     assert equal(file.tensors["a"], A.T) and equal(file.tensors["b"], B)
@@ -104,7 +104,7 @@ def test_safetensors_are_aligned(tmp_path):
         assert data[8 + length + start :][: x.nbytes] == x.tobytes()
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_existing_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     files.write(path, {"a": A})
     before = path.read_bytes()
@@ -130,13 +130,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         ("x.safetensors", {"a": A.astype(complex)}, "no dtype complex128"),
     ],
 )
-def test_what_cannot_be_written(tmp_path, where, tensors, words):
+def test_what_cannot_be_written_is_rejected(tmp_path, where, tensors, words):
     with pytest.raises(UserError, match=words):
         files.write(tmp_path / where, tensors)
     assert not os.listdir(tmp_path)
 
 
-def test_reading_needs_no_torch_and_writing_says_so(tmp_path, monkeypatch):
+def test_reading_needs_no_torch_and_writing_reports_that_it_does(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch fails
     for kind, make in MAKERS.items():
         make(tmp_path / kind)
@@ -165,7 +165,7 @@ def test_reading_needs_no_torch_and_writing_says_so(tmp_path, monkeypatch):
         ({**TENSORS, "scale": call(name("numpy", "ndarray"), number(2))}, (), ("scale",)),
     ],
 )
-def test_wrappers_come_off(tmp_path, tree, wrappers, dropped):
+def test_wrappers_are_removed(tmp_path, tree, wrappers, dropped):
     def build(node):
         return node if isinstance(node, bytes) else table({k: build(v) for k, v in node.items()})
 
@@ -174,13 +174,13 @@ def test_wrappers_come_off(tmp_path, tree, wrappers, dropped):
     assert {k: x.tolist() for k, x in file.tensors.items()} == {"a": A.tolist(), "b": B.tolist()}
 
 
-def test_a_prefix_that_not_all_names_carry_stays(tmp_path):
+def test_a_prefix_that_not_all_names_have_is_kept(tmp_path):
     files.write(tmp_path / "x.npz", {"module.a": A, "b": B})
     file = files.read(tmp_path / "x.npz")
     assert list(file.tensors) == ["module.a", "b"] and file.wrappers == ()
 
 
-def test_training_arguments_are_left_aside(tmp_path):
+def test_training_arguments_are_ignored(tmp_path):
     """What VideoMAE and DeepSpeed save beside the weights, written as Python writes it."""
     beside = dict(
         args=argparse.Namespace(lr=1e-3, sizes={1, 2}, raw=b"ab", none=b"", scale=np.float64(2)),
@@ -196,7 +196,7 @@ def test_training_arguments_are_left_aside(tmp_path):
         assert file.dropped == ("args", "optimizer", "order", "big")
 
 
-def test_strides_offsets_and_shared_storages(tmp_path):
+def test_strides_offsets_and_shared_storages_are_read(tmp_path):
     place = storage("0", 6)
     entries = {
         "a": tensor(place, (2, 3), (3, 1)),
@@ -220,7 +220,7 @@ def test_strides_offsets_and_shared_storages(tmp_path):
         assert np.shares_memory(got["a"], got["transposed"])
 
 
-def test_folders(tmp_path):
+def test_a_folder_is_read_by_its_index_or_rejected(tmp_path):
     refused(tmp_path, "name the file itself")
     torch_zip(tmp_path / "mp_rank_00_model_states.pt", table({"module": table(TENSORS)}), STORAGES)
     assert files.read(tmp_path).wrappers == ("module",)
@@ -250,7 +250,7 @@ def test_folders(tmp_path):
     assert list(files.read(tmp_path).tensors) == ["a"]
 
 
-def test_what_is_not_finite_is_named():
+def test_tensors_that_are_not_finite_are_reported():
     bad = A.copy()
     bad[0, 0] = np.nan
     fine = {"a": A, "b": B, "mask": A > 1, "half": A.astype(ml_dtypes.bfloat16)}

@@ -28,7 +28,7 @@ def test_help_lists_the_inputs_of_every_step(capsys):
     assert all(f"{name} ({form.step.source}): " in text for name, form in STEPS.items())
 
 
-def test_files_that_are_no_npz_are_rejected(tmp_path):
+def test_files_that_are_not_npz_are_rejected(tmp_path):
     (tmp_path / "w").write_text("no")
     with pytest.raises(UserError, match="cannot read .*/w as .npz"):
         parity.main(["coca", *(f"--{x}={tmp_path / 'w'}" for x in ("weights", "inputs", "out"))])

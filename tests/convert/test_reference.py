@@ -42,7 +42,7 @@ def run_simvtp(name: str, **changes: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["simvtp_tiny", "simvtp_small"])
-def test_simvtp(name):
+def test_simvtp_has_the_released_models_numbers(name):
     golden = pretrained(name)
     out = run_simvtp(name, negatives=golden.inputs["negatives"])
     check(out["pixels"], golden.case["pixel_pred"])
@@ -52,14 +52,14 @@ def test_simvtp(name):
     np.testing.assert_allclose(out["match"], golden.case["vtm_logits"], rtol=RTOL, atol=RTOL)
 
 
-def test_pairs_are_the_first_half_of_pairs_and_negatives():
+def test_with_negatives_the_pairs_come_first():
     pairs = run_simvtp("simvtp_small")["match"]
     both = run_simvtp("simvtp_small", negatives=np.array([2, 0, 3, 1]))["match"]
     assert both.shape == (8, 2)
     assert np.array_equal(both[:4], pairs)
 
 
-def test_where_padding_is_not_pooled_it_changes_nothing():
+def test_padding_changes_nothing_where_it_is_not_pooled():
     """Batch-mates decide how long the padding is."""
     x = pretrained("simvtp_small").inputs
     wider = {k: np.pad(x[k], ((0, 0), (0, 5))) for k in ("ids", "attention_mask")}
@@ -72,7 +72,7 @@ def test_where_padding_is_not_pooled_it_changes_nothing():
             assert max(moved.values()) < RTOL
 
 
-def test_a_video_may_be_seen_whole():
+def test_a_video_may_be_fully_visible():
     x = pretrained("simvtp_small").inputs
     out = run_simvtp("simvtp_small", mask=np.zeros_like(x["mask"]))
     assert out["pixels"].shape == (4, 0, 1536)
@@ -82,7 +82,7 @@ def test_a_video_may_be_seen_whole():
 
 
 @pytest.mark.parametrize("name", ["released", "small"])
-def test_simvtp_finetuned(name):
+def test_finetuned_simvtp_has_the_released_models_numbers(name):
     golden = goldens.simvtp_finetune(name)
     case, x = golden.case, golden.inputs
     assert set(golden.weights) == set(case["grad_norms"])
@@ -114,11 +114,11 @@ def reconstruct(**changes: Any) -> dict[str, np.ndarray]:
     return videomaes.pretrain(**given | changes)
 
 
-def test_videomae_pretraining():
+def test_videomae_pretraining_has_the_official_numbers():
     check(reconstruct()["pixels"], load("videomae_tiny")["pixels"])
 
 
-def test_videomae_classification():
+def test_videomae_classification_has_the_official_numbers():
     golden = load("videomae_tiny")
     _, t, x = videomae()
     out = videomaes.classify(t, x["video"], heads=3)
@@ -139,7 +139,7 @@ def test_half_precision_is_computed_in_double(dtype):
         assert np.array_equal(x, wide[name])
 
 
-def test_bert_embeddings_by_any_prefix_and_by_old_names():
+def test_bert_embeddings_are_found_under_any_prefix_and_under_old_names():
     d, ids = 8, np.array([[3, 1, 0]])
     t = {f"{n}_embeddings.weight": (9, d) for n in ("word", "position", "token_type")}
     t = make_tensors({**t, "LayerNorm.weight": (d,), "LayerNorm.bias": (d,)})
@@ -166,7 +166,7 @@ def make_vit(d: int = 12, patches: int = 6) -> dict[str, np.ndarray]:
 IMAGE = np.random.default_rng(0).standard_normal((2, 3, 8, 12))
 
 
-def test_vit_whose_positions_leave_out_the_class_token():
+def test_vit_positions_may_leave_out_the_class_token():
     with_zero, t = make_vit(), make_vit()
     with_zero["pos_embed"][:, 0] = 0
     t["pos_embed"] = t["pos_embed"][:, 1:]

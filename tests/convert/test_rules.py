@@ -285,7 +285,7 @@ def draw(shapes: Shapes, dtype: str = "float32") -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", TABLES)
-def test_there_and_back_is_the_identity_bit_for_bit(name, dtype):
+def test_import_then_export_is_the_identity_bit_for_bit(name, dtype):
     table, shapes, count = TABLES[name]()
     theirs = draw(shapes, dtype)
     ours = rules.to_ours(table, theirs)
@@ -314,7 +314,7 @@ def test_gradients_convert_by_the_same_rules(name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_all_that_is_missing_or_unexpected_is_named(name):
+def test_all_missing_and_unexpected_tensors_are_reported(name):
     table, shapes, _ = TABLES[name]()
     theirs, gone = draw(shapes), list(shapes)[:: max(1, len(shapes) // 5)]
     for key in gone:
@@ -336,14 +336,14 @@ def test_another_net_and_a_wrong_shape_are_rejected():
         rules.to_ours(table, theirs)
 
 
-def test_parameters_that_no_rule_names_are_rejected():
+def test_parameters_that_no_rule_matches_are_rejected():
     table, shapes, _ = TABLES["videomae_finetune"]()
     ours = rules.to_ours(table, draw(shapes))
     with pytest.raises(UserError, match="extra/kernel"):
         rules.to_theirs(table, {**ours, "extra": {"kernel": np.zeros(1)}})
 
 
-def test_unused_tensors_are_listed_and_no_rule_wants_them():
+def test_unused_tensors_are_listed_and_read_by_no_rule():
     theirs = under("video_encoder.text_embeddings.", WORD_EMBED)
     theirs |= under("text_encoder.", conv("patch_embed.proj", CUBE))
     theirs["text_encoder.text_embeddings.position_ids"] = (1, PLACES)
@@ -357,7 +357,7 @@ def test_unused_tensors_are_listed_and_no_rule_wants_them():
         assert not wanted, name
 
 
-def test_tables_go_under_prefixes():
+def test_a_table_can_be_put_under_prefixes():
     table, shapes, _ = TABLES["hf_videomae_v5"]()
     theirs = draw(under("module.", shapes))
     moved = rules.to_ours(rules.under(table, "net/", "module."), theirs)

@@ -82,7 +82,7 @@ def test_shares_add_up(weights):
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (1.0, -2.0), (1.0, float("nan")), (1.0, 1e-9)])
-def test_weights_without_a_row_are_refused(weights):
+def test_weights_without_a_row_are_rejected(weights):
     with pytest.raises(UserError, match="weights"):
         orders.share_out(weights)
 

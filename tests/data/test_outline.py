@@ -145,7 +145,7 @@ def test_a_vocabulary_of_another_size_is_reported_and_its_own_numbers_are_used(r
         (dict(also=dict(images=dict(rows=3))), "data.also.images: .*it takes train, video"),
     ],
 )
-def test_errors_of_one_line(changes, told):
+def test_mistakes_are_one_line_errors(changes, told):
     data = dict(kind="files", train=dict(root="no", list="no"), video=VIDEO)
     with pytest.raises(UserError, match=told) as error:
         outline.describe(data | changes, 4)

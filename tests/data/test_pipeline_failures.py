@@ -184,7 +184,7 @@ def test_a_bug_is_not_taken_for_an_unreadable_video(monkeypatch):
         (dict(text=dict(TEXT, path="no.model")), "no SentencePiece model 'no.model'"),
     ],
 )
-def test_errors_of_one_line(changes, told):
+def test_mistakes_are_one_line_errors(changes, told):
     with pytest.raises(UserError, match=told) as caught:
         make(**changes)
     assert "\n" not in str(caught.value)

@@ -148,7 +148,7 @@ def test_two_then_three_then_one_process_across_restarts(sharded):
         check_equal(a, b)
 
 
-def test_a_stride_between_stored_frames_is_refused(corpus, tmp_path):
+def test_a_stride_between_stored_frames_is_rejected(corpus, tmp_path):
     (task,) = inputs.plan_files(sources.load(corpus, corpus / "val.csv"), 9)
     form = shards.Form(every=4)
     shards.begin(tmp_path, [task], form)

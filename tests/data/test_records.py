@@ -198,7 +198,7 @@ def test_missing_or_replaced_shards_are_unreadable(folder, tmp_path):
 @pytest.mark.parametrize(
     "text, told", [(None, "no shards in"), ("{", "is damaged"), ('{"format": 9}', "format 9, not")]
 )
-def test_errors_of_one_line(tmp_path, text, told):
+def test_mistakes_are_one_line_errors(tmp_path, text, told):
     if text is not None:
         (tmp_path / records.MANIFEST).write_text(text)
     with pytest.raises(UserError, match=told) as caught:

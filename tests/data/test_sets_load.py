@@ -194,7 +194,7 @@ def test_the_checker_counts_and_names(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == "msrvtt/test_1k: 2 rows, as published; all videos are there\n"
 
 
-def test_the_checker_goes_on_after_a_damaged_file(tmp_path):
+def test_the_checker_continues_after_a_damaged_file(tmp_path):
     (tmp_path / "train.json").write_text("[]")
     (tmp_path / "val_1.json").write_text("{}")
     train, val, other = sets.check("activitynet", tmp_path)

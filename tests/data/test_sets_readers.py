@@ -477,7 +477,7 @@ def test_errors_in_files_are_reported_in_one_line(tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
-def test_a_pickle_that_wants_to_run_is_refused(tmp_path):
+def test_a_pickle_that_runs_code_is_rejected(tmp_path):
     evil = b"cos\nsystem\n(S'touch ran'\ntR."
     (tmp_path / "raw-captions.pkl").write_bytes(evil)
     (tmp_path / "test_list.txt").write_text("x\n")

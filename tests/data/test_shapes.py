@@ -61,7 +61,7 @@ def test_every_pair_of_values_is_in_training():
         assert len(pairs) == len(shapes.ATTRIBUTES[a]) * len(shapes.ATTRIBUTES[b])
 
 
-def test_captions_tell_every_attribute_and_nothing_else():
+def test_captions_state_every_attribute_and_nothing_else():
     for attributes, caption in clips("train") + clips("val"):
         assert read_caption(caption) == attributes
 

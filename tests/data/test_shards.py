@@ -524,7 +524,7 @@ def write_manifest(folder, name, count):
         ("remove --shards . --ids no.txt", "no file 'no.txt'"),
     ],
 )
-def test_errors_of_one_line(argv, told):
+def test_mistakes_are_one_line_errors(argv, told):
     with pytest.raises(UserError, match=told) as caught:
         prepare.main(argv.split())
     assert "\n" not in str(caught.value)

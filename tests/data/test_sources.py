@@ -76,13 +76,13 @@ def test_other_column_names(folder):
         ),
     ],
 )
-def test_errors_of_one_line(folder, name, content, told):
+def test_mistakes_are_one_line_errors(folder, name, content, told):
     with pytest.raises(UserError, match=told) as caught:
         sources.load(folder / "videos", write(folder, name, content))
     assert "\n" not in str(caught.value)
 
 
-def test_more_errors_of_one_line(folder):
+def test_more_mistakes_are_one_line_errors(folder):
     captions = write(folder, "c.csv", FILES["captions.csv"])
     with pytest.raises(UserError, match="no file .*; give a list of videos"):
         sources.load(folder / "videos", folder / "absent.csv")

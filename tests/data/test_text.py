@@ -155,7 +155,7 @@ def test_enough_pieces_give_whole_words():
         (lambda p: text.train([], None, 100), "no captions"),
     ],
 )
-def test_errors_of_one_line(tmp_path, call, told):
+def test_mistakes_are_one_line_errors(tmp_path, call, told):
     (tmp_path / "text").write_text("a\nb\n")
     with pytest.raises(UserError, match=told) as caught:
         call(tmp_path)

@@ -60,7 +60,7 @@ def run(rows, **more):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_numbers_are_those_counted_by_hand(rows):
+def test_scores_are_those_counted_by_hand(rows):
     found = run(rows)
     assert found["exact"] == 1 / 4
     assert found["f1"] == pytest.approx(np.mean([1, 2 * 2 / (4 + 3), 0, 1]))

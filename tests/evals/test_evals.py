@@ -120,7 +120,7 @@ def test_a_stream_without_rows_is_reported():
         make("mean", VERBS, empty, SHAPES)
 
 
-def test_a_method_s_own_error_is_not_reported_as_the_stream_s():
+def test_a_methods_own_error_is_not_reported_as_the_streams():
     def loss(params, extra, batch, rng):
         return params["gone"]
 

@@ -58,7 +58,7 @@ def oracle(query, label, rows, classes, k, itself):
 
 @pytest.mark.parametrize("rows", [4, 15, 20])
 @pytest.mark.parametrize("views", [(), (2,)])
-def test_neighbours_among_the_other_rows(rows, views):
+def test_classes_by_neighbours_among_the_other_rows_are_those_of_a_plain_loop(rows, views):
     found = run({"val": stream(rows, views=views)}, ks=(1, 4, 50))
     kept = LABEL != 2
     query, label = VECTOR[kept], LABEL[kept]
@@ -69,7 +69,7 @@ def test_neighbours_among_the_other_rows(rows, views):
     assert found["chance"] == 0.5
 
 
-def test_neighbours_in_a_gallery():
+def test_classes_by_neighbours_in_a_gallery_are_those_of_a_plain_loop():
     gallery = VECTOR + 0.3 * RNG.standard_normal(VECTOR.shape).astype(np.float32)
     streams = {"val": stream(4), "train": stream(6, vector=gallery)}
     found = run(streams, gallery="train", ks=(3,))
@@ -85,7 +85,7 @@ def test_equal_embeddings_are_at_chance():
         assert found["knn1"] <= 0.6 and found["n_videos"] == 12
 
 
-def test_what_is_missing_is_named():
+def test_what_is_missing_is_reported():
     with pytest.raises(UserError, match="no stream 'train'; the data has val"):
         run({"val": stream(4)}, gallery="train")
     with pytest.raises(UserError, match="no encode 'text'; it has video"):

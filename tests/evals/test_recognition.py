@@ -42,7 +42,7 @@ def run(batch, rows=4, devices=1, **cfg):
 
 
 @pytest.mark.parametrize("views", [None, 1, 5])
-def test_it_is_plain_sorting_in_numpy(views):
+def test_scores_are_those_of_plain_sorting_in_numpy(views):
     batch = data(views)
     logits = 3.0 * batch["video"][..., 0, 0, :, 0].astype(np.float64)
     score = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
@@ -60,12 +60,12 @@ def test_it_is_plain_sorting_in_numpy(views):
     assert found["n_views"] == (views or 1) and "'val'" in protocol
 
 
-def test_devices_and_batches_change_nothing():
+def test_numbers_of_devices_and_batch_sizes_change_nothing():
     batch = data(3)
     assert run(batch)[0] == run(batch, rows=8, devices=8)[0] == run(batch, rows=16)[0]
 
 
-def test_rank_counts_the_classes_before():
+def test_the_rank_counts_the_classes_before_the_right_one():
     nan = np.nan
     score = np.array(
         [[0.1, 0.6, 0.3], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [nan, 0.9, 0.1], [1, nan, 0]]

@@ -85,7 +85,7 @@ def test_blocks_and_devices_change_nothing():
     assert run(block=8) == run(devices=8, block=32) == run()
 
 
-def test_one_candidate_leaves_the_order_of_cosines():
+def test_with_one_candidate_the_order_is_that_of_cosines():
     plain = retrieval.rank(TEXTS, VIDEOS, OWNER)
     assert run(k=1)["t2v_mnr"] == pytest.approx(float(np.mean(plain.t2v)) + 1)
 
@@ -96,6 +96,6 @@ def test_a_nan_score_ranks_last():
     assert rerank.place(scores, own).tolist() == [2, 1]
 
 
-def test_what_the_method_lacks_is_named():
+def test_a_verb_that_the_method_lacks_is_reported():
     with pytest.raises(UserError, match="no encode 'pair'; it has text, video"):
         run(encode={k: v for k, v in ENCODE.items() if k != "pair"})

@@ -76,7 +76,7 @@ def test_rank_of_random_embeddings_is_the_sorted_position():
     np.testing.assert_array_equal(ranks.v2t, v2t)
 
 
-def test_hand_checked_ranks():
+def test_ranks_are_those_checked_by_hand():
     # Three videos on the axes; caption 0 is right, 1 prefers video 0 to its own, 2 is level
     # between 1 and 2, and 3 is a second caption of video 0 that fits it worse than the first.
     videos = np.eye(3, dtype=np.float32)
@@ -88,7 +88,7 @@ def test_hand_checked_ranks():
     assert ranks.v2t.tolist() == [0, 1, 1]
 
 
-def test_one_embedding_for_everything():
+def test_a_collapsed_encoder_ranks_first_in_t2v_and_in_the_middle_in_v2t():
     """A collapsed encoder: t2v stays optimistic as in the reference, v2t shows it."""
     same = np.repeat(np.random.default_rng(1).normal(size=(1, 24)), 11, 0).astype(np.float32)
     ranks = retrieval.rank(same, same, np.arange(11), block=4)
@@ -96,7 +96,7 @@ def test_one_embedding_for_everything():
     assert ranks.v2t.tolist() == [5] * 11  # the middle of positions 0..10
 
 
-def test_several_captions_best_one_counts_and_ties_average():
+def test_the_best_of_several_captions_counts_and_ties_are_averaged():
     videos = np.eye(2, dtype=np.float32)
     texts = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
     ranks = retrieval.rank(texts, videos, np.array([0, 0, 1, 1]))
@@ -123,7 +123,7 @@ def test_nan_never_helps(bad):
     assert ranks.t2v.tolist() == [3] * 4 and ranks.v2t.tolist() == [3] * 4
 
 
-def test_summary_by_hand():
+def test_the_summary_is_as_computed_by_hand():
     got = retrieval.summarise("t2v", np.array([0, 0.5, 4, 9, 200.0]), ks=(1, 5))
     assert got == pytest.approx(
         {
@@ -196,7 +196,7 @@ def numbers(streams, params, devices=1, **cfg):
     return dict(made.run(state_of(params)))
 
 
-def test_evaluator_is_the_pure_functions():
+def test_the_evaluator_equals_the_pure_functions():
     params = tables()
     got = numbers({"val": stream_of(range(48), 16, pixels=range(48), tokens=range(48))}, params)
     t2v, v2t = brute_force(
@@ -260,7 +260,7 @@ def test_views_are_averaged_before_normalising():
     assert got["v2t_r1"] == got["t2v_r1"] == 1 and got["n_views"] == 2
 
 
-def test_protocol_names_the_rule():
+def test_the_protocol_states_the_rules():
     streams = {"val": stream_of(range(4), 4, pixels=range(4), tokens=range(4))}
     text = retrieval.make(encode=ENCODE, streams=streams, mesh=mesh_of(1)).protocol
     for word in ("optimistic", "averaged over the tied", "4 videos of 'val'", "fraction"):
@@ -278,7 +278,7 @@ def test_mistakes_are_reported_in_one_line():
         numbers(none, tables())
 
 
-def test_one_device_is_eight():
+def test_one_device_and_eight_agree():
     streams = {
         "val": stream_of(range(48), 16, pixels=range(48)),
         "val/captions": stream_of(range(48), 8, tokens=range(48)),

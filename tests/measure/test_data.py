@@ -17,7 +17,7 @@ def cfg():
     return config.load("configs/demo.py:tiny")
 
 
-def test_parts_of_what_is_drawn(cfg, tmp_path, capsys):
+def test_parts_of_drawn_data_are_measured(cfg, tmp_path, capsys):
     argv = ["--config", "configs/demo.py:tiny", "--clips", "3", "--out", str(tmp_path / "o.jsonl")]
     bench.main(["data", *argv])
     shown = capsys.readouterr().out
@@ -29,7 +29,7 @@ def test_parts_of_what_is_drawn(cfg, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["files", "shards"])
-def test_parts_of_what_is_read(cfg, tmp_path, kind):
+def test_parts_of_read_data_are_measured(cfg, tmp_path, kind):
     shapes.write(tmp_path, shapes.Plan(train=4, val=1, side=32, frames=8), workers=1)
     train = dict(root=str(tmp_path), list=str(tmp_path / "train.csv"))
     if kind == "shards":
@@ -46,13 +46,13 @@ def test_parts_of_what_is_read(cfg, tmp_path, kind):
     assert np.isfinite([*found["seconds"].values(), found["together"]]).all()
 
 
-def test_what_workers_share_limits_less_the_more_there_are():
+def test_parallel_parts_limit_less_with_more_workers():
     seconds = dict(read=1.0, decode=6.0, transform=2.0, batch=0.5, transfer=1.0)
     assert [bench_data.limit(seconds, cores) for cores in (1, 8, 16)] == [
         "decode", "decode", "transfer",
     ]  # fmt: skip
 
 
-def test_a_mistake_is_one_line():
+def test_a_mistake_is_a_one_line_error():
     with pytest.raises(UserError, match="--clips=0"):
         bench.main(["data", "--config", "configs/demo.py:tiny", "--clips", "0"])

@@ -45,21 +45,21 @@ def test_split_parameters_are_gathered_and_gradients_summed(split):
     assert made.flops > 0 and made.again == 0
 
 
-def test_remat_computes_again_and_that_is_no_work(split):
+def test_recomputation_by_remat_does_not_count_as_work(split):
     cfg = plans.smallest("--config.mesh.fsdp=4")
     cfg.method["remat"] = "nothing_saveable"
     once, again = forecast.work(cfg)
     assert once == split[1].flops and 0.1 < again / once < 0.4
 
 
-def test_the_size_is_read_from_either_error_of_a_compiler_without_room():
+def test_the_size_is_read_from_either_out_of_memory_error_of_the_compiler():
     text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.5G of 15.75G hbm."
     assert forecast._overflow(text, 1000) == int(23.5 * 2**30)
     text = "the total memory required for HLO temporaries (78.91G) exceeds available HBM (15.75G)"
     assert forecast._overflow(text, 1000) == int(78.91 * 2**30) + 1000
 
 
-def test_a_sweep_tries_less_where_more_fits():
+def test_a_sweep_tries_every_remat_policy_on_meshes_of_the_pod():
     cfg = config.load(plans.TINY)
     tried = list(forecast.candidates(cfg, 16))
     meshes = {tuple(t["mesh"].values()) for t, _ in tried}

@@ -47,7 +47,7 @@ ENTRY %main.5 (p: bf16[4,8]) -> bf16[4,8] {
 """  # noqa: E501
 
 
-def test_the_text_of_the_tpu_compiler():
+def test_the_tpu_compilers_text_is_read():
     assert hlo.traffic(TPU) == {
         "all-reduce": 12 * (4 * 8 * 2 + 4 * 8 * 2 + 2 * 4 + 8 * 4),
         "all-gather": 16 * 8 * 2,
@@ -61,7 +61,7 @@ def test_the_text_of_the_tpu_compiler():
 
 
 @pytest.mark.parametrize("length", [1, 5])
-def test_what_a_loop_moves_counts_as_often_as_it_runs(length):
+def test_traffic_in_a_loop_counts_once_per_iteration(length):
     """A product whose summed dimension is split is one all-reduce of its result."""
     mesh = sharding.make_mesh(data=1, fsdp=8)
     split = [NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, P(None, "fsdp", None))]

@@ -116,7 +116,7 @@ def test_the_loss_is_contrast_both_ways_and_twice_the_captions():
     np.testing.assert_allclose(summed.value(), -np.sum(told) / 4, rtol=1e-5)
 
 
-def test_a_word_changes_what_is_told_after_it_and_the_texts_embedding():
+def test_a_word_changes_the_logits_after_it_and_the_texts_embedding():
     batch = example()
     a = look(drawn(), batch)
     for place in (1, 4):
@@ -128,7 +128,7 @@ def test_a_word_changes_what_is_told_after_it_and_the_texts_embedding():
         assert (a.video == b.video).all()
 
 
-def test_what_is_seen_changes_what_is_told_and_no_text():
+def test_pixels_change_the_caption_logits_and_no_text_embedding():
     a, b = look(drawn(), example()), look(drawn(), {**example(), "video": example(seed=3)["video"]})
     assert (a.text == b.text).all()
     assert not (a.logits == b.logits).any() and not (a.video == b.video).any()
@@ -146,7 +146,7 @@ def test_longer_padding_changes_no_loss_and_no_embedding():
         np.testing.assert_allclose(mean.value(), other.value(), rtol=1e-5, err_msg=name)
 
 
-def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
+def test_the_content_of_an_invalid_row_changes_nothing():
     valid = jnp.array([True, False, True, False])
     good, other = example(), example(seed=7)
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
@@ -163,7 +163,7 @@ def test_what_stands_in_a_row_that_is_not_valid_changes_nothing():
 
 
 @pytest.mark.slow(reason="compiles two gradients")
-def test_a_loss_without_weight_is_not_computed_and_leaves_no_gradient():
+def test_a_loss_without_weight_is_not_computed_and_has_no_gradient():
     one = [make(weights={off: 0.0}) for off in ("caption", "contrast")]
 
     @jax.jit
@@ -186,7 +186,7 @@ def test_a_loss_without_weight_is_not_computed_and_leaves_no_gradient():
         assert still == silent and silent
 
 
-def test_contrast_pools_what_captions_pool_unless_they_are_parallel():
+def test_contrast_pools_the_caption_tokens_unless_poolers_are_parallel():
     pooler = drawn()["caption_pool"]
     silent = {**pooler["cross"], "proj": jax.tree.map(jnp.zeros_like, pooler["cross"]["proj"])}
     params = {**drawn(), "caption_pool": {**pooler, "cross": silent}}
@@ -211,7 +211,7 @@ def test_a_still_is_an_image_and_frames_have_no_order(frames):
         np.testing.assert_allclose(e[name][::3], c[name][::3], rtol=1e-4, atol=1e-5)
 
 
-def test_embeddings_of_a_clip_are_means_over_frames_or_are_not():
+def test_clip_embeddings_are_means_over_frames_only_where_asked():
     clip = example(frames=2)
     one = [{**clip, "video": clip["video"][:, i : i + 1]} for i in range(2)]
     for frames, same in (("mean", True), ("joint", False)):
@@ -246,7 +246,7 @@ def test_greedy_captions_are_those_of_passes_without_a_cache():
     assert len({tuple(row) for row in ids.tolist()}) > 1  # what is seen decides
 
 
-def test_beams_score_what_they_say_and_do_not_lose_to_the_greedy_line():
+def test_beam_scores_are_those_of_their_words_and_at_least_the_greedy_ones():
     batch = example(frames=2)
     memory = SEE["joint"](drawn(), {}, batch)["memory"]
     greedy = WRITE(drawn(), {}, batch)
@@ -294,11 +294,11 @@ def test_the_scale_stays_below_100():
         (dict(text_size="XL"), "method.text_size: no size 'XL'"),
     ],
 )
-def test_wrong_recipes_are_named(wrong, told):
+def test_wrong_recipes_are_reported(wrong, told):
     with pytest.raises(UserError, match=told):
         make(**wrong)
 
 
-def test_texts_that_are_too_long_are_told():
+def test_texts_that_are_too_long_are_rejected():
     with pytest.raises(UserError, match="texts of 10 tokens; the table has 9 positions"):
         jax.eval_shape(METHOD.loss, drawn(), {}, example(length=10), KEY, STEP)

@@ -20,7 +20,7 @@ def golden():
     return goldens.coca()
 
 
-def test_a_step(golden):
+def test_a_step_has_openclips_numbers(golden):
     out = golden.run()
     goldens.check_losses(golden, out)
     for name in ("image", "text", "logits", "memory"):
@@ -28,7 +28,7 @@ def test_a_step(golden):
     goldens.check_gradients(golden, out)
 
 
-def test_a_caption(golden):
+def test_a_caption_has_openclips_numbers(golden):
     c = golden.case["config"]
     with jax.enable_x64(True):
         case = formats.prepare(STEPS["coca"], golden.weights, golden.inputs, golden.heads)

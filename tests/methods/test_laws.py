@@ -34,7 +34,7 @@ def test_every_method_has_a_case():
     assert methods == {case.make.__module__.rpartition(".")[2] for case in CASES.values()}
 
 
-def test_a_row_that_is_not_valid_changes_nothing(made):
+def test_an_invalid_row_changes_nothing(made):
     good, other = made.case.batch(), made.case.batch(seed=7)
     zeros = {k: np.zeros_like(v) for k, v in good.items()}
     wanted = made.step({**good, "valid": VALID})
@@ -51,13 +51,13 @@ def test_a_batch_without_a_valid_row_has_no_loss_and_finite_gradients(made):
         assert np.isfinite(leaf).all(), name
 
 
-def test_the_key_decides_all_that_is_random(made):
+def test_the_key_determines_all_randomness(made):
     one, same, other = (made.step(made.case.batch(), seed=seed).value for seed in (0, 0, 1))
     assert one == same
     assert (abs(one - other) > 1e-5) == made.case.random
 
 
-def test_dropout_is_drawn_in_training_and_not_in_use(made):
+def test_dropout_is_drawn_in_training_and_not_in_encoding(made):
     """Forgetting to pass a key down is silent, and masks alone make two losses of two keys."""
     rates = [name for name in ("dropout", "drop_path") if made.case.takes(name)]
     on = made.case.build(**dict.fromkeys(rates, 0.3))
@@ -86,7 +86,7 @@ def test_a_loss_of_weight_0_is_not_computed(made):
         assert asked == {f"loss_{name}" for name in weights if name != off}
 
 
-def test_a_group_is_a_batch_of_its_own(made):
+def test_a_group_equals_a_separate_batch(made):
     assert ("groups" in made.case.cfg) == bool(made.case.grouped)
     if not made.case.grouped:
         return
@@ -98,7 +98,7 @@ def test_a_group_is_a_batch_of_its_own(made):
         np.testing.assert_allclose(whole[f"loss_{name}"].value(), told, rtol=1e-5, err_msg=name)
 
 
-def test_padding_of_a_text_changes_nothing(made):
+def test_text_padding_changes_nothing(made):
     if not made.case.text:
         return
     batch = made.case.batch()
@@ -150,7 +150,7 @@ def test_eight_devices_give_the_gradients_and_the_update_of_one(name):
     close(found, made.step(made.case.batch()), rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_that_stops_and_resumes_is_one_that_does_not(made, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(made, tmp_path):
     def train(state, seeds):
         for seed in seeds:
             found = made.step(made.case.batch(seed), state.params, state.extra, seed)

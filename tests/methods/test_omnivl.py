@@ -89,7 +89,7 @@ def test_a_clip_has_a_token_for_each_cube_and_the_order_of_its_frames_matters(ma
     assert jnp.abs(again["embedding"] - seen["embedding"]).max() > 1e-3
 
 
-def test_frames_of_one_picture_without_time_are_that_picture(made):
+def test_without_time_the_frames_of_a_still_clip_are_its_image(made):
     """With time's branch at zero, the frames of a still clip have the tokens of its image."""
     visual = dict(made.params["visual"])
     blocks = {**visual["encoder"]["blocks"]}
@@ -108,7 +108,7 @@ def test_frames_of_one_picture_without_time_are_that_picture(made):
     np.testing.assert_allclose(four[:, 1:5], one[:, 1:], atol=1e-5)
 
 
-def test_a_row_that_is_not_valid_enters_the_queues_as_not_real(made, filled):
+def test_an_invalid_row_enters_the_queues_as_not_real(made, filled):
     batch = {**example(), "valid": jnp.array([True, True, False, True])}
     assert made.loss(batch, filled)[1].extra["queue"]["real"].sum() == 8 + 3
 
@@ -149,7 +149,7 @@ def dropping():
     return jax.jit(omnivl.make(**{**SMALL, "dropout": 0.3, "groups": 2}).loss)
 
 
-def test_each_pass_drops_with_the_step_s_key_and_the_twin_s_nothing(made, filled, dropping):
+def test_each_pass_drops_with_the_steps_key_and_the_twin_drops_nothing(made, filled, dropping):
     one, again, other = (
         dropping(made.params, filled, example(), jax.random.key(seed), STEP)[1]
         for seed in (0, 0, 1)
@@ -163,14 +163,14 @@ def test_each_pass_drops_with_the_step_s_key_and_the_twin_s_nothing(made, filled
             np.testing.assert_allclose(out.extra["queue"][kind], whole[kind], rtol=1e-5, atol=1e-6)
 
 
-def test_the_twin_s_share_of_the_targets_is_the_step_s(made, filled):
+def test_the_twins_share_of_the_targets_is_that_of_the_step(made, filled):
     args = made.params, filled, example(), KEY
     first, later = (made.compiled(*args, jnp.int32(step))[1].metrics for step in (0, 1))
     assert abs(first["loss_contrast"].value() - later["loss_contrast"].value()) > 1e-3
     assert first["loss_words"] == later["loss_words"]
 
 
-def test_the_twin_follows(made):
+def test_the_twin_follows_its_rule(made):
     params, update = jax.tree.map(lambda x: x + 1.0, made.params), jax.jit(made.method.after_update)
     moved, extra = update(params, made.extra, STEP)
     for given, held in ((1.0, 0.5), (0.3, 0.3), (1e-4, 1e-3)):  # BLIP's bounds
@@ -183,7 +183,7 @@ def test_the_twin_follows(made):
     assert not any("cross" in n or "head" in n for n in tree.flatten(extra["twin"]))
 
 
-def test_the_writer_sees_no_later_word_and_the_matcher_does(made):
+def test_the_caption_decoder_attends_to_no_later_word_and_the_matcher_does(made):
     net, _ = omnivl.build(**SMALL)
     seen = made.encode["video"](made.params, {}, example())["memory"]
     ids = example()["text"]
@@ -201,7 +201,7 @@ def test_the_writer_sees_no_later_word_and_the_matcher_does(made):
     assert jnp.abs(fuse[:, 0] - fuse2[:, 0]).max() > 1e-4
 
 
-def test_pairs_are_scored_row_by_row_and_texts_are_written(made):
+def test_pairs_are_scored_row_by_row_and_captions_are_generated(made):
     batch, order = example(), jnp.array([2, 0, 3, 1])
     said = [made.encode[kind](made.params, {}, batch) for kind in ("video", "text")]
     score = made.encode["pair"](made.params, {}, *said)["score"]

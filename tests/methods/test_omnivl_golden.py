@@ -34,7 +34,7 @@ def made(golden):
     return out, {name: x for name, x in flat.items() if name not in known}
 
 
-def test_losses_and_gradients(golden, made):
+def test_losses_and_gradients_are_blips(golden, made):
     goldens.check_losses(golden, made[0])
     goldens.check_gradients(golden, made[0])
 
@@ -47,13 +47,13 @@ def test_hard_negatives_are_the_same_rows(golden, made):
 KINDS = dict(video="image", text="text")
 
 
-def test_queues_hold_the_twin_s_features_at_the_same_place(golden, made):
+def test_queues_hold_the_twins_features_at_the_same_positions(golden, made):
     out, expected = made[0], golden.case["queue"]
     assert out["queue_ptr"] == expected["place"]
     rows = out["image_queue"].T[4:8]
     assert rows.ravel()[:6].tolist() == close(expected["image"])
 
 
-def test_images_ask_nothing_of_the_parts_that_read_clips(made):
+def test_images_use_no_parameter_of_clips(made):
     unread = {n: x for n, x in made[1].items() if "time" in n or "video_patch_embed" in n}
     assert unread and not any(np.any(x) for x in unread.values())

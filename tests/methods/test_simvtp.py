@@ -126,7 +126,7 @@ def test_a_loss_with_weight_zero_is_not_computed_and_leaves_the_others(off, half
     np.testing.assert_allclose(value, told, rtol=1e-6)
 
 
-def test_a_row_that_is_not_valid_changes_nothing_with_every_quirk():
+def test_an_invalid_row_changes_nothing_with_every_quirk():
     """Gradients, and the recipe without quirks: test_laws.py."""
     method = build(
         contrast_text="masked",
@@ -147,7 +147,7 @@ def test_a_row_that_is_not_valid_changes_nothing_with_every_quirk():
     assert out.metrics["match_accuracy"].count == 12  # six valid rows, right and wrong
 
 
-def test_rows_without_any_other_ask_no_match():
+def test_a_single_valid_row_has_no_contrast_and_no_matching_loss():
     batch = {**example(), "valid": jnp.array([False, True, False, False])}
     value, found = losses(batch)
     assert found["loss_vtm"] == 0 and found["loss_vtc"] == 0 and np.isfinite(value)
@@ -219,7 +219,7 @@ def test_chunks_of_rows_change_neither_losses_nor_gradients():
     )  # fmt: skip
 
 
-def test_a_decoder_asked_at_running_cells_counts_hidden_cubes_alone():
+def test_with_running_cells_the_loss_counts_hidden_cubes_alone():
     (net, recipe), batch = both(decoder_ratio=0.5, weights=only("video")), example()
     draws = draw(net, recipe, batch)
     assert draws.ask.shape == (4, 16) and draws.mask.drop.shape == (4, 24)
@@ -287,13 +287,13 @@ def test_without_masks_there_is_contrast_and_matching_alone():
     assert shown["text"].shape == (4, 9)
 
 
-def test_pictures_ask_for_every_hidden_cube_whatever_the_decoder_is_asked_in_training():
+def test_reconstructions_predict_every_hidden_cube_whatever_training_predicts():
     some = build(decoder_ratio=0.5).encode["reconstruct"]
     shown = jax.eval_shape(some, drawn(), {}, example())
     assert shown["restored"]["visible"].shape == (4, 4, 32, 32, 3)
 
 
-def test_views_of_a_clip_are_rows_that_are_never_each_others_negatives():
+def test_views_of_a_clip_are_rows_that_are_never_negatives_of_each_other():
     """Nothing hidden: contrast of two views is the mean of what each has by itself, though both
     have the same words; were they one group, no loss could be below log 2."""
     method = build(video_ratio=0.0, text_ratio=0.0, weights=only("vtc"), temperature=0.01)
@@ -314,6 +314,6 @@ def test_views_of_a_clip_are_rows_that_are_never_each_others_negatives():
         (dict(size="XL"), "no size 'XL'"),
     ],
 )
-def test_wrong_recipes_are_named(wrong, told):
+def test_wrong_recipes_are_reported(wrong, told):
     with pytest.raises(UserError, match=told):
         build(**wrong)

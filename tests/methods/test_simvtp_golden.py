@@ -57,7 +57,7 @@ def test_the_rule_masks_as_many_words_as_the_golden_counted(result):
     assert (result.golden.inputs["labels"] != -100).sum() == result.golden.case["n_masked_words"]
 
 
-def test_everything_is_there_in_fp64(result):
+def test_all_outputs_are_present_in_fp64(result):
     weights = result.golden.weights
     assert set(result.out) == {*OUTPUTS, *LOSSES, *(f"grad/{name}" for name in weights)}
     assert {k: x.dtype for k, x in result.out.items() if x.dtype != np.float64} == {}
@@ -66,30 +66,30 @@ def test_everything_is_there_in_fp64(result):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses(result, name):
+def test_losses_are_the_released_models(result, name):
     assert result.out[name].shape == ()
     assert float(result.out[name]) == close(result.golden.losses[name])
 
 
 @pytest.mark.parametrize("name", [n for n in OUTPUTS if n != "vtm_logits"])
-def test_outputs(result, name):
+def test_outputs_are_the_released_models(result, name):
     check_output(result.out[name], result.golden.case[name])
 
 
-def test_matching_logits_right_pairs_first(result):
+def test_matching_logits_have_positive_pairs_first(result):
     golden = np.array(result.golden.case["vtm_logits"])
     assert result.out["vtm_logits"].shape == golden.shape
     np.testing.assert_allclose(result.out["vtm_logits"], golden, rtol=TOLERANCE)
 
 
-def test_gradient_norms(result):
+def test_gradient_norms_are_the_released_models(result):
     norms = result.golden.norms
     assert {n: float(np.linalg.norm(result.out[f"grad/{n}"])) for n in norms} == close(norms)
     square = sum(float(np.sum(x**2)) for k, x in result.out.items() if k.startswith("grad/"))
     assert square**0.5 == close(result.golden.case["global_grad_norm"])
 
 
-def test_gradients_where_nothing_flows_are_exactly_zero(result):
+def test_gradients_of_unused_entries_are_exactly_zero(result):
     """The reference's [PAD] row is cut off; the rest was not looked up."""
     gradient = {n: result.out[f"grad/text_embeddings.{n}_embeddings.weight"] for n in TABLES}
     words = np.unique(result.golden.inputs["ids"])
@@ -100,7 +100,7 @@ def test_gradients_where_nothing_flows_are_exactly_zero(result):
     assert not gradient["token_type"][1].any()
 
 
-def test_gradients_entry_by_entry(small):
+def test_gradients_agree_entry_by_entry(small):
     assert set(small.golden.probes) == set(small.golden.weights)
     goldens.check_gradients(small.golden, small.out)
 

@@ -152,7 +152,7 @@ def test_the_second_views_keys_enter_the_queue_after_the_loss_has_read_it():
     assert run(example())[0] != run(example(), {**started(), "queue": empty})[0]
 
 
-def test_the_average_starts_as_a_copy_moves_exactly_and_has_no_gradient():
+def test_the_average_starts_as_a_copy_follows_its_rule_and_has_no_gradient():
     other = jax.tree.map(lambda p: p + 1, drawn())
     extra = START(other)  # as after a warm start
     assert extra["twin"].keys() == drawn().keys() - {"predictor"}
@@ -166,19 +166,19 @@ def test_the_average_starts_as_a_copy_moves_exactly_and_has_no_gradient():
     assert all(not g.any() for g in jax.tree.leaves(zeros))
 
 
-def test_momentum_is_that_of_the_step_it_is_used_in():
+def test_momentum_is_that_of_the_step_that_uses_it():
     method = make(momentum=dict(kind="linear", start=0.0, end=1.0, steps=2))
     extra = {**started(), "twin": jax.tree.map(jnp.zeros_like, started()["twin"])}
     _, moved = method.after_update(drawn(), extra, jnp.int32(0))
     close(moved["twin"], {k: jax.tree.map(lambda p: p / 2, drawn()[k]) for k in extra["twin"]})
 
 
-def test_a_row_that_is_not_valid_enters_the_queue_as_not_real():
+def test_an_invalid_row_enters_the_queue_as_not_real():
     valid = jnp.array([True, True, False, True, False, True])
     equal(run({**example(), "valid": valid})[1].extra["queue"]["real"][:B], valid)
 
 
-def test_a_single_row_leaves_no_key():
+def test_a_single_row_adds_no_real_key():
     """Batch norm makes zeros of it, which have no direction: keys in the queue have length one."""
     for alone in (True, False):
         valid = jnp.arange(B) < (1 if alone else 2)
@@ -216,7 +216,7 @@ def test_weights_have_a_gradient_unless_detached():
     assert np.abs(a - b).max() > 1e-6
 
 
-def test_groups_have_queues_of_their_own_and_weights_may_be_inside_the_logarithm():
+def test_groups_have_separate_queues_and_weights_may_be_inside_the_logarithm():
     method = make(groups=2, weighted="inside")
     extra = jax.jit(lambda params: method.start(KEY, SPEC, params))(drawn())
     past = extra["queue"]
@@ -291,7 +291,7 @@ def test_no_device_ever_holds_the_queue_whole(trained):
     assert hlo.most_moved(compiled.as_text()) < 8192 * 32 / 8
 
 
-def test_a_restored_state_continues_as_the_one_that_was_saved(trained, tmp_path):
+def test_a_restored_state_continues_as_the_saved_one(trained, tmp_path):
     shapes, state, batches, compiled = trained
     with Checkpoints(str(tmp_path), config={}, every=1) as saved:
         for i, batch in enumerate(batches):

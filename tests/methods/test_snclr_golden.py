@@ -15,7 +15,7 @@ from vtp_jax.objectives import neighbours
 from vtp_jax.objectives.contrastive import normalise
 
 
-def test_a_step():
+def test_a_step_has_the_official_numbers():
     golden = goldens.snclr()
     out, case = golden.run(), golden.case
     goldens.check_losses(golden, out)

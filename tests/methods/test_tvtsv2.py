@@ -132,7 +132,7 @@ def test_one_text_leaves_nothing_to_sort():
     assert out.metrics.keys() == many.keys()  # sources that take turns give the same names
 
 
-def test_losses_at_chance():
+def test_zeroed_heads_give_losses_at_chance():
     """No head: each turn as likely as another. No projection: every pair as near as another."""
     params = stirred()
     zero = {n: jnp.zeros_like(x) for n, x in tree.flatten(params).items()}
@@ -161,7 +161,7 @@ def test_the_sorter_has_no_positions():
     assert np.abs(np.diff(turns, axis=1)).min() > 1e-4
 
 
-def test_sorting_does_not_teach_the_text_tower():
+def test_sorting_has_no_gradient_to_the_text_tower():
     grads = numbers(example(), vtc=0.0)[2]
     norms = {k: float(jnp.abs(g).max()) for k, g in tree.flatten(grads).items()}
     assert max(v for k, v in norms.items() if k.startswith("text/")) == 0
@@ -197,7 +197,7 @@ def test_clips_in_order_are_one_longer_clip():
         assert bool((encode(other, joined) == whole).all()) == same
 
 
-def test_texts_of_a_video_are_its_mean_and_one_has_tokens():
+def test_several_texts_encode_to_their_mean_and_a_single_one_has_tokens():
     batch, encode = example(), jax.jit(build_small()[0].encode["text"])
     texts = {k: batch[k] for k in ("text", "text_mask")}
     rows = {k: x.reshape(B * K, L) for k, x in texts.items()}
@@ -224,7 +224,7 @@ def test_texts_are_averaged_in_fp32_in_training_as_in_evaluation():
     assert a.dtype == jnp.float32 and a == b
 
 
-def test_crops_of_one_clip_are_no_parts_of_a_video():
+def test_crops_of_one_clip_are_not_parts_of_a_video():
     """Neither of the first source, whose spec init gets, nor of one that alternates with it."""
     batch = example()
     crops = {**batch, **{k: batch[k][:, 0] for k in ("text", "text_mask")}}
@@ -276,7 +276,7 @@ def test_attention_over_time_adds_nothing_at_first_and_one_start_is_a_saddle(tim
         assert learns > 1e-3 if time_init == "zero" else learns < 1e-12
 
 
-def test_rates_are_the_codes_and_the_last_quarter_of_the_text_tower_moves():
+def test_rates_are_the_official_ones_and_of_the_text_tower_the_last_quarter_trains():
     method, params = build_small()
     rates = shipped.module("tvtsv2/pretrain_yt_webvid").rates(4)
     found = tree.flatten(optim.settings(rates, params))
@@ -348,7 +348,7 @@ def test_it_starts_as_clip(tmp_path):
 
 
 @pytest.mark.slow(reason="compiles two steps")
-def test_a_run_that_stopped_resumes_as_if_it_had_not():
+def test_a_stopped_run_resumes_exactly():
     """Sources that take turns and texts in order included: state and place tell all."""
     source = dict(clips=8, side=16, frames=8)
     also = dict(captions=dict(train=source, video=dict(frames=8, stride=1)))

@@ -7,7 +7,7 @@ from tests import goldens
 from tests.goldens import check_output
 
 
-def test_a_step():
+def test_a_step_has_the_official_numbers():
     golden = goldens.tvtsv2("four")
     out = golden.run()
     goldens.check_losses(golden, out)
@@ -17,7 +17,7 @@ def test_a_step():
 
 
 @pytest.mark.parametrize("kind", ["one", "patches"])
-def test_other_outputs(kind):
+def test_other_outputs_have_the_official_numbers(kind):
     """WebVid's rows, a caption and nothing to sort; and H/14's code."""
     golden = goldens.tvtsv2(kind)
     out = golden.run(grads=False)

@@ -68,7 +68,7 @@ def both_papers():
         (dict(size="B", ratio=0.75), 224, (392, 1176, 1176)),  # UCF101
     ],
 )
-def test_tokens_seen_asked_for_and_scored(recipe, side, counts):
+def test_counts_of_visible_predicted_and_scored_tokens_are_the_papers(recipe, side, counts):
     """Sheets of the two papers, section 10. The decoder reads the first two together: 944 for B."""
     both = Both(*videomae.build(**recipe))
     draws = draw(both, jax.ShapeDtypeStruct((16, 16, side, side, 3), jnp.uint8))
@@ -82,7 +82,7 @@ def test_tokens_seen_asked_for_and_scored(recipe, side, counts):
 
 
 @both_papers()
-def test_what_is_asked_for_has_a_target_of_its_own_cube(ratio):
+def test_each_predicted_cube_has_its_own_target(ratio):
     _, params, both = build(decoder_ratio=ratio)
     batch = example()
     draws = draw(both, batch["video"])
@@ -126,7 +126,7 @@ def test_hidden_pixels_reach_no_prediction_and_unscored_cubes_no_gradient(ratio)
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (grads, grads2)), strict=True))
 
 
-def test_places_that_the_encoder_saw_are_not_scored():
+def test_visible_cubes_are_not_scored():
     """They are asked for, and what is predicted there changes nothing."""
     _, params, both = build(decoder_ratio=0.5)
     batch = example()
@@ -140,7 +140,7 @@ def test_places_that_the_encoder_saw_are_not_scored():
     assert error(predicted, target, where).count == draws.scored.sum() * target.shape[-1]
 
 
-def test_views_are_rows_with_masks_of_their_own():
+def test_views_are_rows_with_their_own_masks():
     method, params, both = build(decoder_ratio=0.5)
     batch = example(views=(4,))
     rows = dict(
@@ -165,7 +165,7 @@ def test_visible_tokens_are_a_set():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_key_decides_all_randomness():
+def test_the_key_determines_all_randomness():
     method, params, _ = build(drop_path=0.3)
     still, tokens = build()[0], build(mask="tokens")[0]
 
@@ -178,7 +178,7 @@ def test_a_key_decides_all_randomness():
     assert values(still, 3)[0] not in (a, values(tokens, 3)[0])  # drop path is on; masks differ
 
 
-def test_what_encodes_a_video():
+def test_encoding_is_row_by_row_and_needs_the_encoder_alone():
     method, params, _ = build()
     encode, batch = jax.jit(method.encode["video"]), example()
     whole = encode(params, {}, batch)
@@ -220,7 +220,7 @@ def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked(ratio):
         (dict(cube=(2, 32, 32), ratio=0.0, decoder_ratio=0.5), "do not tile a grid of 1 x 1"),
     ],
 )
-def test_wrong_recipes_are_named(wrong, told):
+def test_wrong_recipes_are_reported(wrong, told):
     with pytest.raises(UserError, match=told):
         method, params, _ = build(**wrong)
         jax.eval_shape(method.loss, params, {}, example(), KEY, STEP)

@@ -19,7 +19,7 @@ NAMES = ("videomae", "videomae_v2")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_of_pretraining(name):
+def test_a_step_of_pretraining_has_the_official_numbers(name):
     golden = goldens.videomae(name)
     out, inputs = golden.run(), golden.inputs
     asked = ~inputs["decode_mask"] if "decode_mask" in inputs else inputs["mask"]
@@ -54,7 +54,7 @@ def test_parameters_of_the_published_models(name, recipe):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_of_the_classifier(name):
+def test_a_step_of_the_classifier_has_the_official_numbers(name):
     golden = goldens.videomae_finetune(name)
     clean = goldens.normalised(goldens.unit_video(golden.case))
     out = golden._replace(inputs={**golden.inputs, "video": clean}).run(grads=False)

@@ -21,7 +21,7 @@ MASK, CAUSAL = (jnp.asarray(x) for x in (SEEN, SEEN[:, None] & np.tri(6, dtype=b
 
 
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_one_head_at_a_time_is_the_plain_one_and_its_gradients(mask):
+def test_one_head_at_a_time_has_the_plain_values_and_gradients(mask):
     def loss(q, k, v, kernel):
         return jnp.sum(jnp.sin(attend(q, k, v, mask, kernel=kernel)))
 
@@ -41,7 +41,7 @@ def test_softmax_is_fp32_where_products_are_bf16():
         assert exps and all("f32[" in e and "bf16" not in e for e in exps)
 
 
-def test_many_pairs_are_not_stored_for_the_backward_pass():
+def test_large_attention_matrices_are_not_stored_for_the_backward_pass():
     """Of 1024 x 1024 pairs, 6 heads at that."""
     q = jax.ShapeDtypeStruct((1, 1024, 6, 4), jnp.float32)
 
@@ -56,7 +56,7 @@ def test_many_pairs_are_not_stored_for_the_backward_pass():
     assert kept("xla") >= 6 * pairs and kept("auto") == kept("heads") < 6 * pairs
 
 
-def test_the_kernel_is_what_platform_shapes_and_mesh_allow():
+def test_the_kernel_is_chosen_by_platform_shapes_and_mesh():
     def chosen(kind, platform, n, dtype=jnp.bfloat16, mask=None, drop=None, ways=1):
         device = jax.sharding.AbstractDevice(kind, None, platform)
         types = (AxisType.Auto,)
@@ -77,20 +77,20 @@ def test_the_kernel_is_what_platform_shapes_and_mesh_allow():
     assert chosen(*tpu, 1568, mask=by_query) == chosen(*cpu, 1568, drop=lambda w: w) == "xla"
 
 
-def test_a_kernel_that_nobody_knows_is_told():
+def test_an_unknown_kernel_is_rejected():
     with pytest.raises(UserError, match="attention='fast'; known: auto, xla, heads, cudnn, flash"):
         attend(Q, K, V, kernel="fast")
     with pytest.raises(UserError, match="'heads' takes masks of keys"):
         attend(Q, K, V, jnp.ones((2, 6, 6), bool), kernel="heads")
 
 
-def test_tokens_are_filled_up_to_whole_tiles():
+def test_tokens_are_padded_to_whole_tiles():
     assert attention.fill(Q).shape == (2, 128, 3, 8) and not attention.fill(Q)[:, 6:].any()
     assert attention.fill(MASK, 3).shape == (2, 6)
 
 
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_the_kernel_for_tpus_interpreted(mask):
+def test_the_interpreted_tpu_kernel_has_the_plain_values_and_gradients(mask):
     """Tokens that fill no tile, keys that are masked: values and gradients."""
 
     def loss(q, k, v, kernel):
@@ -104,7 +104,7 @@ def test_the_kernel_for_tpus_interpreted(mask):
 
 
 @pytest.mark.parametrize("mask", [None, MASK, CAUSAL])
-def test_a_mesh_splits_what_its_compiler_cannot(mask):
+def test_attention_split_by_hand_over_a_mesh_is_the_plain_one(mask):
     """Rows, queries and heads (of which there are three, which two devices do not divide)."""
 
     def loss(q, k, v, heads, mesh):

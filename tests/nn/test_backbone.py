@@ -54,7 +54,7 @@ def given(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_video_has_a_token_for_each_place_of_its_grid(name):
+def test_a_video_has_one_token_for_each_position_of_its_grid(name):
     see, first, grid = given(name)
     raw, index = see(video(), False)
     assert grid == GRID and first == (name != "mae")
@@ -62,7 +62,7 @@ def test_a_video_has_a_token_for_each_place_of_its_grid(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_hidden_cubes_are_read_by_no_token_and_visible_ones_keep_their_places(name):
+def test_no_token_reads_hidden_cubes_and_visible_ones_keep_their_positions(name):
     see, first, _ = given(name)
     hide, clip = tubes(), video()
     raw, index = see(clip, True, hide)
@@ -77,13 +77,13 @@ def test_hidden_cubes_are_read_by_no_token_and_visible_ones_keep_their_places(na
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_hiding_nothing_is_seeing_all(name):
+def test_hiding_no_cube_changes_nothing(name):
     see, _, _ = given(name)
     none = masking.tubes(KEY, 2, GRID, 0.0)
     np.testing.assert_allclose(see(video(), True, none)[0], see(video(), False)[0], atol=1e-5)
 
 
-def test_frames_one_by_one_are_images_put_in_order():
+def test_frames_one_by_one_are_images_in_order():
     net = vit.ViT(SIZE, 6, (1, 4, 4), **STATISTICS)
     clip = video()
     params = jax.tree.map(jnp.asarray, fill(lambda: net.init(KEY, clip[:, :1], method="see")))

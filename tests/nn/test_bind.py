@@ -19,7 +19,7 @@ class Toy(nn.Module):
         return self.first(x)
 
 
-def test_dropout_acts_with_a_key_only_and_dropped_parts_are_seen():
+def test_dropout_needs_a_key_and_dropped_parts_are_detected():
     net, x = Toy(), jnp.ones((1, 2))
     key = jax.random.key(0)
     params = net.init(key, x, method="both")["params"]

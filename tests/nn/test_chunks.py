@@ -14,7 +14,7 @@ W, X = (jnp.asarray(RNG.standard_normal((n, 4)), jnp.float32) for n in (4, 12))
 ALL = jnp.asarray(np.ones(12, bool))
 
 
-def test_contrast_of_rows_that_were_made_in_chunks_has_exact_gradients():
+def test_contrast_of_rows_encoded_in_chunks_has_exact_gradients():
     def loss(w, x, n):
         def encode(rng, rows):
             return dict(a=jnp.tanh(rows["x"] @ w), b=jnp.tanh(rows["x"] @ w.T))
@@ -26,7 +26,7 @@ def test_contrast_of_rows_that_were_made_in_chunks_has_exact_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parts)
 
 
-def test_each_chunk_has_its_own_key_and_rows_keep_their_places():
+def test_each_chunk_has_its_own_key_and_rows_keep_their_order():
     def f(rng, x):
         return x, jnp.broadcast_to(jax.random.key_data(rng), (len(x), 2))
 
@@ -36,7 +36,7 @@ def test_each_chunk_has_its_own_key_and_rows_keep_their_places():
     assert len(found) == 3 and (keys[::3] == keys[0]).all()
 
 
-def test_activations_of_one_chunk_are_held_at_a_time():
+def test_only_one_chunks_activations_are_held_at_a_time():
     def peak(n):
         def loss(w, x):
             def deep(rng, x):
@@ -52,6 +52,6 @@ def test_activations_of_one_chunk_are_held_at_a_time():
     assert peak(8) < 0.5 * peak(1)
 
 
-def test_chunks_that_do_not_divide_the_rows_are_told():
+def test_chunks_that_do_not_divide_the_rows_are_rejected():
     with pytest.raises(UserError, match="12 rows does not divide into chunks=5"):
         in_chunks(lambda rng, x: x, 5)(None, X)

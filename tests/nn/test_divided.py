@@ -72,7 +72,7 @@ def official():
     return rules.to_ours(official_rules(), theirs)
 
 
-def test_tokens_and_gradients_are_timesformers(official):
+def test_tokens_and_gradients_equal_timesformers(official):
     draw = np.random.RandomState(5)
     with jax.enable_x64(True):
         model = net(dtype=jnp.float64)
@@ -112,7 +112,7 @@ def without_time(params):
     return tree.replace(params, {k: 0 * flat[k] for k in zero})
 
 
-def test_a_shorter_clip_has_the_first_rows_of_the_time_table(made):
+def test_a_shorter_clip_uses_the_first_rows_of_the_time_table(made):
     params, encode = made
     cut = {**params, "time_position": params["time_position"][:2]}
     short = np.float32(clip(2))
@@ -122,7 +122,7 @@ def test_a_shorter_clip_has_the_first_rows_of_the_time_table(made):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_without_time_a_block_sees_pictures_and_the_class_token_their_mean(made):
+def test_without_time_frames_are_images_and_the_class_token_is_their_mean(made):
     """One block and no mlp: each frame's tokens are its picture's, the class token is the mean of
     the pictures'."""
     params, _ = made
@@ -141,7 +141,7 @@ def test_without_time_a_block_sees_pictures_and_the_class_token_their_mean(made)
     np.testing.assert_allclose(tokens[:, 1:], others, atol=1e-5)
 
 
-def test_the_order_of_frames_is_known_from_the_time_table_alone(made):
+def test_the_order_of_frames_comes_from_the_time_table_alone(made):
     params, encode = made
     video, order = np.float32(clip()), np.array([2, 0, 3, 1])
     table = params["time_position"]
@@ -182,7 +182,7 @@ def dropped():
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_a_branch_is_dropped_for_a_whole_row_or_counts_for_those_dropped(dropped, branch):
+def test_a_branch_is_dropped_for_whole_rows_and_rescaled_for_the_others(dropped, branch):
     plain, trained = (np.asarray(x) for x in dropped(branch))
     kept = trained.any(axis=(1, 2))
     assert np.abs(plain).max(axis=(1, 2)).min() > 1e-2 and 0 < kept.sum() < 32
@@ -190,7 +190,7 @@ def test_a_branch_is_dropped_for_a_whole_row_or_counts_for_those_dropped(dropped
     np.testing.assert_allclose(trained, expected, atol=1e-4)
 
 
-def test_drop_path_rises_from_nothing_at_the_first_block():
+def test_drop_path_rises_from_0_at_the_first_block():
     """At 1 for the last of two blocks, two blocks are the first one alone, whatever the key."""
     draw = np.random.default_rng(0).standard_normal
     tokens = (jnp.float32(draw((2, 16))), jnp.float32(draw((2, 3, 4, 16))))

@@ -30,7 +30,7 @@ def test_join_undoes_cut():
     assert (embed.join(embed.cut(video, (2, 3, 2)), grid, (2, 3, 2)) == video).all()
 
 
-def test_a_video_that_does_not_divide_is_refused():
+def test_a_video_that_does_not_divide_into_cubes_is_rejected():
     with pytest.raises(UserError, match="15x32x32 .* does not divide into cubes of 2x16x16"):
         embed.grid_of((1, 15, 32, 32, 3), (2, 16, 16))
 
@@ -60,7 +60,7 @@ def test_cube_embed_is_the_strided_convolution():
     assert 0.95 * bound < jnp.abs(kernel).max() <= bound and jnp.abs(bias).max() <= bound
 
 
-def test_standardise_and_to_unit():
+def test_pixels_are_scaled_to_1_and_standardised_by_channel():
     video = jnp.full((1, 2, 2, 2, 3), 255, jnp.uint8)
     x = embed.standardise(
         embed.to_unit(embed.cut(video, (2, 2, 2))), (0.5, 0.4, 0.3), (0.1, 0.2, 0.5)
@@ -80,7 +80,7 @@ def test_word_embed_gives_the_padding_word_no_gradient():
     assert not grad["position"][5:].any() and not grad["type"][1].any()
 
 
-def test_word_embed_drops_out_with_a_key_only():
+def test_word_embed_drops_out_only_with_a_key():
     module = embed.WordEmbed(10, 64)
     ids = jnp.array([[2, 5, 3]])
     params = module.init(KEY, ids)
@@ -92,6 +92,6 @@ def test_word_embed_drops_out_with_a_key_only():
     np.testing.assert_allclose(a[a != 0], (still / 0.9)[a != 0], rtol=1e-5)
 
 
-def test_texts_longer_than_the_position_table_are_refused():
+def test_texts_longer_than_the_position_table_are_rejected():
     with pytest.raises(UserError, match="9 tokens; the table has 8"):
         embed.WordEmbed(10, 8, length=8).init(KEY, jnp.zeros((1, 9), jnp.int32))

@@ -22,7 +22,7 @@ def made():
     return net, jax.tree.map(jnp.asarray, fill(net.init, KEY, IDS, MASK, SEEN))["params"]
 
 
-def test_without_other_tokens_its_halves_are_bert_cut_in_two(made):
+def test_without_other_tokens_the_two_halves_equal_bert(made):
     net, params = made
     bert = text.Bert(SIZE, vocab_size=10, length=8)
     whole = fill(bert.init, KEY, IDS)["params"]
@@ -44,7 +44,7 @@ def test_only_the_second_half_attends_to_other_tokens(made):
     assert np.abs(run(SEEN) - run(SEEN + 1)).min(axis=(1, 2)).max() > 0
 
 
-def test_both_halves_have_blocks():
+def test_a_half_without_blocks_is_rejected():
     for wrong in (0, 3):
         with pytest.raises(UserError, match=f"fusion={wrong} of 3 blocks: both halves have some"):
             fusion.SplitBert(SIZE, fusion=wrong).init(KEY, IDS)

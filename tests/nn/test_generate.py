@@ -89,7 +89,7 @@ PROMPTS = st.lists(
 
 
 @given(seed=st.integers(0, 10**6), prompts=PROMPTS)
-def test_greedy_takes_the_likeliest_at_every_place(seed, prompts):
+def test_greedy_takes_the_most_likely_token_at_every_position(seed, prompts):
     weights = make_weights(seed)
     said = greedy(weights, *begin(weights, prompts))
     for i, prompt in enumerate(prompts):
@@ -113,7 +113,7 @@ def test_with_enough_beams_the_search_is_exhaustive(seed, prompts, penalty):
 
 
 @given(seed=st.integers(0, 10**6), prompts=PROMPTS, beams=st.integers(1, 4))
-def test_few_beams_find_what_a_search_by_hand_finds(seed, prompts, beams):
+def test_few_beams_find_what_a_plain_beam_search_finds(seed, prompts, beams):
     weights = make_weights(seed)
     said = beam(weights, *begin(weights, prompts), beams=beams)
     for i, prompt in enumerate(prompts):
@@ -130,7 +130,7 @@ def test_few_beams_find_what_a_search_by_hand_finds(seed, prompts, beams):
         assert float(said.score[i]) == pytest.approx(best, abs=1e-4)
 
 
-def test_a_row_depends_on_itself_alone_and_layers_may_come_before_rows():
+def test_a_row_depends_on_itself_alone_and_rows_may_be_any_axis_of_the_cache():
     weights = make_weights(5)
     cache, ids, start = begin(weights, [(2,), (3, 2), (2, 3, 3)])
 

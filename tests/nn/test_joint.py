@@ -31,7 +31,7 @@ def encoded(mask, video=None, text=None):
     return np.asarray(run(joint.join(video, text), mask(K, words)))
 
 
-def test_apart_is_each_kind_encoded_by_itself():
+def test_apart_encodes_each_modality_alone():
     run, video, text, words = given()
     found = encoded(joint.apart)
     np.testing.assert_allclose(found[:, :K], run(video, None), atol=1e-5)
@@ -40,21 +40,21 @@ def test_apart_is_each_kind_encoded_by_itself():
 
 
 @pytest.mark.parametrize("mask", [joint.together, joint.apart, joint.prefix])
-def test_padding_changes_no_token_that_is_real(mask):
+def test_padding_changes_no_real_token(mask):
     _, _, text, words = given()
     real = np.asarray(joint.real(K, words))
     other = jnp.where(words[..., None], text, 9.0)
     np.testing.assert_array_equal(encoded(mask)[real], encoded(mask, text=other)[real])
 
 
-def test_together_every_token_depends_on_both_kinds():
+def test_together_every_token_depends_on_both_modalities():
     _, video, text, _ = given()
     a = encoded(joint.together)
     assert (a != encoded(joint.together, video=-video)).any(axis=-1).all()
     assert (a != encoded(joint.together, text=-text)).any(axis=-1)[1].all()
 
 
-def test_prefix_is_causal_in_the_text_and_shows_the_video_no_text():
+def test_prefix_is_causal_in_the_text_and_hides_text_from_the_video():
     _, video, text, _ = given()
     a = encoded(joint.prefix)
     for j in range(L):
@@ -64,7 +64,7 @@ def test_prefix_is_causal_in_the_text_and_shows_the_video_no_text():
     assert (a != encoded(joint.prefix, video=-video)).any(axis=-1).all()
 
 
-def test_passes_in_one_batch_are_passes_one_by_one():
+def test_passes_in_one_batch_equal_separate_passes():
     run, video, text, words = given()
     passes = {
         "pair": (video, text, joint.together(K, words)),

@@ -10,7 +10,7 @@ X = jnp.asarray(3 + 2 * np.random.default_rng(0).standard_normal((7, 5)), jnp.fl
 WHERE = jnp.asarray(np.array([True, False, True, True, True, False, True]))
 
 
-def test_statistics_are_those_of_the_rows_that_count():
+def test_statistics_are_those_of_the_valid_rows():
     y = norm.batch_norm(X, WHERE)
     kept = np.asarray(y)[np.asarray(WHERE)]
     np.testing.assert_allclose(kept.mean(axis=0), 0, atol=1e-6)
@@ -20,13 +20,13 @@ def test_statistics_are_those_of_the_rows_that_count():
     np.testing.assert_array_equal(np.asarray(other)[np.asarray(WHERE)], kept)
 
 
-def test_it_has_a_finite_gradient_where_nothing_varies_and_nothing_counts():
+def test_gradients_are_finite_where_nothing_varies_and_where_no_row_is_valid():
     for where in (jnp.ones(7, bool), jnp.zeros(7, bool)):
         grad = jax.grad(lambda x, w=where: (norm.batch_norm(x, w) ** 2).sum())(jnp.ones((7, 5)))
         assert np.isfinite(grad).all()
 
 
-def test_computes_in_fp32_and_has_a_scale_and_a_bias():
+def test_it_computes_in_fp32_and_has_a_scale_and_a_bias():
     module = norm.BatchNorm()
     x = X.astype(jnp.bfloat16)
     params = module.init(jax.random.key(0), x, WHERE)

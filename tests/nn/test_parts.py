@@ -28,7 +28,7 @@ def given():
     return stack, params, x, np.asarray(jax.jit(stack.apply)(params, x, jnp.array(MASK)))
 
 
-def test_parts_one_after_the_other_are_the_whole():
+def test_parts_in_sequence_equal_the_whole():
     stack, params, x, whole = given()
 
     @jax.jit
@@ -49,7 +49,7 @@ def test_parts_one_after_the_other_are_the_whole():
     )
 
 
-def test_attention_weights_are_softmax_of_the_layers_own_products():
+def test_attention_weights_are_the_softmax_of_the_layers_own_products():
     stack, params, x, _ = given()
     weigh = jax.jit(lambda p: stack.apply(p, x, 0, 1, jnp.array(MASK), method="part_weighed")[1])
     weights = np.asarray(weigh(params), np.float64)[0]
@@ -67,7 +67,7 @@ def test_attention_weights_are_softmax_of_the_layers_own_products():
     np.testing.assert_allclose(weights, plain, atol=1e-5)
 
 
-def test_tokens_dropped_between_parts_are_tokens_that_later_layers_cannot_attend_to():
+def test_dropping_tokens_between_parts_equals_masking_them_in_later_layers():
     stack, params, x, whole = given()
 
     @jax.jit
@@ -87,7 +87,7 @@ def test_tokens_dropped_between_parts_are_tokens_that_later_layers_cannot_attend
         assert row[keep].min() >= np.delete(row, keep).max()
 
 
-def test_received_attention_is_summed_over_the_queries_that_count():
+def test_received_attention_is_summed_over_the_given_queries():
     weights = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 3, 4, 5)), jnp.float32)
     wanted = np.asarray(weights).mean(axis=1)
     np.testing.assert_allclose(received(weights), wanted.sum(axis=1), rtol=1e-5)
@@ -95,6 +95,6 @@ def test_received_attention_is_summed_over_the_queries_that_count():
     np.testing.assert_allclose(received(weights, first), wanted[:, 0], rtol=1e-5)
 
 
-def test_a_policy_that_does_not_exist_is_an_error():
+def test_an_unknown_policy_is_an_error():
     with pytest.raises(UserError, match="method.remat='nothing'; known: the names in jax"):
         rematerialised(Block, "nothing", 1)

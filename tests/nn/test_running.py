@@ -51,7 +51,7 @@ def compiled():
     return learn, read
 
 
-def test_training_normalises_by_the_batch_and_moves_the_statistics(variables):
+def test_training_normalises_by_the_batch_and_updates_the_statistics(variables):
     learn, read = compiled()
     params, stats = variables["params"], running.init(variables)
     mean, variance = np.zeros(3), np.ones(3)
@@ -70,7 +70,7 @@ def test_training_normalises_by_the_batch_and_moves_the_statistics(variables):
     np.testing.assert_allclose(read(params, stats, one), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_that_are_not_valid_and_batches_without_any_move_nothing(variables):
+def test_invalid_rows_and_batches_without_valid_rows_update_nothing(variables):
     learn, _ = compiled()
     params, stats = variables["params"], running.init(variables)
     one = batch()

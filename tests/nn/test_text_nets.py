@@ -41,14 +41,14 @@ def bert():
     return net, jax.tree.map(jnp.asarray, fill(net.init, KEY, IDS))
 
 
-def test_no_token_of_clip_sees_what_follows_it():
+def test_no_token_of_clip_attends_to_later_ones():
     net, params = clip()
     encode = jax.jit(lambda ids: net.apply(params, ids, method="encode"))
     a, b = np.asarray(encode(IDS)), np.asarray(encode(but(slice(3, None), [4, 7, 1])))
     assert (a[:, :3] == b[:, :3]).all() and not (a[:, 3:] == b[:, 3:]).all(axis=(1, 2)).any()
 
 
-def test_clip_pools_the_end_of_the_text_however_much_padding_follows():
+def test_clip_pools_the_end_token_whatever_padding_follows():
     net, params = clip()
     run, ids = called(net), np.asarray(IDS)
     whole = np.asarray(run(params, ids))
@@ -76,7 +76,7 @@ def test_every_parameter_is_used(make):
     assert all(g.any() for g in found.values()), [n for n, g in found.items() if not g.any()]
 
 
-def test_bert_reads_both_ways_but_not_behind_its_mask():
+def test_bert_attends_in_both_directions_but_to_no_masked_word():
     net, params = bert()
     run = jax.jit(lambda ids, mask: net.apply(params, ids, mask, method="encode"))
 
@@ -92,7 +92,7 @@ def test_bert_reads_both_ways_but_not_behind_its_mask():
     assert (encode(IDS, causal)[:, :3] == encode(late, causal)[:, :3]).all()
 
 
-def test_bert_drops_out_with_a_key_only():
+def test_bert_drops_out_only_with_a_key():
     net, params = bert()
     never = text.Bert(SIZE, vocab_size=10, length=8, dropout=0.0)
     a, b = (np.asarray(called(x)(params, IDS)) for x in (net, never))
@@ -101,7 +101,7 @@ def test_bert_drops_out_with_a_key_only():
     assert not (np.asarray(run(KEY)) == np.asarray(run(jax.random.key(1)))).any()
 
 
-def test_bert_gets_parameters_for_other_tokens_from_an_init_that_has_some():
+def test_bert_has_cross_attention_parameters_if_init_is_given_other_tokens():
     net, params = bert()
     other = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 24)), jnp.float32)
     wider = fill(net.init, KEY, IDS, None, other)
@@ -121,13 +121,13 @@ def test_bert_gets_parameters_for_other_tokens_from_an_init_that_has_some():
     assert (a == b).all()
 
 
-def test_texts_longer_than_the_position_table_are_refused():
+def test_texts_longer_than_the_position_table_are_rejected():
     net, _ = clip()
     with pytest.raises(UserError, match="7 tokens; the table has 6"):
         net.init(KEY, jnp.zeros((1, 7), jnp.int32))
 
 
-def test_published_numbers_of_parameters():
+def test_parameter_counts_are_the_published_ones():
     """BERT-base, and CLIP's text tower for B/16: of its 149,620,737 those that are not the image
     tower's 86,192,640 nor the scale."""
     ids = jax.ShapeDtypeStruct((1, 77), jnp.int32)

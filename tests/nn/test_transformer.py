@@ -44,7 +44,7 @@ def test_attend_is_softmax_attention():
     np.testing.assert_allclose(jax.jit(attend)(q, k, v, mask), expected, atol=2e-6)
 
 
-def test_what_stands_behind_a_mask_changes_nothing():
+def test_masked_tokens_change_nothing():
     module, mask = Stack(SIZE), np.array([[True] * 5 + [False] * 2] * 2)
     params, run = fill(module.init, KEY, X), jax.jit(module.apply)
     y, other = (np.asarray(run(params, x, mask)) for x in (X, but(X, slice(5, None), 1e3)))
@@ -67,7 +67,7 @@ def gradients(module):
     "change",
     [dict(unroll=3), dict(remat="nothing_saveable"), dict(remat="dots_saveable", unroll=2)],
 )
-def test_unrolling_and_rematerialising_keep_parameters_and_numbers(change):
+def test_unrolling_and_remat_change_neither_parameters_nor_numbers(change):
     plain, other = Stack(SIZE), Stack(SIZE, **change)
     a, b = (jax.eval_shape(m.init, KEY, X) for m in (plain, other))
     assert jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
@@ -78,7 +78,7 @@ def test_unrolling_and_rematerialising_keep_parameters_and_numbers(change):
 
 
 @pytest.mark.parametrize("depth, change", [(1, {}), (3, dict(remat="nothing_saveable"))])
-def test_a_stack_of_which_some_tokens_are_read_gives_their_numbers_and_gradients(depth, change):
+def test_a_stack_asked_for_some_tokens_has_their_numbers_and_gradients(depth, change):
     module, mask = (
         Stack(sizes.Size(32, depth, 2, 48), **change),
         jnp.array([[True] * 6 + [False]] * 2),
@@ -97,7 +97,7 @@ def test_a_stack_of_which_some_tokens_are_read_gives_their_numbers_and_gradients
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), grads, whole)
 
 
-def test_layers_differ_and_start_as_the_reference_draws_them():
+def test_layers_differ_and_are_initialised_as_in_the_reference():
     base = jax.eval_shape(Stack(sizes.Size(768, 2, 12, 3072)).init, KEY, normal(1, 1, 768))
     assert tree.flatten(base)["params/blocks/attn/qkv"].shape == (2, 768, 12, 3, 64)
     assert tree.size(base) == 2 * 7_087_104  # facts 1.9
@@ -111,7 +111,7 @@ def test_layers_differ_and_start_as_the_reference_draws_them():
     assert not params["params/blocks/attn/q_bias"].any()
 
 
-def test_stochastic_depth_acts_with_a_key_only_and_keeps_the_mean():
+def test_stochastic_depth_needs_a_key_and_keeps_the_mean():
     size = sizes.Size(32, 2, 2, 48)
     module, plain = Stack(size, drop_path=0.5), Stack(size)
     params = fill(plain.init, KEY, X)
@@ -144,7 +144,7 @@ def test_softmax_and_norms_run_in_fp32_under_bf16():
 
 
 @pytest.mark.parametrize("style", [BEIT, BERT])
-def test_others_are_attended_to_where_they_are_given_and_only_there(style):
+def test_other_tokens_are_attended_to_only_where_they_are_given(style):
     module = Stack(sizes.Size(32, 2, 2, 48), style=style)
     params = fill(module.init, KEY, X, None, OTHER)
     bare = jax.eval_shape(module.init, KEY, X)["params"]["blocks"]
@@ -161,7 +161,7 @@ def test_others_are_attended_to_where_they_are_given_and_only_there(style):
 
 
 @pytest.mark.parametrize("n", [8, 7])
-def test_tokens_split_over_devices_are_the_same_tokens(n):
+def test_splitting_tokens_over_devices_changes_nothing(n):
     """Values and gradients, with others to attend to and a mask, and 7 tokens on 2 devices."""
     module, mask = Stack(SIZE), jnp.arange(n) < jnp.array([[n], [4]])
     x = normal(2, n, 32)
@@ -181,7 +181,7 @@ def test_tokens_split_over_devices_are_the_same_tokens(n):
     assert hidden and set(hidden) == {"2"}, "the mlp's tokens are not split in four"
 
 
-def test_post_norm_blocks_end_in_their_norm():
+def test_post_norm_blocks_end_with_a_norm():
     module = Stack(SIZE, style=BERT)
     params = fill(module.init, KEY, X)
     norm = params["params"]["blocks"]["norm2"]
@@ -191,7 +191,7 @@ def test_post_norm_blocks_end_in_their_norm():
     np.testing.assert_allclose(y.std(axis=-1), 1, rtol=1e-4)
 
 
-def test_dropout_acts_with_a_key_only_on_branches_and_on_attention_weights():
+def test_dropout_needs_a_key_and_acts_on_branches_and_attention_weights():
     size = sizes.Size(32, 1, 2, 48)
     module, plain = Stack(size, dropout=0.5), Stack(size)
     params = fill(plain.init, KEY, X)
@@ -211,7 +211,7 @@ def test_dropout_acts_with_a_key_only_on_branches_and_on_attention_weights():
     assert 0.4 < (np.round(added) == 0).mean() < 0.65  # branches: half of the channels
 
 
-def test_pool_mean_leaves_out_what_is_masked():
+def test_pool_mean_excludes_masked_tokens():
     x, mean = normal(2, 4, 3), jax.jit(pool.mean)
     y = np.asarray(mean(x, np.array([[True, True, False, False], [False] * 4])))
     np.testing.assert_allclose(y[0], x[0, :2].mean(axis=0), rtol=1e-6)
@@ -220,6 +220,6 @@ def test_pool_mean_leaves_out_what_is_masked():
 
 
 @pytest.mark.parametrize("size", ["XXL", (1, 2, 3), (100, 2, 3, 4)])
-def test_wrong_sizes_are_named(size):
+def test_wrong_sizes_are_reported(size):
     with pytest.raises(UserError, match="method.size"):
         sizes.pick(sizes.ENCODERS, size, "method.size")

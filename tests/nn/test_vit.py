@@ -41,7 +41,7 @@ def build(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_verbs_one_after_the_other_are_the_whole(kind):
+def test_the_verbs_in_sequence_equal_the_whole(kind):
     net, params = build(kind)
 
     def verbs(params):
@@ -55,7 +55,7 @@ def test_the_verbs_one_after_the_other_are_the_whole(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_places_are_carried_by_the_index_alone(kind):
+def test_positions_come_from_the_index_alone(kind):
     """Cubes in another order, with their places: the same tokens in that order."""
     net, params = build(kind)
     order = np.array([[3, 1, 5, 0, 2, 4], [5, 4, 3, 2, 1, 0]])
@@ -72,7 +72,7 @@ def reorder(x: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_is_used_and_of_the_positions_those_that_are_looked_at(kind):
+def test_every_parameter_is_used_and_only_the_positions_that_are_indexed(kind):
     net, params = build(kind)
     keep = jnp.array([[0, 2, 5], [5, 2, 0]])
 
@@ -88,7 +88,7 @@ def test_every_parameter_is_used_and_of_the_positions_those_that_are_looked_at(k
     assert (used == np.isin(np.arange(PLACES), keep)).all()
 
 
-def test_means_leave_out_the_class_token_and_what_is_masked():
+def test_means_exclude_the_class_token_and_masked_tokens():
     net, params = build("mean")
     raw = np.array(normal(2, PLACES + 1, 16))
     mask = np.array([[True] * 4 + [False] * 3] * 2)
@@ -99,7 +99,7 @@ def test_means_leave_out_the_class_token_and_what_is_masked():
     assert (pooled == np.asarray(pool(raw, mask))).all()
 
 
-def test_a_wrong_number_of_cubes_and_an_impossible_pooling_are_refused():
+def test_a_wrong_number_of_cubes_and_an_impossible_pooling_are_rejected():
     net, params = build("vit")
     with pytest.raises(UserError, match="5 cubes; the position table has 6"):
         net.apply(params, CUBES[:, :5])
@@ -108,7 +108,7 @@ def test_a_wrong_number_of_cubes_and_an_impossible_pooling_are_refused():
             vit.ViT(SIZE, PLACES, (1, 4, 4), **wrong).init(KEY, CUBES)
 
 
-def test_the_decoder_reads_places_from_positions_and_hidden_cubes_from_nothing():
+def test_the_decoder_output_depends_on_positions_and_not_on_order():
     decoder = mae.Decoder(sizes.Size(8, 1, 2, 16), PLACES, 48)
     draw = jax.jit(lambda: masking.tokens(KEY, 2, PLACES, 0.5))
     mask = jax.tree.map(np.asarray, draw())
@@ -127,7 +127,7 @@ def count(net, *inputs):
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(net.init, KEY, *inputs)))
 
 
-def test_published_numbers_of_parameters():
+def test_parameter_counts_are_the_published_ones():
     """timm's ViT-B/16 with its 1,000 classes, MAE-B with its decoder of 8 blocks, CLIP's L/14."""
     base, large = sizes.ENCODERS["B"], sizes.ENCODERS["L"]
     cubes = jax.ShapeDtypeStruct((1, 196, 768), jnp.float32)
@@ -146,7 +146,7 @@ def test_published_numbers_of_parameters():
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.integers(0, 2),
 )
-def test_resizing_keeps_the_class_rows_and_constants_and_is_the_identity_on_its_own_grid(
+def test_resizing_keeps_class_rows_and_constants_and_is_the_identity_on_the_same_grid(
     old, new, first
 ):
     rng = np.random.default_rng(0)
@@ -163,7 +163,7 @@ def test_resizing_keeps_the_class_rows_and_constants_and_is_the_identity_on_its_
     np.testing.assert_allclose(turned.swapaxes(0, 1), expected, atol=1e-6)
 
 
-def test_square_tables_are_resized_by_their_rows_alone():
+def test_square_tables_are_resized_given_only_their_numbers_of_rows():
     table = np.random.default_rng(0).standard_normal((1 + 14 * 14, 4))
     expected = resize.grid_positions(table, (14, 14), (7, 7))
     assert (resize.positions(table, 50) == expected).all()
@@ -176,7 +176,7 @@ def test_square_tables_are_resized_by_their_rows_alone():
 
 
 @pytest.mark.parametrize("how", ["mean", "centre"])
-def test_an_inflated_kernel_gives_a_still_what_its_picture_gave(how):
+def test_an_inflated_kernel_maps_a_still_clip_as_the_original_maps_its_image(how):
     picture = np.asarray(normal(1, 1, 8, 8, 3))
     flat, deep = (embed.CubeEmbed(16, (t, 4, 4)) for t in (1, 4))
     params = fill(lambda: flat.init(KEY, embed.cut(jnp.asarray(picture), (1, 4, 4))))["params"]
@@ -193,6 +193,6 @@ def test_an_inflated_kernel_gives_a_still_what_its_picture_gave(how):
     assert np.count_nonzero(kernel.any(axis=(1, 2, 3, 4))) == (4 if how == "mean" else 1)
 
 
-def test_kernels_are_inflated_in_the_ways_there_are():
+def test_an_unknown_way_to_inflate_a_kernel_is_rejected():
     with pytest.raises(UserError, match="'mean' or 'centre', not 'median'"):
         resize.inflate(np.zeros((1, 4, 4, 3, 8)), 2, "median")

@@ -80,7 +80,7 @@ def test_no_device_holds_the_logits_of_all_pairs_forward_or_backward():
     assert largest_array(8) <= max(b * d, b * b / 64)
 
 
-def test_a_batch_that_chunks_do_not_divide_is_told():
+def test_a_batch_that_chunks_do_not_divide_is_rejected():
     with pytest.raises(UserError, match="24 rows does not divide into groups=2 of chunks=5"):
         contrastive.info_nce(
             *jnp.asarray(ROWS, jnp.float32), jnp.ones(B, bool), temperature=0.1, groups=2, chunks=5

@@ -9,7 +9,7 @@ from vtp_jax.objectives import matching
 KEYS = tuple(jax.random.split(jax.random.key(0)))
 
 
-def test_wrong_partners_are_allowed_ones_and_the_likest_in_their_own_direction():
+def test_negatives_are_allowed_and_the_most_similar_in_their_own_direction():
     video_like_text = jnp.array([[9.0, 90, 0], [9, 9, 90], [9, 9, 9]])  # video i, text j
     text_like_video = jnp.array([[9.0, 0, 90], [90, 9, 0], [9, 9, 9]])  # text i, video j
     allowed = jnp.array([[False, True, True], [True, False, True], [False, False, False]])
@@ -18,7 +18,7 @@ def test_wrong_partners_are_allowed_ones_and_the_likest_in_their_own_direction()
     assert wrong.asked.tolist() == [True, True, False]
 
 
-def test_a_third_of_the_pairs_are_right_and_each_wrong_one_has_one_wrong_half():
+def test_a_third_of_the_pairs_are_positive_and_each_negative_has_one_wrong_half():
     wrong = matching.Wrong(jnp.array([1, 2, 0]), jnp.array([2, 0, 1]), jnp.ones(3, bool))
     rows = jnp.arange(3)
     video, text = matching.triples(wrong, dict(seen=rows), (rows, rows + 10))
@@ -27,7 +27,7 @@ def test_a_third_of_the_pairs_are_right_and_each_wrong_one_has_one_wrong_half():
     assert (text[1] == text[0] + 10).all()
 
 
-def test_a_row_without_a_wrong_partner_is_not_asked():
+def test_a_row_without_a_negative_is_not_counted():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((9, 2)), jnp.float32)
     asked = jnp.array([True, False, True])
     loss, right = matching.scored(logits, asked)

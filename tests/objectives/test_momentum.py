@@ -23,7 +23,7 @@ def test_a_twin_has_the_parameters_whose_whole_names_match():
     }
 
 
-def test_a_twin_moves_in_fp32_or_wider_and_only_what_it_has():
+def test_a_twin_is_updated_in_fp32_or_wider_and_in_its_own_parameters_only():
     twin = momentum.twin(params(), "visual/w")
     assert twin["visual"]["w"].dtype == jnp.float32
     new = jax.tree.map(lambda x: 2 * x, params())
@@ -37,7 +37,7 @@ def test_a_twin_moves_in_fp32_or_wider_and_only_what_it_has():
         assert {x.dtype for x in jax.tree.leaves(exact)} == {np.dtype("float64")}
 
 
-def test_distilled_cross_entropy_by_hand_and_without_a_gradient_to_the_twin():
+def test_distilled_cross_entropy_is_as_by_hand_without_a_gradient_to_the_twin():
     draw = np.random.default_rng(0)
     logits, twin = (jnp.asarray(draw.standard_normal((2, 3, 5)), jnp.float32) for _ in range(2))
     target = jnp.array([[0, 4, -1], [2, 2, 1]], jnp.int32)

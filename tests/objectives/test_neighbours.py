@@ -52,7 +52,7 @@ def test_the_nearest_are_those_of_the_largest_cosine():
     np.testing.assert_array_equal(nearest(9 * KEY, ROWS, REAL, K)[0], near)
 
 
-def test_what_is_not_real_is_nobodys_neighbour():
+def test_candidates_that_are_not_real_are_no_neighbours():
     few = np.isin(np.arange(N), [4, 7])
     near, real = nearest(KEY, ROWS, few, K)
     np.testing.assert_array_equal(real, [[True, True, False]] * B)
@@ -76,7 +76,7 @@ def test_groups_search_their_own_rows():
         neighbours.nearest(KEY, ROWS, REAL, 11, groups=2)
 
 
-def test_weights_are_a_distribution_over_the_real_ones():
+def test_weights_are_a_distribution_over_the_real_neighbours():
     weight = positiveness(SUPPORT, *found())
     np.testing.assert_allclose(weight.sum(axis=1), 1, rtol=1e-6)
     e = np.exp(np.einsum("bd,bkd->bk", normalise(SUPPORT), found()[0]))
@@ -97,7 +97,7 @@ def test_weights_are_a_distribution_over_the_real_ones():
 
 
 @pytest.mark.parametrize("weighted", ["outside", "inside"])
-def test_the_loss_against_numpy(weighted):
+def test_the_loss_equals_plain_numpys(weighted):
     candidate, real, weight = (np.asarray(x, np.float64) for x in candidates(*found()))
     query = np.asarray(QUERY, np.float64)
     query /= np.linalg.norm(query, axis=1, keepdims=True)
@@ -120,14 +120,14 @@ def test_with_the_key_alone_it_is_info_nce(weighted):
     np.testing.assert_allclose(loss(*candidates(*none), weighted=weighted), told, rtol=1e-6)
 
 
-def test_equal_logits_give_the_logarithm_of_their_number():
+def test_equal_logits_give_the_log_of_their_number():
     same = np.tile(np.asarray(normalise(KEY))[:1, None], (B, 1 + K, 1))
     _, real, weight = candidates(*found())
     np.testing.assert_allclose(loss(same, real, weight), 2 * np.log(B * (1 + K)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("weighted", ["outside", "inside"])
-def test_rows_that_are_not_valid_bring_no_candidates(weighted):
+def test_invalid_rows_add_no_candidates(weighted):
     where = np.array([True, False, True, True, False, True])
     more = dict(temperature=0.2, weighted=weighted)
 

@@ -48,13 +48,13 @@ def test_info_nce_is_the_mean_over_rows():
     np.testing.assert_allclose(value, oracle(A, B, 0.05), rtol=1e-5)
 
 
-def test_info_nce_in_groups_knows_only_the_group():
+def test_info_nce_in_groups_compares_rows_of_a_group_only():
     value = info_nce(A, B, ALL, temperature=0.1, groups=2).value()
     halves = [oracle(A[i : i + 3], B[i : i + 3], 0.1) for i in (0, 3)]
     np.testing.assert_allclose(value, np.mean(halves), rtol=1e-5)
 
 
-def test_rows_that_are_not_valid_are_nobodys_negative():
+def test_invalid_rows_are_never_negatives():
     valid = np.array([True, False, True, True, False, True])
 
     @jax.jit
@@ -73,7 +73,7 @@ def test_rows_that_are_not_valid_are_nobodys_negative():
         assert np.isfinite(g).all() and not g[~valid].any() and g[valid].any()
 
 
-def test_cross_entropy_counts_what_is_asked():
+def test_cross_entropy_counts_the_entries_in_its_mask():
     logits = normal(2, 3, 7)
     target = np.array([[1, 2, -100], [6, -100, 0]])
     asked = target >= 0
@@ -176,7 +176,7 @@ def test_squared_error_counts_valid_rows(valid):
     np.testing.assert_allclose(value, np.mean((np.asarray(p) - t)[rows] ** 2), rtol=1e-5)
 
 
-def test_squared_error_counts_the_cubes_that_are_asked_for():
+def test_squared_error_counts_the_cubes_in_its_mask():
     p, t = normal(2, 2, 3, 4)
     where = np.array([[True, False, True], [False, False, True]])
     mean = squared_error(p, t, where)
@@ -191,7 +191,7 @@ def test_smoothed_cross_entropy_is_that_of_smoothed_targets():
     np.testing.assert_allclose(value, soft, rtol=1e-5)
 
 
-def test_contrast_with_a_twin_and_the_past_by_hand():
+def test_contrast_with_a_twin_and_a_queue_is_as_computed_by_hand():
     """Of rows 0 to 3, 0 and 1 have one name, and so has place 2 of the queue; place 1 is empty."""
     draw = np.random.default_rng(0)
     mine, twin = draw.standard_normal((2, 2, 4, 5))
@@ -224,7 +224,7 @@ def products(jaxpr):
             yield from products(inner)
 
 
-def test_cosines_are_made_in_full_precision_forward_and_backward():
+def test_cosines_are_computed_in_full_precision_forward_and_backward():
     """Accelerators make fp32 products of TF32 or bf16 unless told otherwise."""
     name, real, square = jnp.arange(6), jnp.ones(6, bool), jnp.ones((6, 6), bool)
     some, past, near = dict(temperature=0.05), jnp.asarray(B), jnp.stack([A, B], axis=1)

@@ -24,7 +24,7 @@ def rows(start, b):
 
 @settings(max_examples=10)
 @given(st.integers(1, 5), st.lists(st.lists(st.booleans(), min_size=1, max_size=5), max_size=5))
-def test_it_is_a_list_of_the_last_rows(size, batches):
+def test_a_queue_is_a_list_of_the_last_rows(size, batches):
     kept, seen, q = [], 1, queue.init(size, **COLUMNS)
     for valid in (v[:size] for v in batches):
         new = rows(seen, len(valid))
@@ -42,7 +42,7 @@ def test_it_is_a_list_of_the_last_rows(size, batches):
     assert int(q["real"].sum()) == sum(v for _, v in kept)
 
 
-def test_what_is_not_valid_leaves_no_trace():
+def test_invalid_rows_are_stored_as_zeros_that_are_not_real():
     new = rows(5, 3)
     bad = dict(new, feature=new["feature"].at[1].set(jnp.nan))
     q = queue.push(queue.init(4, **COLUMNS), bad, jnp.array([True, False, True]))
@@ -50,7 +50,7 @@ def test_what_is_not_valid_leaves_no_trace():
     np.testing.assert_array_equal(q["feature"], [[5, -5], [0, 0], [7, -7], [0, 0]])
 
 
-def test_types_stay_and_gradients_stop():
+def test_types_are_kept_and_gradients_are_stopped():
     q = queue.init(6, feature=jax.ShapeDtypeStruct((2,), jnp.float32))
 
     def f(x):
@@ -65,7 +65,7 @@ def test_types_stay_and_gradients_stop():
     assert not gradient.any()
 
 
-def test_groups_are_queues_one_behind_the_other():
+def test_groups_are_queues_one_after_another():
     valid = jnp.array([True, True, False, True, True, True])
     both, parts = queue.init(10, **COLUMNS), [queue.init(5, **COLUMNS)] * 2
     for start in (1, 7, 13):  # wraps around

@@ -48,7 +48,7 @@ def run(method, state, step, steps):
 
 
 @pytest.mark.parametrize("mesh", [dict(), dict(fsdp=8)])
-def test_the_average_follows_its_rule_and_the_shards_of_the_parameters(mesh):
+def test_the_average_follows_its_rule_and_is_sharded_as_the_parameters(mesh):
     method = average(base(), 0.75)
     start, optimizer = build.start(method, OPTIM, SPEC, 0)
     devices = sharding.make_mesh(**mesh)
@@ -71,7 +71,7 @@ def test_the_average_follows_its_rule_and_the_shards_of_the_parameters(mesh):
     np.testing.assert_allclose(then["w"], mean, rtol=1e-6)
 
 
-def test_a_slow_average_of_bf16_parameters_moves():
+def test_a_slow_average_of_bf16_parameters_changes():
     method = average(base(jnp.bfloat16), dict(kind="constant", value=0.9998))
     extra = method.start(jax.random.key(0), SPEC, method.init(jax.random.key(0), SPEC))
     params = dict(net=dict(w=jnp.ones((16, 2), jnp.bfloat16)))
@@ -82,7 +82,7 @@ def test_a_slow_average_of_bf16_parameters_moves():
     assert method.encode["ema/look"](params, extra, BATCH)["w"].dtype == jnp.bfloat16
 
 
-def test_wrong_averages_are_told():
+def test_wrong_averages_are_rejected():
     with pytest.raises(UserError, match="average=1.5"):
         average(base(), 1.5)
     twice = average(average(base(), 0.5), 0.5)
@@ -90,7 +90,7 @@ def test_wrong_averages_are_told():
         twice.start(jax.random.key(0), SPEC, twice.init(jax.random.key(0), SPEC))
 
 
-def test_a_config_asks_for_it_and_evaluators_choose(monkeypatch):
+def test_a_config_enables_the_average_and_evaluators_select_it(monkeypatch):
     """`config.average` wraps the method or its task; `weights="ema"` shows an evaluator the
     averages alone, under the names that it knows."""
     cfg = config.load(str(ROOT / "configs/videomae/finetune_k400.py:tiny"))

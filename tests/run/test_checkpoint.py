@@ -75,7 +75,7 @@ def test_an_empty_workdir_restores_nothing(tmp_path):
         assert checkpoints.restore_latest(SHAPES) is None
 
 
-def test_the_newest_comes_back_whole(copy):
+def test_the_newest_checkpoint_is_restored_completely(copy):
     with Checkpoints(copy, every=1) as checkpoints:
         state = checkpoints.restore_latest(SHAPES)
         assert_state(state, 2)
@@ -86,7 +86,7 @@ def test_the_newest_comes_back_whole(copy):
     assert meta.table["params/encoder/kernel"] == ((8, 6), "float32")
 
 
-def test_another_mesh_reads_it(copy):
+def test_another_mesh_restores_the_same_state(copy):
     """Written from one device; read onto three meshes, split as asked."""
     for sizes in (dict(fsdp=8, data=1), dict(fsdp=2, tensor=2), dict(data=8)):
         mesh = sharding.make_mesh(**sizes)
@@ -141,7 +141,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])
-def test_damage_of_any_file_is_noticed(two, tmp_path, how):
+def test_damage_to_any_file_is_detected(two, tmp_path, how):
     names = files_of(two / "checkpoints" / "2")
     assert {"meta.json", "sha256.json"} < set(names) and len(names) > 6
     for i, name in enumerate(names):
@@ -157,7 +157,7 @@ def test_damage_of_any_file_is_noticed(two, tmp_path, how):
 
 
 @pytest.mark.parametrize("name", ["state/manifest.ocdbt", "meta.json", "sha256.json"])
-def test_a_damaged_checkpoint_falls_back_and_is_named(copy, caplog, name):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_restored(copy, caplog, name):
     damage(copy / "checkpoints" / "2" / name, "truncated")
     with Checkpoints(copy, every=1) as checkpoints:
         with caplog.at_level(std_logging.ERROR, logger="absl"):
@@ -168,14 +168,14 @@ def test_a_damaged_checkpoint_falls_back_and_is_named(copy, caplog, name):
     assert (copy / "checkpoints" / "broken-2").is_dir()
 
 
-def test_what_orbax_writes_last_is_not_needed(copy):
+def test_the_files_that_orbax_writes_last_are_not_needed(copy):
     for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
         (copy / "checkpoints" / "2" / name).write_bytes(b"\x00{")
     with Checkpoints(copy, every=1) as checkpoints:
         assert_state(checkpoints.restore_latest(SHAPES), 2)
 
 
-def test_a_foreign_file_is_named_and_does_no_harm(copy, caplog):
+def test_a_foreign_file_is_reported_and_harmless(copy, caplog):
     (copy / "checkpoints" / "2" / "state" / ".DS_Store").write_bytes(b"x")
     caplog.set_level(std_logging.WARNING, logger="absl")
     with Checkpoints(copy, every=1) as checkpoints:
@@ -183,7 +183,7 @@ def test_a_foreign_file_is_named_and_does_no_harm(copy, caplog):
     assert "state/.DS_Store" in caplog.text
 
 
-def test_if_all_are_damaged_the_run_does_not_start_anew(copy):
+def test_if_all_are_damaged_the_run_does_not_start_over(copy):
     for step in "12":
         damage(copy / "checkpoints" / step / "meta.json", "deleted")
     with Checkpoints(copy, every=1) as checkpoints, pytest.raises(UserError, match="usable"):
@@ -191,7 +191,7 @@ def test_if_all_are_damaged_the_run_does_not_start_anew(copy):
     assert (copy / "checkpoints" / "2").is_dir()
 
 
-def test_another_network_is_an_error_and_nothing_moves(copy):
+def test_another_net_is_an_error_and_nothing_is_moved(copy):
     other = SHAPES._replace(
         params={
             "encoder": {
@@ -212,7 +212,7 @@ def test_another_network_is_an_error_and_nothing_moves(copy):
     assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["1", "2"]
 
 
-def test_an_error_while_writing_is_raised_and_harms_nothing(tmp_path, monkeypatch):
+def test_an_error_while_writing_is_raised_and_damages_nothing(tmp_path, monkeypatch):
     """A full disk, say: the run hears of it, and the checkpoint before stays good."""
     checkpoints = Checkpoints(tmp_path, every=1, keep=1)
     checkpoints.save(1, make_state(1))
@@ -234,7 +234,7 @@ def test_an_error_while_writing_is_raised_and_harms_nothing(tmp_path, monkeypatc
         assert_state(checkpoints.restore_latest(SHAPES), 2)
 
 
-def test_keeps_the_newest_and_the_best_over_restarts(tmp_path):
+def test_the_newest_and_the_best_are_kept_over_restarts(tmp_path):
     """Scores 1 9 3 | 4 5: after a restart the best of before is still known and still kept."""
 
     def run(scores: dict[int, float | None]) -> set[str]:
@@ -254,7 +254,7 @@ def test_keeps_the_newest_and_the_best_over_restarts(tmp_path):
     assert run({7: 10.0, 8: None, 9: None}) == {"7", "8", "9"}
 
 
-def test_numbers_come_after_a_save_and_a_kill_may_cut_them_short(copy):
+def test_a_kill_between_a_save_and_its_numbers_leaves_a_valid_checkpoint(copy):
     """Then the checkpoint is whole, but not ranked."""
     with Checkpoints(copy, every=1, keep=5) as checkpoints:
         checkpoints.save(3, make_state(3))
@@ -269,7 +269,7 @@ def test_numbers_come_after_a_save_and_a_kill_may_cut_them_short(copy):
         assert not checkpoints.ranked(3)
 
 
-def test_reading_for_evaluation(copy):
+def test_evaluation_reads_a_valid_step_and_moves_nothing(copy):
     params = checkpoint.restore_params(copy)
     np.testing.assert_array_equal(params["head"]["kernel"], np.full((6, 2), 1.0))
     assert isinstance(params["head"]["kernel"], np.ndarray)
@@ -366,7 +366,7 @@ with checkpoint.Checkpoints({workdir!r}, every=1, keep=2) as c:
 
 
 @pytest.mark.slow
-def test_kills_at_random_instants(tmp_path):
+def test_kills_at_random_instants_lose_no_saved_step(tmp_path):
     """Slow: 20 processes, each killed up to half a second into saving without a pause. What a
     process was told is saved (the step before the one it is saving) is never lost."""
     code = SAVING.format(tests=str(Path(__file__).parent), workdir=str(tmp_path))
@@ -404,7 +404,7 @@ def test_two_runs_do_not_share_a_workdir(tmp_path):
     Checkpoints(tmp_path, every=1).close()  # a killed run holds nothing
 
 
-def test_reads_without_tensorflow(two):
+def test_restoring_needs_no_tensorflow(two):
     """Restoring must work where TensorFlow is not installed."""
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"

@@ -29,7 +29,7 @@ def plain_environment(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # must not colour a file
 
 
-def test_lines_are_json_and_on_disk_at_once(tmp_path):
+def test_lines_are_json_and_written_at_once(tmp_path):
     with metrics.Writer(tmp_path) as writer:
         writer.write(1, {"loss": 2.5, "grad_norm": math.nan})
         writer.write(2, {"loss": math.inf})
@@ -108,7 +108,7 @@ class Clock:
         return self.now
 
 
-def test_plain_lines():
+def test_rates_exclude_compilation_and_show_the_share_of_waiting():
     """Compilation takes 100 s and is in no rate; then 2 s a step, half of it waiting for data."""
     out, clock = io.StringIO(), Clock()
     with metrics.Progress(2000, rows=64, out=out, clock=clock) as progress:
@@ -126,7 +126,7 @@ def test_plain_lines():
     ]
 
 
-def test_rates_are_of_a_recent_window_and_leave_out_pauses():
+def test_rates_are_of_a_recent_window_and_exclude_pauses():
     clock = Clock()
     progress = metrics.Progress(1000, rows=10, out=io.StringIO(), window=3, clock=clock)
     progress.show(0, {})
@@ -181,7 +181,7 @@ def test_numbers_keep_three_figures(value):
     [(0, "0"), (512.0, "512"), (3.2149, "3.21"), (6e-4, "0.000600"), (6e-5, "6.00e-05")]
     + [(12345.6, "12346"), (math.nan, "nan"), (-math.inf, "-inf"), (0.5, "0.500")],
 )
-def test_numbers(value, text):
+def test_numbers_are_formatted_by_their_size(value, text):
     assert metrics.number(value) == text
 
 
@@ -190,11 +190,11 @@ def test_numbers(value, text):
     [(0.4, "0:00"), (9.0, "0:09"), (59.6, "1:00"), (200.0, "3:20"), (7205.0, "2:00:05")]
     + [(3600.0 * 52 + 59, "2 d 4 h")],
 )
-def test_durations(seconds, text):
+def test_durations_are_formatted_by_their_size(seconds, text):
     assert metrics.duration(seconds) == text
 
 
-def test_plain_table():
+def test_a_plain_table_is_aligned():
     out = io.StringIO()
     rows = [("t2v_r1", 0.705, "of 200"), ("mean rank", 12, "")]
     metrics.print_table("retrieval, step 400", ("name", "value", "note"), rows, out)
@@ -206,13 +206,13 @@ def test_plain_table():
     ]
 
 
-def test_drawn_table():
+def test_a_terminal_gets_a_drawn_table():
     out = Terminal()
     metrics.print_table("retrieval", ("name", "value"), [("[t2v]", 0.705)], out)
     assert "[t2v]" in out.getvalue() and "0.705" in out.getvalue() and "─" in out.getvalue()
 
 
-def test_empty_table():
+def test_an_empty_table_has_its_title_and_headings():
     out = io.StringIO()
     metrics.print_table("nothing", ("name", "value"), [], out)
     assert out.getvalue().splitlines() == ["nothing", "name  value"]

@@ -118,7 +118,7 @@ def test_in_fp64_it_is_torchs_to_rounding():
         np.testing.assert_allclose(params["text"]["word"]["embedding"], torch.p, rtol=1e-13)
 
 
-def test_exclusions_by_name():
+def test_decay_is_excluded_by_name():
     shapes = jax.eval_shape(lambda: draw(0))
     decayed = {k for k, s in tree.flatten(optim.settings(RULES, shapes)).items() if s.wd}
     assert decayed == {
@@ -141,7 +141,7 @@ def test_a_config_that_went_through_json_is_the_same():
     assert jax.tree.structure(shapes) == jax.tree.structure(results[0].params)
 
 
-def test_a_rate_per_stacked_layer():
+def test_each_stacked_layer_is_trained_with_its_own_rate():
     """Layer i of the blocks is trained as if alone with its own rate."""
     scales = [0.25, 0.5, 1.0]
     rules = [("encoder/blocks/.*", dict(lr=scales)), ("text/.*", dict(lr=0.0)), (".*", {})]
@@ -161,7 +161,7 @@ def test_a_rate_per_stacked_layer():
             np.testing.assert_array_equal(change, whole)
 
 
-def test_what_is_frozen_costs_nothing_and_never_moves():
+def test_frozen_parameters_cost_nothing_and_never_change():
     rules = [("(encoder|text)/.*", dict(frozen=True)), (".*", {})]
     optimizer = make(rules)
     params = draw(0)
@@ -180,7 +180,7 @@ def test_what_is_frozen_costs_nothing_and_never_moves():
     np.testing.assert_allclose(info["param_norm"], optim.norm(trainable), rtol=1e-6)
 
 
-def test_frozen_layers_of_a_stack_never_move_and_are_in_no_norm():
+def test_frozen_layers_of_a_stack_never_change_and_are_in_no_norm():
     """The others are trained as if these were not there, clipping included."""
     frozen = [True, False, True]
     rules = [("encoder/blocks/.*", dict(frozen=frozen, lr=[1.0, 0.5, 2.0])), (".*", {})]
@@ -258,7 +258,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_step_that_is_not_finite_is_skipped_and_the_clock_goes_on(bad):
+def test_a_step_that_is_not_finite_is_skipped_and_the_schedule_advances(bad):
     """One NaN in one gradient: parameters, moments and extra stay; the next step's rate is that of
     the next step, and the result is the one of a run that never saw the bad batch."""
     rates = [0.1, 0.2, 0.3]

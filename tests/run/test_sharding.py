@@ -40,13 +40,13 @@ def specs(rules, shapes, note=pytest.fail, **sizes):
         (dict(fsdp=2, sequence=2), (2, 2, 2, 1)),
     ],
 )
-def test_mesh_sizes(asked, sizes):
+def test_axes_of_a_mesh_have_the_requested_sizes(asked, sizes):
     mesh = sharding.make_mesh(**asked)
     assert tuple(mesh.shape.values()) == sizes and mesh.axis_names == sharding.AXES
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
-def test_a_mesh_of_some_devices():
+def test_a_mesh_may_use_some_of_the_devices():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     assert mesh.size == 1 and mesh.devices.item() == jax.devices()[0]
 
@@ -63,12 +63,12 @@ def test_a_mesh_of_some_devices():
         (dict(data=-2), "data=-2"),
     ],
 )
-def test_a_mesh_that_does_not_fit(asked, words):
+def test_a_mesh_that_does_not_fit_is_an_error(asked, words):
     with pytest.raises(UserError, match=words):
         sharding.make_mesh(**asked)
 
 
-def test_specs_say_what_the_rules_say():
+def test_specs_follow_the_rules():
     shapes = {"a": {"kernel": shape(3, 16, 32), "bias": shape(3, 32)}, "b": shape(8), "c": shape()}
     rules = [
         (".*kernel", (None, "fsdp", "tensor")),
@@ -164,7 +164,7 @@ def test_extra_has_rules_of_its_own():
         sharding.state_shardings(state, mesh, [("extra/heap", ()), *RULES])
 
 
-def test_a_state_is_born_where_it_should_be():
+def test_a_state_is_created_with_its_shardings():
     mesh = sharding.make_mesh(fsdp=2, tensor=2)
     placed = sharding.state_shardings(jax.eval_shape(make_state), mesh, RULES)
     state = jax.jit(make_state, out_shardings=placed)()
@@ -193,7 +193,7 @@ def test_prefetch_keeps_order_and_ends():
         assert list(items) == []
 
 
-def test_prefetch_raises_in_its_place():
+def test_prefetch_raises_an_error_in_its_place():
     def source():
         yield 1
         raise OSError("the disk is gone")
@@ -243,7 +243,7 @@ def test_prefetch_stops_and_closes_its_source():
     assert list(items) == []
 
 
-def test_prefetch_measures_the_time_waited():
+def test_prefetch_measures_the_waiting_time():
     gate = threading.Event()
 
     def source():
@@ -308,7 +308,7 @@ def test_one_device_and_every_mesh_give_the_same_gradient():
             np.testing.assert_allclose(np.asarray(got[k]), wanted[k], rtol=1e-5, atol=1e-6)
 
 
-def test_table():
+def test_the_table_lists_shapes_dtypes_shardings_and_rates():
     shapes = {"a": {"kernel": shape(8, 8)}, "scale": shape()}
     placed = specs([("a/.*", (("data", "fsdp"), None)), (".*", ())], shapes)
     rates = {"a": {"kernel": 0.5}, "scale": 1.0}

@@ -10,7 +10,7 @@ from vtp_jax.setup import build
 from vtp_jax.types import Method, Out
 
 
-def test_an_evaluation_s_clips_are_none_of_training_s(monkeypatch):
+def test_an_evaluations_clips_have_none_of_trainings_ids(monkeypatch):
     """Their ids begin at 0 as training's do, and a queue of names would take the ones for the
     others; training itself is given its own."""
     seen = []

@@ -17,7 +17,7 @@ def parser():
     return made
 
 
-def test_arguments_and_overrides_are_told_apart():
+def test_arguments_and_overrides_are_separated():
     args, overrides = cli.parse(parser(), ["--config.a=1", "--workdir", "w", "--config.b.c=x=y"])
     assert args.workdir == "w" and overrides == ["--config.a=1", "--config.b.c=x=y"]
 
@@ -78,7 +78,7 @@ def test_a_command_gets_its_own_arguments(capsys):
         (["remove", "--config.a=1"], "'--config.a=1': vtp tool remove takes no config"),
     ],
 )
-def test_wrong_commands_are_errors_of_one_line(argv, words):
+def test_wrong_commands_are_one_line_errors(argv, words):
     seen = []
     with pytest.raises(UserError, match=words) as raised:
         commands(seen).run(argv)
@@ -100,7 +100,7 @@ def test_call_checks_names_before_calling():
         cli.call(lambda: len(3), "config.x")  # pyright: ignore[reportArgumentType]
 
 
-def test_parts_are_found_by_their_file():
+def test_a_method_is_found_by_the_name_of_its_file():
     make = cli.find("methods", "simvtp")
     assert make.__module__ == "vtp_jax.methods.simvtp" and make.__name__ == "make"
     with pytest.raises(UserError, match="no methods.simvpt; did you mean 'simvtp'"):

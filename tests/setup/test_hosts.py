@@ -57,7 +57,7 @@ MEET = dict(coordinator_address="10.0.0.2:1234", num_processes=4, process_id=3)
         ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "tpu,cpu"}, {}),
     ],
 )
-def test_what_the_environment_says(environ, given):
+def test_processes_are_found_from_the_environment(environ, given):
     assert hosts.find(environ) == given
 
 
@@ -71,14 +71,14 @@ def test_what_the_environment_says(environ, given):
         (dict(JAX_PROCESS_ID=None), "JAX_PROCESS_ID is not set"),
     ],
 )
-def test_half_an_environment_is_a_mistake(wrong, told):
+def test_an_incomplete_environment_is_an_error(wrong, told):
     environ = {k: v for k, v in {**PLAIN, **wrong}.items() if v is not None}
     with pytest.raises(UserError, match=told) as error:
         hosts.find(environ)
     assert "\n" not in str(error.value)
 
 
-def test_help_waits_for_nobody(monkeypatch):
+def test_help_does_not_wait_for_other_processes(monkeypatch):
     monkeypatch.setattr(hosts, "join", lambda: pytest.fail("joined"))
     assert hosts.together(lambda argv: argv)(["--help"]) == ["--help"]
 
@@ -142,7 +142,7 @@ def hold(alone, workdir, first):
 
 
 @pytest.mark.slow(reason="three processes compile a step")
-def test_two_processes_go_on_where_one_stopped_to_the_same_numbers(alone, tmp_path):
+def test_two_processes_resume_a_run_of_one_with_the_same_numbers(alone, tmp_path):
     """Restoring, training, evaluating and saving over processes; one process then reads it."""
     workdir = shutil.copytree(alone / "begun", tmp_path / "two")
     told = launch(workdir, 2, 4, *EVERY)
@@ -152,7 +152,7 @@ def test_two_processes_go_on_where_one_stopped_to_the_same_numbers(alone, tmp_pa
 
 @pytest.mark.slow(reason="four processes compile four times what two do, and prove the same")
 @pytest.mark.parametrize("processes", [2, 4])
-def test_many_processes_train_stop_and_go_on(alone, tmp_path, processes):
+def test_many_processes_train_stop_and_resume(alone, tmp_path, processes):
     launch(tmp_path / "many", processes, 2, *EVERY)
     launch(tmp_path / "many", processes, 4, *EVERY)
     hold(alone, tmp_path / "many", 1)

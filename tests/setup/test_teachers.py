@@ -59,7 +59,7 @@ def go(monkeypatch, source):
     return run
 
 
-def test_names_of_teachers():
+def test_teachers_are_recognised_by_their_names():
     names = ["extra/teacher/w", "extra/base/teacher/blocks/w"]
     others = ["extra/teacher", "params/teacher/w", "extra/twin/w", "extra/teachers/w", "step"]
     assert [is_teacher(name) for name in names + others] == [True] * 2 + [False] * 5
@@ -83,7 +83,7 @@ def test_a_run_resumes_with_the_teacher_that_its_checkpoints_do_not_hold(go, sou
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
-def test_a_teacher_that_is_gone_or_another_is_reported_in_one_line(go, source, tmp_path):
+def test_a_missing_or_changed_teacher_is_reported_in_one_line(go, source, tmp_path):
     go(tmp_path / "run", 1)
     shutil.rmtree(source)
     with pytest.raises(UserError, match=f"checkpoint 3 of {source}, is gone; put it back"):
@@ -94,14 +94,14 @@ def test_a_teacher_that_is_gone_or_another_is_reported_in_one_line(go, source, t
         go(tmp_path / "run", 2)
 
 
-def test_a_teacher_that_nothing_loaded_is_held_as_everything_else(go, tmp_path):
+def test_a_teacher_that_was_not_loaded_is_saved_like_everything_else(go, tmp_path):
     go(tmp_path / "run", 1, source=None)
     meta = checkpoint.read_meta(tmp_path / "run", 1)
     assert "extra/teacher/w" in meta.table and not meta.teachers
     assert not build.restore(tmp_path / "run").state.extra["teacher"]["w"].any()
 
 
-def test_teachers_are_placed_as_the_state_asks(source):
+def test_teachers_have_the_shardings_of_the_state(source):
     mesh = sharding.make_mesh(data=8)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     wanted = {"extra": {"teacher": {"w": jax.ShapeDtypeStruct((8,), np.float32, sharding=split)}}}

@@ -72,7 +72,7 @@ def test_extra_is_filled_too(old):
     np.testing.assert_array_equal(leaves["extra/twin"], [7, 7])
 
 
-def test_a_table_of_words_is_not_resized(old):
+def test_a_word_table_is_not_resized(old):
     wanted = State(
         jnp.zeros((), jnp.int32),
         {"words": {"position": jax.ShapeDtypeStruct((16, 8), np.float32)}},
@@ -96,19 +96,19 @@ def test_a_table_of_words_is_not_resized(old):
         ((r"params/body/(.*)", r"params/trunk/\2"), [".*"], "group"),
     ],
 )
-def test_what_does_not_fit_is_one_line(old, rule, fresh, match):
+def test_what_does_not_fit_is_a_one_line_error(old, rule, fresh, match):
     path, _ = old
     with pytest.raises(UserError, match=match):
         warm_start.load([(path, *rule)], fresh, shapes(trunk=(8, 8), head=(8, 2)))
 
 
-def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+def test_a_folder_without_a_checkpoint_is_reported(tmp_path):
     for path, told in ((tmp_path, "no checkpoint"), (tmp_path / "x", "no folder .*x; make it")):
         with pytest.raises(UserError, match=told):
             warm_start.load([(str(path), ".*", ".*")], [], shapes(a=(1,)))
 
 
-def test_the_way_to_name_another_folder_is_that_of_its_source(old, tmp_path):
+def test_the_error_names_the_override_of_the_source_that_failed(old, tmp_path):
     sources = [(old[0], "params/(body/.*)", r"params/\1"), (str(tmp_path / "x"), ".*", ".*")]
     with pytest.raises(UserError, match="--config.warm_start.1.0=DIR"):
         warm_start.load(sources, [], shapes(body=(8, 8)))

@@ -93,7 +93,7 @@ def test_an_answer_depends_on_the_video_and_on_the_question_of_its_row_alone(nam
 
 
 @bases
-def test_the_content_of_a_row_that_is_not_valid_changes_nothing(name):
+def test_the_content_of_an_invalid_row_changes_nothing(name):
     made, good, other = build(name), example(), example(seed=7, label=(1, 1, 1, 1))
     valid = jnp.array([True, True, False, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
@@ -111,7 +111,7 @@ def test_training_is_random_and_answering_is_not():
     assert (one == two).all()
 
 
-def test_a_whole_net_keeps_its_verbs_and_a_cut_one_those_it_can():
+def test_a_whole_net_keeps_its_verbs_and_a_cut_net_those_it_can_still_run():
     assert set(build("plain").method.encode) == {"video", "text", "answer"}
     whole = answer.make(base=base("omnivl"), answers=ANSWERS)
     assert set(whole.encode) == {"video", "text", "pair", "generate", "answer"}

@@ -65,7 +65,7 @@ def run(task, params, batch, seed=1):
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("pool", classify.POOLS)
-def test_it_is_cross_entropy_over_any_method_that_encodes_videos(base, pool):
+def test_the_loss_is_cross_entropy_over_any_method_that_encodes_videos(base, pool):
     task, params, batch = build(base, pool=pool, drop=())
     assert set(params) == {"base", "head"} | ({"fc_norm"} if pool == "mean_norm" else set())
     found = jax.jit(task.encode["classes"])(params, EXTRA, batch)
@@ -83,7 +83,7 @@ def test_it_is_cross_entropy_over_any_method_that_encodes_videos(base, pool):
     np.testing.assert_allclose(own, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_a_fresh_head_predicts_all_classes_alike():
+def test_a_new_head_predicts_all_classes_equally():
     task = classify.make(base=BASES["videomae"], classes=CLASSES)
     batch = example()
     params = jax.jit(lambda key: task.init(key, jax.eval_shape(lambda: batch)))(KEY)
@@ -150,7 +150,7 @@ def augmenting():
 
 @pytest.mark.parametrize("views", [(), (2,)])
 @pytest.mark.parametrize("bad", ["not valid", "without a class"])
-def test_the_content_of_a_row_that_does_not_count_changes_nothing(bad, views):
+def test_the_content_of_an_invalid_row_changes_nothing(bad, views):
     good, other = example(views=views), example(seed=7, views=views)
     there = jnp.array([True, True, False, True])
     label = jnp.where(there, good["label"], -1 if bad == "without a class" else 3)
@@ -185,7 +185,7 @@ def over_keys(f):
 
 
 @pytest.mark.parametrize("name", ["smoothing", "flip", "erase", "mixup", "cutmix"])
-def test_every_change_of_the_clips_acts_and_a_key_decides_it(name):
+def test_every_augmentation_acts_and_is_determined_by_the_key(name):
     recipe, still = (classify.build(**given(**task))[1] for task in ({name: CHANGES[name]}, {}))
     batch = example()
 
@@ -223,7 +223,7 @@ def test_the_loss_is_that_of_the_mixed_targets():
     np.testing.assert_allclose(target.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_a_head_may_serve_some_of_its_classes():
+def test_a_head_may_predict_a_subset_of_its_classes():
     """As in V2, from K710 to K400: the picked rows of the head train, the others do not move."""
     pick = (5, 0, 2)
     task, params, batch = build(pick=pick)
@@ -246,7 +246,7 @@ def test_a_head_may_serve_some_of_its_classes():
         (dict(pick=(0, 1), labels=3), "config.task has 2 classes"),
     ],
 )
-def test_wrong_recipes_are_named(wrong, message):
+def test_wrong_recipes_are_reported(wrong, message):
     with pytest.raises(UserError, match=message):
         build(**wrong)
 

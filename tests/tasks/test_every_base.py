@@ -141,7 +141,7 @@ def test_recognition_makes_the_same_net_whether_or_not_the_data_have_texts(base)
 
 @pytest.mark.parametrize("pool", classify.POOLS)
 @pytest.mark.parametrize("base", BASES)
-def test_what_may_be_dropped_is_all_that_recognition_does_not_read(base, pool):
+def test_droppable_parameters_are_all_that_recognition_does_not_read(base, pool):
     known = BASES[base]
     drop = known.never + (known.mean_norm if pool == "mean_norm" else ())
     made = task_on(base, "classify", pool=pool, drop=drop)

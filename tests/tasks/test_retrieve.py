@@ -167,7 +167,7 @@ def test_towers_are_trained_apart():
     assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads))
 
 
-def test_one_tower_serves_both_kinds():
+def test_one_tower_encodes_both_modalities():
     made = build("simvtp", towers="one")
     assert set(made.params) == {"base", "video_norm", "text_norm"}
     before = embeddings(made, example())
@@ -193,7 +193,7 @@ def test_the_loss_is_contrast_of_the_embeddings(made):
     np.testing.assert_allclose(out.metrics["loss_vtc"].value(), value)
 
 
-def test_pooling_is_the_mean_of_what_precedes_the_norm_or_the_base_s_own():
+def test_pooling_is_the_mean_of_the_tokens_before_the_norm_or_the_bases_own():
     batch = example()
     base, one = plain(), build(towers="one", pool="embedding")
     assert set(one.params) == {"base"}
@@ -210,7 +210,7 @@ def test_pooling_is_the_mean_of_what_precedes_the_norm_or_the_base_s_own():
 
 
 @tasks
-def test_the_content_of_a_row_that_is_not_valid_changes_nothing(made):
+def test_the_content_of_an_invalid_row_changes_nothing(made):
     made, good, other = build(**made), example(), example(seed=7)
     valid = jnp.array([True, True, False, True, True, False, True, True])
     row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
@@ -224,7 +224,7 @@ def test_the_content_of_a_row_that_is_not_valid_changes_nothing(made):
 
 
 @pytest.mark.parametrize("pool_padding", [False, True])
-def test_padding_changes_nothing_but_with_pool_padding(pool_padding):
+def test_padding_changes_nothing_except_with_pool_padding(pool_padding):
     made = build("simvtp", drop=DROP, pool_padding=pool_padding)
     short = example()
     wider = dict(short)
@@ -236,7 +236,7 @@ def test_padding_changes_nothing_but_with_pool_padding(pool_padding):
 
 
 @tasks
-def test_a_row_s_embedding_depends_on_that_row_alone(made):
+def test_an_embedding_depends_on_its_own_row_alone(made):
     made, batch = build(**made), example()
     alone = embeddings(made, {k: v[1:2] for k, v in batch.items()})
     for kind, found in embeddings(made, batch).items():
@@ -261,7 +261,7 @@ def test_clips_are_flipped_and_erased_in_training_alone():
     np.testing.assert_allclose(run(build(flip=1.0), example())[0], run(plainly, batch)[0])
 
 
-def test_each_of_several_views_is_a_group_of_its_own():
+def test_each_of_several_views_is_its_own_group():
     made, one, other = build("simvtp", drop=DROP), example(), example(seed=3)["video"]
     both = {**one, "video": jnp.stack([one["video"], other], axis=1)}
     apart = [run(made, {**one, "video": video})[0] for video in (one["video"], other)]
@@ -290,7 +290,7 @@ def test_a_whole_net_keeps_its_other_verbs():
     assert names(made.params) - names(lacking.params) == {"base/unused"}
 
 
-def test_the_base_s_extra_is_read_and_returned():
+def test_the_bases_extra_is_read_and_returned():
     made = build()
     assert made.extra == dict(video=dict(scale=2.0), text=dict(scale=2.0))
     assert run(made, example())[1].extra == made.extra

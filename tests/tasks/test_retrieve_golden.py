@@ -45,11 +45,11 @@ def small(golden, tmp_path_factory) -> dict[str, np.ndarray]:
     return run_entry("simvtp_finetune", folder, weights, golden.inputs, "--grads")
 
 
-def test_embeddings_cosines_and_loss(golden, small):
+def test_embeddings_cosines_and_loss_are_the_official_ones(golden, small):
     check_outputs(small, golden)
 
 
-def test_every_gradient(golden, small):
+def test_every_gradient_is_the_official_one(golden, small):
     assert set(small) == OUTPUTS | {f"grad/{name}" for name in golden.weights}
     assert golden.norms.keys() == golden.probes.keys() == golden.weights.keys()
     goldens.check_gradients(golden, small)
@@ -92,7 +92,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_does_not_fit_together_is_reported_in_one_line(golden, text):
+def test_inputs_that_do_not_fit_together_are_reported_in_one_line(golden, text):
     weights, inputs = dict(golden.weights), dict(golden.inputs)
     WRONG[text](weights, inputs)
     with pytest.raises(UserError) as error:

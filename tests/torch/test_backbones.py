@@ -103,7 +103,7 @@ def image():
     return torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy())
 
 
-def test_vit():
+def test_vit_agrees_with_transformers():
     config = transformers.ViTConfig(**WIDTHS, **IMAGE, layer_norm_eps=1e-6, num_labels=5)
     theirs = build(transformers.ViTForImageClassification, config)
     params = rules.to_ours(timm.vit_rules(SIZE.heads), rename(theirs, TIMM))
@@ -112,7 +112,7 @@ def test_vit():
     close(pooled @ head["kernel"] + head["bias"], theirs(image()).logits)
 
 
-def test_mae():
+def test_mae_agrees_with_transformers():
     config = transformers.ViTMAEConfig(
         **WIDTHS,
         **IMAGE,
@@ -146,7 +146,7 @@ def test_mae():
 
 
 @pytest.mark.parametrize("end_id", [None, 49])
-def test_clip(end_id):
+def test_clip_agrees_with_transformers(end_id):
     words = dict(
         vocab_size=50, max_position_embeddings=7, hidden_size=TEXT.width,
         num_hidden_layers=TEXT.depth, num_attention_heads=TEXT.heads, intermediate_size=TEXT.mlp,
@@ -172,7 +172,7 @@ def test_clip(end_id):
     close(jnp.exp(params["logit_scale"]) * a @ b.T, out.logits_per_image)
 
 
-def test_bert():
+def test_bert_agrees_with_transformers():
     config = transformers.BertConfig(**WIDTHS, vocab_size=50, max_position_embeddings=9)
     theirs = build(transformers.BertModel, config)
     params = rules.to_ours(bert_rules(SIZE.heads), rename(theirs, []))
@@ -184,7 +184,7 @@ def test_bert():
     close(ours(bert, params, "pool", tokens), out.pooler_output)
 
 
-def test_bert_that_attends_to_other_tokens():
+def test_bert_that_attends_to_other_tokens_agrees_with_transformers():
     """`transformers` makes such a net causal."""
     config = transformers.BertConfig(
         **WIDTHS,

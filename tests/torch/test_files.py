@@ -77,7 +77,7 @@ def test_what_torch_saves_is_read(tmp_path, make, protocol, new):
 
 
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "stream"])
-def test_a_training_checkpoint(tmp_path, new):
+def test_a_training_checkpoint_is_read(tmp_path, new):
     """As the VideoMAE code saves one: weights, optimizer, arguments."""
     net = Net()
     optimizer = torch.optim.AdamW(net.parameters())
@@ -102,7 +102,7 @@ def test_a_training_checkpoint(tmp_path, new):
 
 @pytest.mark.filterwarnings("ignore")  # torch says that TorchScript is old, as CLIP's files are
 @pytest.mark.parametrize("make", [torch.jit.script, lambda n: torch.jit.trace(n, torch.ones(2))])
-def test_torchscript_archives(tmp_path, make):
+def test_torchscript_archives_are_read(tmp_path, make):
     script = make(Net().half() if make is torch.jit.script else Net())
     torch.jit.save(script, tmp_path / "x.pt")
     file = files.read(tmp_path / "x.pt")
@@ -116,7 +116,7 @@ def test_a_pickled_module_is_rejected(tmp_path):
         files.read(tmp_path / "x.pt")
 
 
-def test_a_checksum_that_does_not_hold_is_reported(tmp_path):
+def test_a_wrong_checksum_is_reported(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"a": torch.zeros(64)}, path)
     data = bytearray(path.read_bytes())

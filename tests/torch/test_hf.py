@@ -131,7 +131,7 @@ def write_folder(folder: Path, kind: Kind, tensors: dict[str, np.ndarray]) -> Pa
     return folder
 
 
-def run_theirs(kind: Kind, model: Any, pixels: Any = PIXELS) -> dict[str, np.ndarray]:
+def run_transformers(kind: Kind, model: Any, pixels: Any = PIXELS) -> dict[str, np.ndarray]:
     mask = (
         {"bool_masked_pos": torch.tensor(MASK)}
         if kind.architecture == hf_folder.PRETRAINING
@@ -149,7 +149,7 @@ def check(ours: dict[str, Any], theirs: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(ours[name], wanted, rtol=0, atol=atol, err_msg=name)
 
 
-def test_their_folder_in_our_net(kind, tmp_path):
+def test_a_folder_of_transformers_gives_the_same_numbers_here(kind, tmp_path):
     model = kind.theirs(transformers.VideoMAEConfig(**kind.config))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -162,10 +162,10 @@ def test_their_folder_in_our_net(kind, tmp_path):
     assert said.architecture == kind.architecture
     assert (said.heads, said.eps, said.frames, said.side) == (4, 1e-6, FRAMES, SIDE)
     params = rules.to_ours(kind.rules, huggingface.one_name(files.read(tmp_path).tensors))
-    check(kind.run(params), run_theirs(kind, model))
+    check(kind.run(params), run_transformers(kind, model))
 
 
-def test_our_net_in_a_folder_of_theirs(kind, tmp_path):
+def test_an_exported_folder_gives_the_same_numbers_in_transformers(kind, tmp_path):
     params = random_params(kind.shapes)
     tensors = rules.to_theirs(kind.rules, params)
     write_folder(tmp_path, kind, huggingface.add_names(tensors))
@@ -175,13 +175,13 @@ def test_our_net_in_a_folder_of_theirs(kind, tmp_path):
     processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path)
     pixels = processor([list(clip) for clip in VIDEO], return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(pixels, PIXELS, atol=1e-6)
-    check(kind.run(params), run_theirs(kind, model, pixels))
+    check(kind.run(params), run_transformers(kind, model, pixels))
     # And back again, bit for bit.
     back = rules.to_ours(kind.rules, huggingface.one_name(files.read(tmp_path).tensors))
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_labels(classification, tmp_path):
+def test_labels_are_exported(classification, tmp_path):
     write_folder(tmp_path, classification, {"x": np.zeros(1, np.float32)})
     assert hf_folder.read_config(tmp_path).labels == LABELS
     config = transformers.AutoConfig.from_pretrained(tmp_path)
@@ -189,7 +189,7 @@ def test_labels(classification, tmp_path):
     assert config.label2id == {label: i for i, label in enumerate(LABELS)}
 
 
-def test_a_bias_that_is_left_out_is_noticed(kind, tmp_path):
+def test_an_omitted_bias_is_detected(kind, tmp_path):
     """What versions 5.5.1 to 5.17 did to every published file, and told as a warning."""
     params = random_params(kind.shapes)
     tensors = rules.to_theirs(kind.rules, params)
@@ -203,7 +203,7 @@ def test_a_bias_that_is_left_out_is_noticed(kind, tmp_path):
     model, info = kind.theirs.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {name.replace("q_bias", "query.bias")}
     with pytest.raises(AssertionError, match="logits"):
-        check(kind.run(params), run_theirs(kind, model))
+        check(kind.run(params), run_transformers(kind, model))
 
 
 def test_default_epsilons_cost_what_the_documentation_says(kind):
@@ -220,9 +220,9 @@ def test_default_epsilons_cost_what_the_documentation_says(kind):
     variances = []
     norm.register_forward_hook(lambda _, x, y: variances.append(x[0].var(-1, unbiased=False)))
     pixels = PIXELS.astype(np.float64)
-    default = run_theirs(kind, model, pixels)["logits"]
+    default = run_transformers(kind, model, pixels)["logits"]
     norm.eps = hf_folder.EPS
-    right = run_theirs(kind, model, pixels)["logits"]
+    right = run_transformers(kind, model, pixels)["logits"]
     variance = variances[0].numpy()
     predicted = np.sqrt((variance + hf_folder.EPS) / (variance + DEFAULT_EPS)) - 1
     cost = default / right - 1
@@ -243,7 +243,7 @@ def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return set(a) == set(b) and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_both_names_become_one_again():
+def test_both_names_become_one():
     tensors = some_tensors()
     both = huggingface.add_names(tensors)
     assert len(both) == len(tensors) + 2
@@ -252,7 +252,7 @@ def test_both_names_become_one_again():
         assert equal(huggingface.one_name(named), tensors)
 
 
-def test_biases_of_keys_are_left_out():
+def test_key_biases_are_left_out():
     tensors = some_tensors()
     trained = {"videomae.encoder.layer.0.attention.attention.key.bias": np.ones(4)}
     assert equal(huggingface.one_name({**tensors, **trained}), tensors)
@@ -275,7 +275,7 @@ def test_cubes_that_are_not_square_are_rejected():
         )
 
 
-def test_what_a_config_does_not_say_is_as_transformers_has_it(tmp_path):
+def test_values_missing_from_a_config_are_transformers_defaults(tmp_path):
     said = dict(model_type="videomae", architectures=[hf_folder.CLASSIFICATION])
     (tmp_path / "config.json").write_text(json.dumps(said))
     found, theirs = hf_folder.read_config(tmp_path), transformers.VideoMAEConfig()
@@ -306,7 +306,7 @@ def test_configs_of_other_nets_are_rejected(pretraining, tmp_path, change, messa
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"videomae"'])
-def test_what_is_no_config_is_rejected(tmp_path, text):
+def test_files_that_are_not_configs_are_rejected(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="not JSON|does not describe a VideoMAE"):
         hf_folder.read_config(tmp_path)
@@ -317,7 +317,7 @@ def test_a_folder_without_a_config_is_rejected(tmp_path):
         hf_folder.read_config(tmp_path)
 
 
-def test_the_wrong_heads_of_vit_s_are_doubted(pretraining, tmp_path):
+def test_the_wrong_number_of_heads_of_vit_s_is_doubted(pretraining, tmp_path):
     small = pretraining.config | dict(hidden_size=384, num_attention_heads=16)
     (tmp_path / "config.json").write_text(json.dumps(small))
     assert "the original ViT-S has 6" in hf_folder.read_config(tmp_path).doubt

@@ -191,7 +191,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-def build_theirs(recipe: Recipe, dtype: str) -> Any:
+def build_pytorch(recipe: Recipe, dtype: str) -> Any:
     """The module, with weights by the goldens' rule."""
     spec = importlib.util.spec_from_file_location("simvtp_module", pytorch.MODULE)
     assert spec is not None and spec.loader is not None
@@ -212,7 +212,7 @@ def tensors(net: Any) -> dict[str, np.ndarray]:
     return {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
 
 
-def train_theirs(recipe: Recipe, net: Any, dtype: str) -> list[float]:
+def train_pytorch(recipe: Recipe, net: Any, dtype: str) -> list[float]:
     groups = make_groups(net, recipe.skip, recipe.scale)
     optimizer = torch.optim.AdamW(groups, lr=recipe.peak, betas=recipe.betas, eps=1e-8)
     losses = []
@@ -228,13 +228,13 @@ def train_theirs(recipe: Recipe, net: Any, dtype: str) -> list[float]:
     return losses
 
 
-def our_schedule(recipe: Recipe) -> schedules.Schedule:
+def make_schedule(recipe: Recipe) -> schedules.Schedule:
     spec = dict(kind="warmup_cosine", peak=recipe.peak, end=recipe.end)
     return schedules.make(spec | dict(warmup=WARMUP, steps=STEPS))
 
 
-def train_ours(recipe: Recipe, params: Any, dtype: str) -> tuple[Any, list[float]]:
-    lr = our_schedule(recipe)
+def train_jax(recipe: Recipe, params: Any, dtype: str) -> tuple[Any, list[float]]:
+    lr = make_schedule(recipe)
     if dtype == "float64":  # our rates are fp32: in fp64 theirs show the optimizer by itself
         table = jnp.asarray(make_rates(recipe.peak, recipe.end))
         lr = table.__getitem__
@@ -267,13 +267,13 @@ class Runs(NamedTuple):
 
 
 def run(recipe: Recipe, dtype: str) -> Runs:
-    net = build_theirs(recipe, dtype)
+    net = build_pytorch(recipe, dtype)
     start = tensors(net)
     with jax.enable_x64(dtype == "float64"):
         params = jax.tree.map(jnp.asarray, rules.to_ours(recipe.table, start))
-        params, losses = train_ours(recipe, params, dtype)
+        params, losses = train_jax(recipe, params, dtype)
         ours = rules.to_theirs(recipe.table, params)
-    expected = train_theirs(recipe, net, dtype)
+    expected = train_pytorch(recipe, net, dtype)
     return Runs(start, tensors(net), ours, (losses, expected))
 
 
@@ -301,9 +301,9 @@ def test_parameters_after_ten_steps_are_pytorchs(name, dtype):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_rates_are_the_table_s_to_single_precision(name):
+def test_rates_are_those_of_the_table_to_single_precision(name):
     rates = make_rates(RECIPES[name].peak, RECIPES[name].end)
     assert rates[0] == 0  # nothing moves
     assert np.isclose(rates[WARMUP - 1], rates[WARMUP])  # the peak, twice
-    ours = [float(our_schedule(RECIPES[name])(step)) for step in range(STEPS)]
+    ours = [float(make_schedule(RECIPES[name])(step)) for step in range(STEPS)]
     np.testing.assert_allclose(ours, rates, rtol=1e-6)  # fp32, and a cosine that comes near -1

@@ -159,39 +159,39 @@ def two(request, tmp_path_factory) -> Case:
     return build(tmp_path_factory.mktemp("two"), *request.param, finetuned=True)
 
 
-def test_embeddings_of_one_encoder(one):
+def test_embeddings_of_one_encoder_agree(one):
     video, text = one.net(*one.inputs("video", "text", "text_mask"))
     one.check(video=video, text=text)
 
 
-def test_scores_of_pairs(one):
+def test_scores_of_pairs_agree(one):
     score = one.net.score_pair(*one.inputs("video", "text", "text_mask"))
     # Ours leave the net in single precision.
     one._replace(tolerance=max(one.tolerance, 1e-6)).check(score=score)
 
 
-def test_what_is_hidden_is_restored(one):
+def test_reconstructions_of_hidden_cubes_agree(one):
     pixels, words = one.net.reconstruct(*one.inputs("video", "hidden", "masked", "text_mask"))
     one.check(pixels=pixels, words=words)
 
 
-def test_rows_that_hide_unlike_numbers_of_cubes_are_rejected(one):
+def test_rows_that_hide_different_numbers_of_cubes_are_rejected(one):
     video, hidden, ids, mask = one.inputs("video", "hidden", "masked", "text_mask")
     hidden[0] = ~hidden[0]
     with pytest.raises(RuntimeError, match="equal size"):
         one.net.reconstruct(video, hidden, ids, mask)
 
 
-def test_embeddings_of_two_towers(two):
+def test_embeddings_of_two_towers_agree(two):
     video, text = two.net(*two.inputs("video", "text", "text_mask"))
     two.check(video=video, text=text)
 
 
-def test_gradients_of_one_encoder(one):
+def test_gradients_of_one_encoder_agree(one):
     check_gradients(one)
 
 
-def test_gradients_of_two_towers(two):
+def test_gradients_of_two_towers_agree(two):
     check_gradients(two)
 
 
@@ -234,7 +234,7 @@ def test_released_files_load_as_they_are(two, key):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_file_of_pytorchs_own_keeps_its_type(one, dtype, tmp_path):
+def test_a_pytorch_file_keeps_its_type(one, dtype, tmp_path):
     dtype = getattr(torch, dtype)
     for name in ("config.json", "simvtp.py"):
         shutil.copy(one.folder / name, tmp_path)
@@ -319,7 +319,7 @@ def check_golden(x, golden: dict[str, Any]) -> None:
     assert x.ravel()[-4:].tolist() == pytest.approx(golden["last"], **near)
 
 
-def test_the_released_pretraining_net():
+def test_the_released_pretraining_net_has_the_goldens_numbers():
     """What is hidden, words, and scores; the golden's embeddings are of visible cubes alone."""
     (case,) = json.loads((GOLDEN / "simvtp_tiny.json").read_text()).values()
     net = released(case, encoder=(768, 2, 12, 3072), decoder=(384, 1, 6, 1536))
@@ -338,7 +338,7 @@ def test_the_released_pretraining_net():
 
 
 @pytest.mark.parametrize("name", ["released", "small"])
-def test_the_released_finetuned_net(name):
+def test_the_released_finetuned_net_has_the_goldens_numbers(name):
     cases = json.loads((GOLDEN / "simvtp_finetune_tiny.json").read_text())["cases"]
     case = cases[name]
     size = case["width"], case["depth"], case["heads"], case["mlp"]

@@ -95,7 +95,7 @@ def naming(request):
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_videomae_pretraining(naming, averaged):
+def test_videomae_pretraining_agrees_with_transformers(naming, averaged):
     config = transformers.VideoMAEConfig(**VIDEO, use_mean_pooling=averaged)
     model = randomise(transformers.VideoMAEForPreTraining(config))
     video, mask = draw(1, 2, 6, 3, 32, 48), hide(2, 18, 11)
@@ -107,7 +107,7 @@ def test_videomae_pretraining(naming, averaged):
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_videomae_classification(naming, averaged):
+def test_videomae_classification_agrees_with_transformers(naming, averaged):
     config = transformers.VideoMAEConfig(**VIDEO, use_mean_pooling=averaged, num_labels=7)
     model = randomise(transformers.VideoMAEForVideoClassification(config))
     video = draw(1, 2, 6, 3, 32, 48)
@@ -115,7 +115,7 @@ def test_videomae_classification(naming, averaged):
     check(huggingface.classify(t, video, heads=4)["logits"], call(model, video).logits)
 
 
-def test_the_epsilon_of_the_config_is_taken():
+def test_the_epsilon_of_the_config_is_used():
     """Small enough activations make it felt."""
     config = transformers.VideoMAEConfig(**VIDEO, layer_norm_eps=1e-3)
     model = randomise(transformers.VideoMAEForPreTraining(config))
@@ -151,7 +151,7 @@ def test_official_names_differ_by_epsilons_alone():
 # --- BERT
 
 
-def test_bert_embeddings():
+def test_bert_embeddings_agree_with_transformers():
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=24, num_hidden_layers=1, num_attention_heads=2
     )
@@ -184,7 +184,7 @@ def to_timm(model) -> dict[str, np.ndarray]:
     return fuse(rename(tensors(model), TIMM), ("attn.q.", "attn.k.", "attn.v."), "attn.qkv.")
 
 
-def test_vit():
+def test_vit_agrees_with_transformers():
     config = transformers.ViTConfig(**IMAGE, num_labels=5, layer_norm_eps=1e-6)
     model = randomise(transformers.ViTForImageClassification(config))
     image = draw(1, 2, 3, 32, 48)
@@ -195,7 +195,7 @@ def test_vit():
     check(ours["logits"], call(model, image).logits)
 
 
-def test_mae():
+def test_mae_agrees_with_transformers():
     size = dict(IMAGE, image_size=48, mask_ratio=0.6, layer_norm_eps=1e-6)
     model = randomise(
         transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**size, **DECODER))
@@ -236,7 +236,7 @@ def to_openai(model) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
-def test_clip(act):
+def test_clip_agrees_with_transformers(act):
     text = dict(SIZE, hidden_size=24, num_attention_heads=3, vocab_size=50, hidden_act=act)
     config = transformers.CLIPConfig(
         text_config=dict(text, max_position_embeddings=9, eos_token_id=49),
