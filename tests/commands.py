@@ -1,4 +1,4 @@
-"""Commands in headers and documents, held against the entries that would run them."""
+"""Commands in headers and documents, checked against the entries that would run them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The goldens of official code: weights and inputs, which their rules make from names and seeds.
 
-tests/golden/*.json hold numbers that the authors' code gave in fp64, with dropout off; each file
-states its rule. Neither weights nor inputs are stored. A `Golden` has both under official names, as
-`python -m vtp_jax.parity` takes them, and the numbers to compare with.
+tests/golden/*.json hold numbers that the authors' code computed in fp64, without dropout; each
+file states its rule. Neither weights nor inputs are stored. A `Golden` has both under official
+names, as `python -m vtp_jax.parity` takes them, and the numbers to compare with.
 """
 
 import json
@@ -377,7 +377,7 @@ def snclr() -> Golden:
     inputs = dict(first=views[0], second=views[1], bank=bank, pointer=np.array(c["pointer"]))
     inputs |= {n: np.array(numbers[n]) for n in ("topk", "threshold")}
     inputs |= {n: np.array(c[n]) for n in ("temperature", "momentum")}
-    # Biases of keys, and what batch norm takes away, have no gradient but rounding.
+    # Gradients of key biases, and of what batch norm cancels, are rounding only.
     scale = max(numbers["grad_norms"].values())
     return Golden(
         numbers, "snclr", {"heads": c["heads"]}, make_tensors(shapes, small=("cls_token",)), inputs,
@@ -386,7 +386,7 @@ def snclr() -> Golden:
 
 
 def omnivl() -> Golden:
-    """BLIP's wrong pairs are the likeliest ones instead of drawn ones."""
+    """The negatives are BLIP's most likely ones instead of being drawn."""
     golden, draw = load("omnivl_blip_tiny"), np.random.RandomState(3)
     image = draw.uniform(0, 1, (4, 16, 16, 3))
     ids = draw.randint(5, 20, (4, 7))
@@ -405,7 +405,7 @@ def omnivl() -> Golden:
     losses["loss"] = sum(golden["losses"].values())
     norms, probes = ({n: g[x] for n, g in golden["grads"].items()} for x in ("norm", "probe"))
     heads = {"heads": 2, "text-heads": 2}
-    # Biases of keys have no gradient but rounding.
+    # Gradients of key biases are rounding only.
     return Golden(golden, "omnivl", heads, weights, inputs, losses, norms, probes, scale=1e-3)
 
 
@@ -447,7 +447,7 @@ def check_output(x: np.ndarray, golden: Mapping[str, Any], scale: float = 0.0) -
 
 
 def probe(x: np.ndarray) -> float:
-    """A norm does not see a transposed or reordered tensor; its product with a fixed draw does."""
+    """A norm does not detect a transposed or reordered tensor; a product with a fixed draw does."""
     return float(x.ravel() @ np.random.RandomState(4).standard_normal(x.size))
 
 

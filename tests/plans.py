@@ -1,6 +1,6 @@
 """Goldens of plans: which config on which pod with which mesh, and how two texts are compared.
 
-python -m tests.plans [PART OF A NAME]...    writes those that have moved
+python -m tests.plans [PART OF A NAME]...    rewrites those that differ
 
 A config that is named gets a golden if it has none.
 """
@@ -63,7 +63,7 @@ def planned():
 
 
 class Expected(NamedTuple):
-    """What a golden says that needs no compiler. Bytes of a chip; FLOPs of a step, remat's too."""
+    """The part of a golden that needs no compiler: bytes on a chip; FLOPs of a step with remat."""
 
     batch: int
     fsdp: int

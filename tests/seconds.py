@@ -42,7 +42,7 @@ def method(nodeid: str) -> str | None:
 
 
 class Seconds:
-    """In a worker, measures; in the process that a person started, adds up and prints."""
+    """In a worker, measures; in the main process, adds up and prints."""
 
     def __init__(self) -> None:
         self.before = clock()

@@ -70,8 +70,8 @@ def papers(path: Path) -> list[Paper]:
 
 @functools.cache
 def configs() -> Mapping[str, list[str]]:
-    """{arXiv number: the configs that train it}. A config belongs to the paper of its method; of
-    several papers in one file, to that which its own header cites."""
+    """{arXiv number: the configs that train it}. A config belongs to the paper of its method; if
+    that file has several papers, to the one that the config's header cites."""
     found: dict[str, list[str]] = {}
     for path in config_files():
         method = config.load(str(ROOT / path)).method["name"]
@@ -182,7 +182,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
 
 
 def pages() -> dict[Path, str]:
-    """{page of docs/: its text with the tables made anew}, of all pages that have one."""
+    """{page of docs/: its text with the tables made again}, of all pages that have one."""
     found = {}
     for page in sorted((ROOT / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Views of clips: each change against a library's, and what is drawn once for a clip."""
+"""Views of clips: each change against a library's, and what is drawn once per clip."""
 
 import colorsys
 
@@ -25,7 +25,7 @@ def test_methods_of_one_view_reject_several_with_a_one_line_error():
         augment.one_view(spec, "coca")
     for path in ("coca/pretrain", "omnivl/pretrain", "tvtsv2/pretrain_yt_webvid"):
         cfg = config.load(str(ROOT / f"configs/{path}.py:tiny"))
-        cfg.data["train"].pop("pieces", None)  # they are no views
+        cfg.data["train"].pop("pieces", None)  # these are not views
         cfg.data["video"]["repeats"] = 2
         data = build.data(cfg.data, batch=cfg.batch, seed=0)
         method = build.method(cfg, data.facts)

@@ -1,4 +1,4 @@
-"""The entry that measures: on synthetic input, without TensorFlow, a line for each run."""
+"""`vtp bench`: on synthetic input, without TensorFlow, with one line for each run."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def test_synthetic_batches_are_within_the_outline():
 
 
 def test_simvtps_program_computes_what_the_method_must():
-    """Within what packing video and words into one pass costs, 0.3 %."""
+    """To 0.3 %, which packing video and words into one pass costs."""
     spec, facts = outline.describe(step_cpu.DATA, 2)
     words = {k: facts[k] for k in ("vocab_size", "pad_id", "mask_id")}
     method = simvtp.make(size="B", dtype="float32", **words)

@@ -1,4 +1,5 @@
-"""The demo, shrunk: every stage, the summary's keys, the report; and what ablations leave out."""
+"""The demo at a small size: every stage, the summary's keys, the report; and losses that ablations
+leave out."""
 
 import json
 

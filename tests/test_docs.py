@@ -1,5 +1,5 @@
-"""What the documents say of the code is true: tables, links, files, entries; and the headers that
-tables are made from."""
+"""What the documents state about the code is true: tables, links, files, entries; and the headers
+that tables are made from."""
 
 import importlib
 import re

@@ -1,5 +1,5 @@
 """Every config loads with every switch and builds; every command in a config's or an entry's header
-is one that the entry understands."""
+is parsed by the entry."""
 
 import functools
 import inspect
@@ -43,7 +43,7 @@ def at_root(monkeypatch):
 def test_it_loads_and_its_rules_cover_its_parameters(spec):
     cfg, facts, shapes_of_batch, method, optimizer, shapes = built(spec)
     sharding.state_shardings(shapes, sharding.make_mesh(data=2, fsdp=2, tensor=2), cfg.sharding)
-    if "tiny" in spec:  # a step must give back the types of the state that it takes
+    if "tiny" in spec:  # a step must return the types of the state that it takes
         check_step(make_step(method, optimizer, 0), shapes, shapes_of_batch)
         return
     whole, spread = (held(shapes, cfg.sharding, fsdp=n) for n in (1, 8))
@@ -75,7 +75,7 @@ def test_memory_and_work_are_near_the_golden_plan(path):
 
 @pytest.mark.parametrize("path", config_files())
 def test_a_recipe_equals_its_reviewed_golden(path):
-    """What differs was meant: `python -m tests.recipes` writes it, and review sees it."""
+    """Any difference must be intended: `python -m tests.recipes` writes it, to be reviewed."""
     assert recipes.written(path) == recipes.golden(path).read_text(encoding="utf-8")
 
 
@@ -122,13 +122,13 @@ def test_commands_in_headers_are_parsed_by_their_entries(path, monkeypatch):
 
 @functools.cache
 def warm_starts():
-    """By spec, of those that have one."""
+    """The warm starts of the configs that have one, by spec."""
     found = {spec: config.read(str(ROOT / spec)).get("warm_start") for spec in SPECS}
     return {spec: sources for spec, sources in found.items() if sources}
 
 
 def test_a_warm_start_can_be_replaced_and_left_out():
-    """As warm_start.load's error and docs/start.md say."""
+    """By the overrides that warm_start.load's error and docs/start.md give."""
     assert warm_starts()
     for spec, sources in warm_starts().items():
         without = config.read(spec, ["--config.warm_start=()", "--config.fresh=()"])
@@ -288,7 +288,7 @@ def test_typos_fail_in_one_line_before_anything_compiles(overrides, message, tmp
     with pytest.raises(UserError, match=message) as error:
         path = "configs/simvtp/pretrain_webvid.py:tiny"
         train.main(["--config", path, "--workdir", str(tmp_path), *overrides])
-    # What compiles first is the state, and a workdir has a config.json by then.
+    # The first thing to compile is the state; a workdir has a config.json by then.
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 

@@ -45,8 +45,8 @@ def on_one_device(path):
 
 
 def small(path):
-    """In fp32, and with an eps that Adam's updates are continuous in the gradient with: where it is
-    0 but for rounding, as a key's bias has it, they are whole steps of the rounding otherwise."""
+    """In fp32, with an eps that makes Adam's updates continuous in the gradient: otherwise, where
+    the gradient is 0 up to rounding, as for a key's bias, rounding alone causes whole steps."""
     cfg = config.load(path)
     cfg.method["dtype"] = "float32"
     cfg.optim["eps"] = 1e-3

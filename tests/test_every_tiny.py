@@ -1,5 +1,6 @@
-"""Tiny configs train, evaluate and write through the real main, on one device: SimVTP's here, the
-others in `make test-all`. The demo's goes through test_train.py and test_demo.py on eight."""
+"""Tiny configs train, evaluate and write their files through the real `main`, on one device:
+SimVTP's in the fast suite, the others in `make test-all`. test_train.py and test_demo.py run the
+demo's on eight."""
 
 import jax
 import pytest

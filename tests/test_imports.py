@@ -1,4 +1,5 @@
-"""Who may import whom, read off the syntax trees; and no TensorFlow outside `vtp_jax.data`."""
+"""The allowed directions of imports, read from the syntax trees; and no TensorFlow outside
+`vtp_jax.data`."""
 
 import ast
 import graphlib
@@ -29,7 +30,7 @@ ALLOWED = {
     "show": {"types", "run", "evals", "setup"},
     "measure": BASE | {"data", "run", "setup"},
     "convert": BASE | PARTS | {"pickles", "methods", "tasks", "run", "setup", "reference"},
-    "reference": {"types"},  # what conversions are checked against shares nothing with the rest
+    "reference": {"types"},  # conversions are checked against it: it shares nothing
 }
 
 
@@ -47,7 +48,7 @@ def imported(path: Path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:  # none is relative: ruff's TID252
+        elif isinstance(node, ast.ImportFrom) and node.module:  # ruff's TID252: none is relative
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
@@ -79,14 +80,14 @@ def test_imports_have_no_cycle():
     # A package that is named only on the way to one of its modules imports nothing.
     packages = {name for name in known if known[name].stem == "__init__"}
     graph = {name: others - packages - {name} for name, others in graph.items()}
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
 def test_everything_imports_without_tensorflow():
     modules = [
         ".".join(["vtp_jax", *p.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
         for p in FILES
-        if p.parent.name != "pytorch" or p.stem == "__init__"  # what is shipped needs torch
+        if p.parent.name != "pytorch" or p.stem == "__init__"  # the shipped module needs torch
     ]
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"

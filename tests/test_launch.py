@@ -1,4 +1,4 @@
-"""The launchers' scripts, parsed by their readers: a shell's words, YAML, sbatch."""
+"""The launchers' scripts, parsed as their readers do: words of a shell, YAML, sbatch."""
 
 import re
 import shlex

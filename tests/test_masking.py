@@ -112,7 +112,7 @@ negatives = jax.jit(
 
 
 def rows(*numbers: int) -> st.SearchStrategy[list[bool]]:
-    """Of few lengths: each is compiled anew."""
+    """Of few lengths, since each is compiled separately."""
     return st.sampled_from(numbers).flatmap(
         lambda n: st.lists(st.booleans(), min_size=n, max_size=n)
     )

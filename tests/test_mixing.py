@@ -1,4 +1,5 @@
-"""Laws of what is drawn on the device for recognition: views, erased boxes, mixup and CutMix."""
+"""Laws of the random augmentation on the device for recognition: views, erased boxes, mixup and
+CutMix."""
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ def test_whole_clips_are_flipped():
 
 
 def test_one_box_of_a_clip_is_erased_with_noise():
-    """One box in all frames, 2 % to a third of the area, normalised noise inside, elsewhere all as
-    it was."""
+    """One box in all frames, of 2 % to a third of the area, has normalised noise; all other pixels
+    are unchanged."""
     side = 64
     video = np.full((200, T, side, side, 3), 0.3, np.float32)
     erase = jax.jit(augment.erase, static_argnums=(2, 3, 4))

@@ -1,10 +1,10 @@
 """Runs of earlier code: their configs load, their checkpoints restore, and they resume.
 
 `golden/workdirs/NAME.tar.gz` is a working directory after 4 steps: config.json and one checkpoint.
-`NAME.json` has what the code that wrote it read there: dtype, shape and the start of the SHA-256 of
+`NAME.json` has what the code that wrote it read back: dtype, shape and the start of the SHA-256 of
 each array, and the losses of the next two steps, which that code took. They were written at commit
-23e02ca, before configs became data and packages rooms. Both stay as they are: a change that cannot
-read them breaks the runs that people have.
+23e02ca, before configs became data and the package was divided into rooms. Both stay as they are: a
+change that cannot read them breaks existing runs.
 """
 
 import hashlib
@@ -43,8 +43,8 @@ def unpacked(name, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_array_is_restored_under_its_name(name, tmp_path, one_device):
-    """Parameters, averages or twins, queues and moments: what today's state of that config has is
-    what the checkpoint has, bit for bit."""
+    """Parameters, averages or twins, queues and moments: every array of that config's current state
+    is in the checkpoint, and is restored bit for bit."""
     workdir, wanted = unpacked(name, tmp_path)
     cfg = config.load(str(workdir / "config.json"))
     shapes = build.prepare(cfg, outline.describe(cfg.data, cfg.batch), one_device).shapes

@@ -1,4 +1,4 @@
-"""Plain pickles of every protocol are read as Python reads them, and nothing is ever executed."""
+"""Plain pickles of every protocol are read as Python reads them, and no code in them is run."""
 
 import collections
 import contextlib

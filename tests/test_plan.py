@@ -1,7 +1,7 @@
 """The entry `vtp plan`, its one-line errors, and the goldens of plans.
 
-`make plan` compiles every config for a pod and compares with its golden; `make plan-golden` writes
-the goldens that have moved.
+`make plan` compiles every config for a pod and compares with its golden; `make plan-golden`
+rewrites the goldens that differ.
 """
 
 import importlib.util
@@ -58,7 +58,7 @@ def test_mistakes_are_reported_in_one_line_before_anything_compiles(
 
 
 def test_meshes_and_batches_that_do_not_fit_are_rejected(tmp_path, monkeypatch):
-    """Training reports each in one line before anything is compiled or written."""
+    """Training reports each mistake in one line before anything is compiled or written."""
     monkeypatch.setattr(jax.stages.Traced, "lower", lambda *_: pytest.fail("lowered"))
     images = dict(train=dict(clips=8), batch=12)
     for change, message in [
@@ -93,7 +93,7 @@ def test_a_config_is_planned_for_an_absent_tpu(capsys, tmp_path):
     assert "4 chips, data=4 fsdp=1 sequence=1 tensor=1, batch 16" in shown
     assert "fits                          yes" in shown and "of 16.0 GiB a chip" in shown
     assert "at least" in shown and "chip-hours" in shown and "all-reduce" in shown
-    assert "estimated" not in shown  # a quick compiler's products take ten times as long
+    assert "estimated" not in shown  # with --quick, products take ten times as long
 
 
 @pytest.mark.plan

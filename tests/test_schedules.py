@@ -1,4 +1,4 @@
-"""Schedules against the formulas they restate, at every step."""
+"""Schedules against their formulas, at every step."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vtp_jax.types import UserError
 
 
 def reference(peak, end, warmup, steps):
-    """The table of SimVTP's official code: linspace, then half a cosine over what is left."""
+    """The table of SimVTP's official code: linspace, then half a cosine over the other steps."""
     rising = np.linspace(0, peak, warmup) if warmup else np.array([])
     k = np.arange(steps - warmup)
     falling = end + 0.5 * (peak - end) * (1 + np.cos(np.pi * k / max(steps - warmup, 1)))

@@ -1,4 +1,4 @@
-"""The loop: exact resumption, skipped steps, stopping well, one-line errors."""
+"""The training loop: exact resumption, skipped steps, orderly stops, one-line errors."""
 
 import collections
 import json
@@ -44,7 +44,7 @@ def params(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The workdir of a run that nothing stopped, and its last numbers."""
+    """The workdir of an uninterrupted run, and its last numbers."""
     workdir = tmp_path_factory.mktemp("whole")
     before = os.getcwd()
     os.chdir(ROOT)
@@ -91,7 +91,7 @@ def start(workdir, steps):
 
 
 def kept(workdir):
-    """The step of the newest checkpoint that is whole; 0 if there is none yet."""
+    """The step of the newest complete checkpoint; 0 if there is none yet."""
     try:
         return checkpoint.find_step(workdir)
     except UserError:
@@ -135,7 +135,7 @@ def test_training_completes_on_a_partly_damaged_corpus(tmp_path):
 
 
 def test_damaged_shards_do_not_stop_a_run(tmp_path, monkeypatch):
-    """Neither headers that cannot be read nor shards that are gone."""
+    """Neither unreadable headers nor missing shards do."""
     root = worn.write_shards(tmp_path, side=64, frames=16)
     monkeypatch.setattr(build, "method", lambda *_: broken_at([], np.nan))
     cfg = config.load(CONFIG)
@@ -201,7 +201,7 @@ def evaluations(workdir):
 
 
 def test_a_failing_evaluator_loses_no_step_and_no_number(tmp_path, monkeypatch):
-    """At a step that is saved, and at the last: the state is there, and what was not measured is
+    """At a step that is saved, and at the last one: the state is saved, and the missing numbers are
     measured when the run resumes."""
     cfg = config.load(CONFIG)
     cfg = cfg._replace(steps=4, log=dict(every=1))
@@ -251,7 +251,7 @@ def test_a_failing_evaluator_loses_no_step_and_no_number(tmp_path, monkeypatch):
 def test_an_evaluators_mistake_is_reported_before_anything_is_written(
     kind, lacks, message, tmp_path
 ):
-    """And so before the state is made, which is the first thing that compiles."""
+    """That is, before the state is made, which is the first thing that compiles."""
     cfg = config.load("configs/videomae/finetune_k400.py:tiny")
     cfg = cfg._replace(evals=dict(a=dict(type=kind, stream="test")))
     for key in lacks:

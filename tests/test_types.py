@@ -21,7 +21,7 @@ def mean(rows) -> Mean:
 
 @given(numbers, numbers, numbers)
 def test_merged_means_are_the_whole(a, b, c):
-    """However it is cut, and in whatever order: the mean of all counted entries."""
+    """For any partition and order, the mean is that of all counted entries."""
     counted = [v for v, w in a + b + c if w]
     wanted = np.mean(counted) if counted else 0.0
     for merged in (mean(a) + mean(b) + mean(c), mean(c) + (mean(a) + mean(b)), mean(a + b + c)):

@@ -19,7 +19,7 @@ def equal(a, b):
     return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
-def refused(path, *words):
+def rejected(path, *words):
     """The one-line error with which a file is rejected."""
     with pytest.raises(UserError) as caught:
         files.read(path)

@@ -1,5 +1,5 @@
-"""Weights in and out: the identity both ways for every format, proofs that can fail, and nothing
-written where anything is wrong."""
+"""Import and export: the identity in both directions for every format, proofs that can fail, and
+nothing written if anything is wrong."""
 
 import json
 from functools import partial
@@ -166,7 +166,7 @@ def test_mistakes_are_listed_and_nothing_is_written(tmp_path):
 
 
 def test_a_wrong_conversion_is_rejected(tmp_path, monkeypatch):
-    """As Hugging Face's once was: two biases silently zero."""
+    """As Hugging Face's once was: two biases were silently zero."""
     tensors, *_ = small.tensors_of("videomae")
     forget = rules.Layout(lambda x: 0 * x.reshape(2, -1), lambda x: x.reshape(-1))
     right = FORMATS["videomae"].rules

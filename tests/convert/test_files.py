@@ -1,4 +1,4 @@
-"""Files come back bit for bit; wrappers, folders and values."""
+"""Files are read back bit for bit; wrappers, folders and values."""
 
 import argparse
 import collections
@@ -21,7 +21,7 @@ from tests.convert.crafted import (
     equal,
     name,
     number,
-    refused,
+    rejected,
     storage,
     table,
     tensor,
@@ -62,7 +62,7 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path, suffix):
         for shape in [(), (0, 3), (5,), (2, 3, 4)]
         if not dtype.name.startswith(lacking)
     }
-    tensors["file"] = np.asfortranarray(A)  # a name that numpy.savez has for itself
+    tensors["file"] = np.asfortranarray(A)  # a name that numpy.savez reserves
     metadata = {"format": "pt", "quote": '"ü"'}
     path = tmp_path / f"x{suffix}"
     files.write(path, tensors, metadata)
@@ -181,7 +181,7 @@ def test_a_prefix_that_not_all_names_have_is_kept(tmp_path):
 
 
 def test_training_arguments_are_ignored(tmp_path):
-    """What VideoMAE and DeepSpeed save beside the weights, written as Python writes it."""
+    """What VideoMAE and DeepSpeed save in addition to the weights, pickled as Python does it."""
     beside = dict(
         args=argparse.Namespace(lr=1e-3, sizes={1, 2}, raw=b"ab", none=b"", scale=np.float64(2)),
         optimizer=collections.defaultdict(dict, {0: [1, (2,)]}),
@@ -221,11 +221,11 @@ def test_strides_offsets_and_shared_storages_are_read(tmp_path):
 
 
 def test_a_folder_is_read_by_its_index_or_rejected(tmp_path):
-    refused(tmp_path, "name the file itself")
+    rejected(tmp_path, "name the file itself")
     torch_zip(tmp_path / "mp_rank_00_model_states.pt", table({"module": table(TENSORS)}), STORAGES)
     assert files.read(tmp_path).wrappers == ("module",)
     (tmp_path / "mp_rank_01_model_states.pt").touch()
-    refused(tmp_path, "merge them first")
+    rejected(tmp_path, "merge them first")
     (tmp_path / "mp_rank_01_model_states.pt").unlink()
 
     index = tmp_path / "model.safetensors.index.json"

@@ -1,4 +1,4 @@
-"""Nothing in a file can run, hide or take the memory; damage is noticed."""
+"""Nothing in a file can run, hide or exhaust the memory; damage is detected."""
 
 import io
 import json
@@ -25,7 +25,7 @@ from tests.convert.crafted import (
     name,
     number,
     pickled,
-    refused,
+    rejected,
     storage,
     table,
     tensor,
@@ -45,7 +45,7 @@ class Evil(NamedTuple):
 
 
 def evil(trap):
-    """Pickles that create the file `trap`, or try to, in all the ways there are."""
+    """Pickles that create the file `trap`, or try to, by every means a pickle has."""
     command = text(f"touch {trap}")
     system = name("os", "system")
     reduced = pickle.dumps(Reduced(str(trap)), 2)[2:-1]
@@ -106,16 +106,16 @@ def test_what_a_pickle_would_run_is_rejected_by_name(tmp_path, kind):
     trap = tmp_path / "trap"
     body, words = evil(trap)[kind]
     for place in (body, table({"model": table(TENSORS), "args": body})):
-        refused(torch_zip(tmp_path / "zip.pth", place, STORAGES), words)
-        refused(torch_stream(tmp_path / "stream.pth", place, STORAGES), words)
+        rejected(torch_zip(tmp_path / "zip.pth", place, STORAGES), words)
+        rejected(torch_stream(tmp_path / "stream.pth", place, STORAGES), words)
     bare = tmp_path / "bare.pth"
     bare.write_bytes(pickled(body))
-    refused(bare, "not safetensors, npz or a PyTorch file")
+    rejected(bare, "not safetensors, npz or a PyTorch file")
     assert not trap.exists()
 
 
 def test_python_itself_runs_the_malicious_pickles(tmp_path):
-    """The malice above is malice: Python itself would run it."""
+    """The pickles above are malicious: Python itself executes them."""
     traps = evil(tmp_path / "trap")
     for kind in ("system", "eval", "reduce", "stack", "inst", "obj"):
         pickle.loads(pickled(traps[kind].body))
@@ -124,22 +124,22 @@ def test_python_itself_runs_the_malicious_pickles(tmp_path):
 
 def test_object_arrays_are_rejected(tmp_path):
     np.savez(tmp_path / "x.npz", a=A, b=np.array([Reduced(str(tmp_path / "trap"))], object))
-    refused(tmp_path / "x.npz", "Python objects")
+    rejected(tmp_path / "x.npz", "Python objects")
     array = pickle.dumps({"a": np.array([None])}, 2)[2:-1]
-    refused(torch_zip(tmp_path / "x.pth", array), "'O8'")
+    rejected(torch_zip(tmp_path / "x.pth", array), "'O8'")
     assert not (tmp_path / "trap").exists()
 
 
 def test_bombs_next_to_the_tensors_are_not_expanded(tmp_path):
-    """Doubling by reference is small until somebody walks or copies it: nobody does."""
+    """Doubling by reference is small until it is walked or copied, which the reader does not."""
     doubled = b"N" + b"q\x01h\x01\x86" * 200
     own = b"}q\x02" + text("model") + b"h\x02s"  # a dictionary that is its own model
     far = b"Nr\xff\xff\xff\xff"  # a memo place at 2^32 - 1
     body = table({"doubled": doubled, "own": own, "far": far, **TENSORS})
     file = files.read(torch_zip(tmp_path / "x.pth", body, STORAGES))
     assert file.dropped == ("doubled", "own", "far") and set(file.tensors) == {"a", "b"}
-    refused(torch_zip(tmp_path / "y.pth", own), "no tensors by name; it holds 'model'")
-    refused(torch_zip(tmp_path / "z.pth", b"\x8e" + struct.pack("<Q", 2**62)), "damaged")
+    rejected(torch_zip(tmp_path / "y.pth", own), "no tensors by name; it holds 'model'")
+    rejected(torch_zip(tmp_path / "z.pth", b"\x8e" + struct.pack("<Q", 2**62)), "damaged")
 
 
 @pytest.mark.parametrize(
@@ -160,20 +160,20 @@ def test_bombs_next_to_the_tensors_are_not_expanded(tmp_path):
     ],
 )
 def test_tensors_stay_inside_their_storages(tmp_path, entry, words):
-    refused(torch_zip(tmp_path / "zip.pth", table({"x": entry}), STORAGES), words)
+    rejected(torch_zip(tmp_path / "zip.pth", table({"x": entry}), STORAGES), words)
     with pytest.raises(UserError):
         files.read(torch_stream(tmp_path / "s.pth", table({"x": entry}), {"0": STORAGES["0"]}))
 
 
 def test_other_faults_of_torch_files_are_reported(tmp_path):
     path = tmp_path / "x.pth"
-    refused(torch_zip(path, table(TENSORS), STORAGES, order=b"big"), "big-endian")
-    refused(torch_stream(path, table(TENSORS), STORAGES, little=b"\x89"), "big-endian")
-    refused(torch_zip(path, table(TENSORS), STORAGES, zipfile.ZIP_DEFLATED), "compressed")
-    refused(torch_zip(path, TENSORS["a"], STORAGES), "save a state dict")
-    refused(torch_zip(path, table({"epoch": number(1)})), "no tensors by name; it holds 'epoch'")
-    refused(torch_zip(path, table({"a\nb": TENSORS["a"]}), STORAGES), r"unprintable name 'a\nb'")
-    refused(torch_stream(path, table(TENSORS), {**STORAGES, "0": b"12345678"}), "size is not")
+    rejected(torch_zip(path, table(TENSORS), STORAGES, order=b"big"), "big-endian")
+    rejected(torch_stream(path, table(TENSORS), STORAGES, little=b"\x89"), "big-endian")
+    rejected(torch_zip(path, table(TENSORS), STORAGES, zipfile.ZIP_DEFLATED), "compressed")
+    rejected(torch_zip(path, TENSORS["a"], STORAGES), "save a state dict")
+    rejected(torch_zip(path, table({"epoch": number(1)})), "no tensors by name; it holds 'epoch'")
+    rejected(torch_zip(path, table({"a\nb": TENSORS["a"]}), STORAGES), r"unprintable name 'a\nb'")
+    rejected(torch_stream(path, table(TENSORS), {**STORAGES, "0": b"12345678"}), "size is not")
 
 
 # Malice: the others ------------------------------------------------------------------------------
@@ -222,16 +222,16 @@ def entry(start=0, stop=24, dtype="F32", shape=(2, 3)):
     ],
 )
 def test_a_false_safetensors_header_is_reported(tmp_path, header, words):
-    refused(safetensors(tmp_path / "x.safetensors", header), words)
+    rejected(safetensors(tmp_path / "x.safetensors", header), words)
 
 
 def test_a_header_above_the_limit_is_rejected(tmp_path):
     path = safetensors(tmp_path / "x.safetensors", {"a": entry()}, length=3_000_000_000)
-    refused(path, "claims a header of 3,000,000,000 bytes")
+    rejected(path, "claims a header of 3,000,000,000 bytes")
     safetensors(path, {"a": entry()}, length=100_000_001)
     with open(path, "r+b") as f:
         f.truncate(100_000_100)  # it is there, but more than the format allows
-    refused(path, "the limit is 100,000,000")
+    rejected(path, "the limit is 100,000,000")
     path.unlink()
 
 
@@ -256,7 +256,7 @@ def test_a_false_npy_header_is_reported(tmp_path, content, words, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("a.npy", content)
-    refused(tmp_path / "x.npz", words)
+    rejected(tmp_path / "x.npz", words)
     assert os.listdir(tmp_path) == ["x.npz"]
 
 
@@ -268,20 +268,20 @@ def test_false_zips_are_reported(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(2):
             archive.writestr(f"{i}.npy", buffer.getvalue())
-    refused(path, "more than 100 times its size")
+    rejected(path, "more than 100 times its size")
     np.save(buffer := io.BytesIO(), A)
     with zipfile.ZipFile(path, "w") as archive:
         for _ in range(2):
             archive.writestr("a.npy", buffer.getvalue())
-    refused(path, "overlap")
+    rejected(path, "overlap")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("a.npy", buffer.getvalue())
-    refused(path, "compressed")
+    rejected(path, "compressed")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "text")
-    refused(path, "neither numpy nor PyTorch")
+    rejected(path, "neither numpy nor PyTorch")
     zipfile.ZipFile(path, "w").close()
-    refused(path, "no tensors by name")
+    rejected(path, "no tensors by name")
 
 
 @pytest.mark.parametrize(
@@ -289,14 +289,14 @@ def test_false_zips_are_reported(tmp_path):
 )
 def test_files_of_no_known_kind_are_rejected(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
-    refused(tmp_path / "x.pth", "not safetensors, npz or a PyTorch file")
-    refused(tmp_path / "none.pth", "No such file")
+    rejected(tmp_path / "x.pth", "not safetensors, npz or a PyTorch file")
+    rejected(tmp_path / "none.pth", "No such file")
 
 
 # Accidents ---------------------------------------------------------------------------------------
 
 
-def read_or_refuse(path):
+def read_or_reject(path):
     try:
         return files.read(path).tensors
     except UserError as error:
@@ -311,12 +311,12 @@ def test_no_truncated_file_is_read(tmp_path, kind):
     whole = path.read_bytes()
     for end in [*range(0, len(whole), 5), *range(len(whole) - 80, len(whole))]:
         path.write_bytes(whole[:end])
-        assert read_or_refuse(path) is None, end
+        assert read_or_reject(path) is None, end
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_any_flipped_byte_is_detected_or_harmless(tmp_path, kind):
-    """Zips carry checksums: the same tensors or an error. The others: no surprise."""
+    """Zips have checksums: the same tensors or an error. Other files are read or rejected."""
     path = tmp_path / kind
     MAKERS[kind](path)
     whole = path.read_bytes()
@@ -325,7 +325,7 @@ def test_any_flipped_byte_is_detected_or_harmless(tmp_path, kind):
         data = bytearray(whole)
         data[place] ^= rng.integers(1, 256)
         path.write_bytes(data)
-        got = read_or_refuse(path)
+        got = read_or_reject(path)
         if got is not None and kind in ("x.npz", "zip.pth"):
             assert got.keys() == {"a", "b"} and equal(got["a"], A) and equal(got["b"], B), place
 
@@ -343,8 +343,8 @@ def test_any_pickle_is_read_or_rejected(tmp_path_factory, body):
     folder = tmp_path_factory.getbasetemp() / "any"
     folder.mkdir(exist_ok=True)
     for place in (body, table({"x": body, **TENSORS}), b"}(" + body + b"u"):
-        read_or_refuse(torch_zip(folder / "zip.pth", place, STORAGES))
-        read_or_refuse(torch_stream(folder / "stream.pth", place, STORAGES))
+        read_or_reject(torch_zip(folder / "zip.pth", place, STORAGES))
+        read_or_reject(torch_stream(folder / "stream.pth", place, STORAGES))
 
 
 @given(st.binary(max_size=200))
@@ -352,4 +352,4 @@ def test_any_bytes_are_read_or_rejected(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "bytes"
     for head in (b"", b"PK\x03\x04", len(content).to_bytes(8, "little") + b"{"):
         path.write_bytes(head + content)
-        read_or_refuse(path)
+        read_or_reject(path)

@@ -60,7 +60,7 @@ def test_with_negatives_the_pairs_come_first():
 
 
 def test_padding_changes_nothing_where_it_is_not_pooled():
-    """Batch-mates decide how long the padding is."""
+    """The other rows of the batch determine the length of the padding."""
     x = pretrained("simvtp_small").inputs
     wider = {k: np.pad(x[k], ((0, 0), (0, 5))) for k in ("ids", "attention_mask")}
     for pool_padding in (True, False):

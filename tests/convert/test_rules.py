@@ -1,4 +1,4 @@
-"""Every table of names: all tensors find their place, and come back bit for bit.
+"""Every table of names maps all tensors, and maps them back bit for bit.
 
 The published names and shapes are restated here by hand, at full depth and small width.
 """

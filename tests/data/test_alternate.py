@@ -53,7 +53,7 @@ def test_each_source_keeps_its_own_order():
         s: np.concatenate([b["id"] for b in batches if b["video"].shape == s]) for s in kinds
     }
     assert sorted(by_kind[clips][:10]) == list(range(10))
-    assert sorted(by_kind[image]) == list(range(10, 16))  # ids go on from one to the next
+    assert sorted(by_kind[image]) == list(range(10, 16))  # ids continue from one to the next
     alone = take(make(also=None), 6)
     for a, b in zip((b for b in batches if b["video"].shape == clips), alone, strict=True):
         np.testing.assert_array_equal(a["video"], b["video"])

@@ -19,7 +19,7 @@ def test_permute_is_a_permutation(count, seed, epoch):
 
 def test_permute_is_uniform():
     """Of 600 keys, each of 5 numbers is at each place about 120 times (chi-squared, 16
-    degrees: 99.9 % below 39), and neighbours go on as neighbours no more often than by chance."""
+    degrees: 99.9 % below 39), and neighbours stay neighbours no more often than by chance."""
     found = np.stack([orders.permute(np.arange(5), 5, (7, k)) for k in range(600)])
     counts = np.stack([np.bincount(column, minlength=5) for column in found.T])
     assert ((counts - 120) ** 2 / 120).sum() < 39

@@ -41,7 +41,7 @@ def psnr(a, b):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_frames_come_back(made, size):
-    """In colour too, of which there is one value for four pixels: not much in a small picture."""
+    """Colour too, at one value for four pixels, which is little in a small image."""
     frames, roll = made[size]
     shown = rolls.read(roll, *size)
     assert shown.shape == frames.shape and psnr(frames, shown) > (30 if size[0] > 32 else 26)

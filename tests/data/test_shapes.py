@@ -1,4 +1,4 @@
-"""Laws of the corpus: what is held out, what captions tell, what pictures show."""
+"""Laws of the corpus: what is held out, what captions state, what frames show."""
 
 import csv
 import functools
@@ -29,7 +29,7 @@ def words_of(name, value):
 
 
 def read_caption(caption):
-    """The attributes a caption tells, found by nothing but its words."""
+    """The attributes that a caption states, found from its words alone."""
     words = tuple(caption.split())
     runs = {words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
     found = {}
@@ -150,7 +150,7 @@ def tell_background(frames):
 )
 @pytest.mark.filterwarnings("ignore:All-NaN slice")
 def test_every_value_can_be_seen(name, tell):
-    """In every second frame, a simple rule tells each held-out clip's value."""
+    """A simple rule finds each held-out clip's value from every second frame."""
     wrong = [
         (i, getattr(attributes, name), said)
         for i, (attributes, _) in enumerate(clips("val"))
@@ -194,7 +194,7 @@ def test_write(tmp_path, capsys):
             drawn = shapes.read(plan, split, i).astype(int)
             shown = video.read_frames(tmp_path / row["path"], np.arange)
             assert np.abs(drawn - shown).mean() < 8
-    # What stands there stays; a broken-off corpus has no manifest and is made again.
+    # Existing files stay; an interrupted corpus has no manifest and is made again.
     before = (tmp_path / "train" / "00000.mp4").stat().st_mtime_ns
     assert shapes.write(tmp_path, plan) is False
     assert (tmp_path / "train" / "00000.mp4").stat().st_mtime_ns == before

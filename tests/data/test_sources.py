@@ -1,4 +1,4 @@
-"""Caption files of three kinds give one list; what is wrong is told in one line."""
+"""Caption files of three kinds give one list; mistakes are reported in one line."""
 
 import json
 

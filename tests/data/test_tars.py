@@ -1,4 +1,4 @@
-"""Tars of samples: what is read, and what nobody who wrote one can make us do."""
+"""Tars of samples: what is read, and what a hostile one cannot cause."""
 
 import io
 import tarfile

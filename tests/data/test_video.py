@@ -88,7 +88,7 @@ def decoded(monkeypatch):
     found = []
 
     class Packets:
-        """A container whose packets tell."""
+        """A container that records its packets."""
 
         def __init__(self, container):
             self._container = container
@@ -196,7 +196,7 @@ def test_frames_outside_an_edit_list_are_not_counted(tmp_path, start):
 
 
 def test_wrong_time_stamps_do_not_mislead(tmp_path, monkeypatch):
-    """When frames come out otherwise than time stamps tell, they are counted from the start."""
+    """If frames do not come in the order of their time stamps, they are counted from the start."""
     path = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"])
     real = video.tabulate
 
@@ -265,7 +265,7 @@ LURES = {
 
 @pytest.mark.parametrize("as_bytes", [False, True], ids=["file", "bytes"])
 def test_no_file_reaches_the_network(folder, as_bytes):
-    """Playlists and the like, which name a host that listens: it is not called; each is refused."""
+    """Playlists and the like that name a listening host: it is not contacted, each is rejected."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         port = server.getsockname()[1]
@@ -361,7 +361,7 @@ def test_packets_without_frames_have_an_end(monkeypatch):
 
 
 def test_more_frames_than_there_may_be(file, monkeypatch):
-    """Told by the header, or counted."""
+    """By the header's number, or by counting."""
     monkeypatch.setattr(video, "MAX_FRAMES", N)
     video.probe(file)
     monkeypatch.setattr(video, "MAX_FRAMES", N - 1)

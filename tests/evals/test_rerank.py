@@ -1,4 +1,4 @@
-"""Re-ranking against the whole matrix of scores, which a test can afford."""
+"""Re-ranking against the ranks from the whole matrix of scores."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the input of a config costs, part by part."""
+"""The cost of a config's input, part by part."""
 
 import json
 

@@ -81,7 +81,7 @@ def test_loops_branches_and_what_is_computed_again():
 )
 def test_videomae_costs_what_the_papers_say(recipe, published):
     """V2, Table 1 and its ablation of the decoder's mask: GMAC of a clip. Both papers' code embeds
-    the hidden cubes too, and runs the decoder's last block for the visible places: not so here."""
+    the hidden cubes too, and runs the decoder's last block for the visible places; not here."""
     method = videomae.make(**recipe)
     (net, recipe), batch = videomae.build(**recipe), spec()
     draws = jax.eval_shape(lambda: videomae.draw(net, recipe, KEY, batch["video"]))
@@ -97,8 +97,9 @@ def test_videomae_costs_what_the_papers_say(recipe, published):
 @pytest.mark.parametrize("match, lean", [("masked", 142.5), ("clean", 176.5)])
 def test_simvtp_costs_what_a_lean_step_must(match, lean):
     """GFLOP of a clip and 32 words, counted by hand in the sheet of the method: 190.9 in the
-    released code, 142.5 where nothing is computed twice. Ours asks the decoder's last block for the
-    1,408 hidden places alone, and has the 160 cubes and 32 words, each alone, in one pass."""
+    released code, 142.5 where nothing is computed twice. Here the decoder's last block is
+    computed for the 1,408 hidden places only, and the 160 cubes and the 32 words, each alone, share
+    one pass."""
     method = simvtp.make(size="B", vocab_size=30522, mask_id=103, pad_id=0, match_text=match)
     d, seen, n = 384, 160, 1568
     unasked = 2 * seen * (2 * d * d + 2 * d * 4 * d + 2 * n * d) / 1e9

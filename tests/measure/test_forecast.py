@@ -1,4 +1,4 @@
-"""Forecasts of a step, against what the devices at hand hold and send."""
+"""Forecasts of a step, against what the devices of the suite hold and send."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is read off compiled text, against programs whose traffic and loops are known."""
+"""What is read from compiled text, against programs whose traffic and loops are known."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 from vtp_jax.measure import hlo
 from vtp_jax.run import sharding
 
-# As the TPU compiler writes it: a loop's length stands in its condition alone, parts have cycles,
-# what is started apart gives (what goes in, what comes out).
+# As the TPU compiler writes it: a loop's length is in its condition only, fusions have cycles, and
+# an asynchronous start returns (operands, results).
 TPU = """\
 HloModule jit_step, is_scheduled=true
 
@@ -54,7 +54,7 @@ def test_the_tpu_compilers_text_is_read():
         "collective-permute": 4 * 4,
     }
     # Of 100 cycles a second: the loop's part reads 64 bytes of the large memory,
-    # and writes beside the units; the other part multiplies, and its cycles are believed.
+    # and writes to memory on the chip; the other part multiplies: its cycles are used.
     assert hlo.seconds(TPU, 100.0, 1e18) == pytest.approx(0.07)
     assert hlo.seconds(TPU, 100.0, 64 / 0.5) == pytest.approx(12 * 0.5 + 0.07)
     assert hlo.seconds(TPU, 100.0, 1.0) == pytest.approx(12 * 1.0 + 0.07)

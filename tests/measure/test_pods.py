@@ -1,4 +1,4 @@
-"""Pods that are not here: what finding one needs, and slices as one mesh."""
+"""Absent pods: what describing one needs, and slices as one mesh."""
 
 import importlib.util
 

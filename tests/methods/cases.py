@@ -27,7 +27,7 @@ CASES = dict(
     ),
     videomae_v2=Case(
         videomae.make, "videomae_v2/pretrain_hybrid",
-        # Two blocks: of one, drop path has no rate.
+        # Two blocks: with one, drop path has rate 0.
         dict(size=(16, 2, 2, 32), decoder=SIZE, cube=(2, 4, 4), ratio=0.75, decoder_ratio=0.5,
              drop_path=0.2),
     ),

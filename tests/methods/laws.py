@@ -25,7 +25,7 @@ ROWS = 8
 STEP = 1  # not 0, at which schedules may hide what they multiply
 RATE = 0.1
 SIZE = (16, 1, 2, 32)  # of an encoder, of a decoder, of a text net
-# Word ids that methods are given where their arguments have these names.
+# Word ids passed to methods whose arguments have these names.
 WORDS = dict(vocab_size=30, pad_id=0, cls_id=1, sep_id=2, mask_id=3)
 FIRST_WORD, LENGTH = 5, 8
 
@@ -55,13 +55,13 @@ class Case(NamedTuple):
     cfg:     arguments of `make` that make it small; dropout and masks on
     video:   shape of a row's clip: "t h w", or "v t h w" for several
     views:   whether several clips of a row are views, of which encoders are given the first
-    text:    whether a row has a text; texts: how many it has, if not one
+    text:    whether a row has a text; texts: the number of its texts, if not one
     label:   whether a row has a class (of three)
     random:  whether the loss draws anything
     always:  losses that are computed at weight 0 too
     grouped: losses of which each group of rows has its own, where `cfg` asks for groups
     given:   parameters that must not be drawn about 0, such as a temperature
-    tasks:   what tasks do with it; None if another case of the method says so
+    tasks:   what tasks do with it; None if another case of the method has it
     """
 
     make: Callable[..., Method]

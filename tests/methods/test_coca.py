@@ -1,5 +1,5 @@
-"""What CoCa's loss may rely on, and what must change nothing. Numbers against OpenCLIP's are in
-test_coca_golden.py."""
+"""Laws of CoCa's loss, encoders and captions. test_coca_golden.py compares numbers with
+OpenCLIP's."""
 
 import functools
 import re
@@ -91,7 +91,7 @@ def parameters(size):
 
 @pytest.mark.parametrize("size, text, image", [("B", 297, 86), ("L", 484, 303), ("g", 1180, 1011)])
 def test_parameters_of_the_published_models(size, text, image):
-    """Table 1, in millions; ours has some more for a norm or a projection (below 1 %)."""
+    """Table 1, in millions; some more here for a norm or a projection (below 1 %)."""
     params = parameters(size)
     assert tree.size(params["text"]) / 1e6 == pytest.approx(text, rel=0.01)
     assert tree.size(params["visual"]) / 1e6 == pytest.approx(image, rel=0.01)
@@ -222,7 +222,7 @@ def test_clip_embeddings_are_means_over_frames_only_where_asked():
 
 @jax.jit
 def without_cache(memory, ids, n):
-    """log p "b v" of the word behind the first n, by a pass over all of them."""
+    """log p "b v" of the word after the first n, by a pass over all of them."""
     net, _ = build()
     text = bind(net, drawn()).text
     words, _ = text.read(ids, jnp.ones(ids.shape, bool))
@@ -243,7 +243,7 @@ def test_greedy_captions_are_those_of_passes_without_a_cache():
         ids, done = ids.at[:, n].set(token), done | (token == SEP)
     assert said["ids"].tolist() == ids.tolist() and said["ids"].dtype == jnp.int32
     np.testing.assert_allclose(said["score"], score, rtol=1e-4)
-    assert len({tuple(row) for row in ids.tolist()}) > 1  # what is seen decides
+    assert len({tuple(row) for row in ids.tolist()}) > 1  # the pixels decide
 
 
 def test_beam_scores_are_those_of_their_words_and_at_least_the_greedy_ones():

@@ -58,7 +58,7 @@ def test_the_key_determines_all_randomness(made):
 
 
 def test_dropout_is_drawn_in_training_and_not_in_encoding(made):
-    """Forgetting to pass a key down is silent, and masks alone make two losses of two keys."""
+    """A key that is not passed down raises no error; masks alone make two keys' losses differ."""
     rates = [name for name in ("dropout", "drop_path") if made.case.takes(name)]
     on = made.case.build(**dict.fromkeys(rates, 0.3))
     if "dropout" in rates:

@@ -44,7 +44,7 @@ class Made:
     def __init__(self, **changes):
         self.method = omnivl.make(**{**SMALL, **changes})
         spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example().items()}
-        # Time's branch starts at zero, and laws should hold for a trained net: all is drawn.
+        # The time branch starts at zero, and laws must hold for a trained net: all is drawn.
         drawn = fill(lambda key: self.method.init(key, spec), KEY)
         self.params = {**drawn, "temperature": np.float32(0.07)}
         self.extra = jax.jit(lambda p: self.method.start(KEY, spec, p))(self.params)
@@ -90,7 +90,7 @@ def test_a_clip_has_a_token_for_each_cube_and_the_order_of_its_frames_matters(ma
 
 
 def test_without_time_the_frames_of_a_still_clip_are_its_image(made):
-    """With time's branch at zero, the frames of a still clip have the tokens of its image."""
+    """With the time branch at zero, the frames of a still clip have the tokens of its image."""
     visual = dict(made.params["visual"])
     blocks = {**visual["encoder"]["blocks"]}
     blocks["time_fc"] = jax.tree.map(jnp.zeros_like, blocks["time_fc"])

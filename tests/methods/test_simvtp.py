@@ -1,5 +1,5 @@
-"""What SimVTP's loss may rely on, and what must change nothing. Numbers against the released model
-are in test_simvtp_golden.py."""
+"""Laws of SimVTP's loss, encoders and reconstructions. test_simvtp_golden.py compares numbers with
+the released model."""
 
 import functools
 
@@ -60,7 +60,7 @@ def drawn():
 
 
 def only(*names):
-    """Weights without the losses that a test does not ask for: they need not be compiled."""
+    """Weights without the losses that a test does not need, which are then not compiled."""
     return {name: float(name in names) for name in simvtp.WEIGHTS}
 
 
@@ -294,8 +294,8 @@ def test_reconstructions_predict_every_hidden_cube_whatever_training_predicts():
 
 
 def test_views_of_a_clip_are_rows_that_are_never_negatives_of_each_other():
-    """Nothing hidden: contrast of two views is the mean of what each has by itself, though both
-    have the same words; were they one group, no loss could be below log 2."""
+    """With nothing hidden, contrast of two views is the mean of each view's own, though both have
+    the same words; in one group, no loss could be below log 2."""
     method = build(video_ratio=0.0, text_ratio=0.0, weights=only("vtc"), temperature=0.01)
     batch, other = example(), example(seed=1)["video"]
     views = dict(batch, video=jnp.stack([batch["video"], other], axis=1))

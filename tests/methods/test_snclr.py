@@ -1,5 +1,5 @@
-"""What SNCLR's loss may rely on, what must change nothing, and what it carries from step to step.
-Agreement with the official code is tested in test_snclr_golden.py."""
+"""Laws of SNCLR's loss and of what it carries from step to step. test_snclr_golden.py compares
+numbers with the official code."""
 
 import functools
 import re
@@ -93,8 +93,8 @@ def test_parameters_of_the_published_model():
 
 
 def test_it_starts_as_moco_v3():
-    """q, k and v, and the embedding of cubes, which stays as it is drawn, by Xavier's rule one by
-    one; so are the other matrices of the encoder. The heads' are PyTorch's."""
+    """By Xavier's rule: q, k and v separately, the embedding of cubes, which stays as it is drawn,
+    and the other matrices of the encoder. The heads start as PyTorch's."""
     flat = tree.flatten(jax.jit(lambda key: METHOD.init(key, SPEC))(KEY))
     cube, d = 2 * 8 * 8 * 3, 32
     bounds = {"patch_embed/kernel": 6 / (cube + d), "encoder/blocks/attn/qkv": 6 / (d + d)}
@@ -107,7 +107,7 @@ def test_it_starts_as_moco_v3():
         np.testing.assert_allclose(x.std(), bound / 3**0.5, rtol=0.06, err_msg=name)  # uniform
     token = np.asarray(flat.pop("class_token"))
     assert 0.5e-6 < token.std() < 2e-6 and np.abs(token).max() < 5e-6
-    for name, x in flat.items():  # what is left
+    for name, x in flat.items():  # the rest
         assert (x == name.endswith("scale")).all(), name
 
 
@@ -142,7 +142,7 @@ def test_the_second_views_keys_enter_the_queue_after_the_loss_has_read_it():
     equal(new["key"][B:], past["key"][B:])
     assert not np.allclose(new["key"][:B], past["key"][:B])
     np.testing.assert_allclose(np.linalg.norm(new["key"], axis=1), 1, rtol=1e-5)
-    # The places that are written are read before: emptied, they support nobody.
+    # The loss reads the places before they are written: while not real, they add no neighbours.
     empty = {**past, "real": past["real"].at[:B].set(False)}
     moved = {**empty, "key": past["key"].at[:B].set(new["key"][:B])}
     close(

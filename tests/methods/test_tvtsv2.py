@@ -1,5 +1,5 @@
-"""What TVTSv2's loss may rely on, what must change nothing, and what starts as CLIP. Agreement
-with the official code is tested in test_tvtsv2_golden.py."""
+"""Laws of TVTSv2's loss, and its start from CLIP. test_tvtsv2_golden.py compares numbers with the
+official code."""
 
 import functools
 import itertools
@@ -133,7 +133,7 @@ def test_one_text_leaves_nothing_to_sort():
 
 
 def test_zeroed_heads_give_losses_at_chance():
-    """No head: each turn as likely as another. No projection: every pair as near as another."""
+    """Zero heads make all turns equally likely; a zero projection makes all pairs equally near."""
     params = stirred()
     zero = {n: jnp.zeros_like(x) for n, x in tree.flatten(params).items()}
     names = ["sorter/head/kernel", "sorter/head/bias", "visual/proj/kernel"]
@@ -205,7 +205,7 @@ def test_several_texts_encode_to_their_mean_and_a_single_one_has_tokens():
     each = np.asarray(single["embedding"]).reshape(B, K, -1)
     assert np.abs(each - each[:, :1]).max() > 1e-2
     np.testing.assert_allclose(several["embedding"], each.mean(axis=1), rtol=1e-5, atol=1e-6)
-    # Of one text they are the contract's: the end's token is what the embedding is made of.
+    # For one text they are the contract's: the embedding is made from the end token.
     assert several.keys() == {"embedding"}
     assert single["raw"].shape == single["tokens"].shape == (B * K, L, 32)
     np.testing.assert_array_equal(single["mask"], rows["text_mask"])
@@ -319,8 +319,8 @@ def write_clip(path):
 
 
 def test_it_starts_as_clip(tmp_path):
-    """A single frame at the zero of time, and any text, have the numbers that CLIP gives them. (Of
-    several frames the class token sees all, which no CLIP does.)"""
+    """A single frame at time 0, and any text, have CLIP's numbers. (With several frames the class
+    token attends to all of them, which CLIP's cannot.)"""
     tensors = write_clip(tmp_path / "clip.safetensors")
     where = ["--from", str(tmp_path / "clip.safetensors"), "--out", str(tmp_path / "clip")]
     convert.main(["import", "--format", "clip", *where, "--heads", "2", "--text-heads", "2"])
@@ -349,7 +349,7 @@ def test_it_starts_as_clip(tmp_path):
 
 @pytest.mark.slow(reason="compiles two steps")
 def test_a_stopped_run_resumes_exactly():
-    """Sources that take turns and texts in order included: state and place tell all."""
+    """With alternating sources and ordered texts: state and position determine everything."""
     source = dict(clips=8, side=16, frames=8)
     also = dict(captions=dict(train=source, video=dict(frames=8, stride=1)))
     cfg = config.load("tvtsv2/pretrain_yt_webvid:tiny")

@@ -1,5 +1,5 @@
-"""What VideoMAE's and V2's loss may rely on, and what must change nothing. Numbers against the
-official code are in test_videomae_golden.py."""
+"""Laws of VideoMAE's and V2's loss. test_videomae_golden.py compares numbers with the official
+code."""
 
 import functools
 from typing import NamedTuple
@@ -69,7 +69,7 @@ def both_papers():
     ],
 )
 def test_counts_of_visible_predicted_and_scored_tokens_are_the_papers(recipe, side, counts):
-    """Sheets of the two papers, section 10. The decoder reads the first two together: 944 for B."""
+    """Section 10 of both papers' sheets. The decoder reads the first two together: 944 for B."""
     both = Both(*videomae.build(**recipe))
     draws = draw(both, jax.ShapeDtypeStruct((16, 16, side, side, 3), jnp.uint8))
     seen, asked, scored = counts
@@ -127,7 +127,7 @@ def test_hidden_pixels_reach_no_prediction_and_unscored_cubes_no_gradient(ratio)
 
 
 def test_visible_cubes_are_not_scored():
-    """They are asked for, and what is predicted there changes nothing."""
+    """They are predicted, but what is predicted there changes nothing."""
     _, params, both = build(decoder_ratio=0.5)
     batch = example()
     draws = draw(both, batch["video"])
@@ -156,7 +156,7 @@ def test_views_are_rows_with_their_own_masks():
 
 
 def test_visible_tokens_are_a_set():
-    """Places are told by position alone: order changes nothing, and there is no class token."""
+    """Only positions distinguish them: order changes nothing, and there is no class token."""
     _, params, both = build()
     batch = example()
     draws = draw(both, batch["video"])

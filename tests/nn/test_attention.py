@@ -42,7 +42,7 @@ def test_softmax_is_fp32_where_products_are_bf16():
 
 
 def test_large_attention_matrices_are_not_stored_for_the_backward_pass():
-    """Of 1024 x 1024 pairs, 6 heads at that."""
+    """1024 x 1024 weights in each of 6 heads."""
     q = jax.ShapeDtypeStruct((1, 1024, 6, 4), jnp.float32)
 
     def kept(kernel):
@@ -91,7 +91,7 @@ def test_tokens_are_padded_to_whole_tiles():
 
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_the_interpreted_tpu_kernel_has_the_plain_values_and_gradients(mask):
-    """Tokens that fill no tile, keys that are masked: values and gradients."""
+    """Values and gradients, with an incomplete tile of tokens and with masked keys."""
 
     def loss(q, k, v, kernel):
         return jnp.sum(jnp.sin(attend(q, k, v, mask, kernel=kernel)))
@@ -105,7 +105,7 @@ def test_the_interpreted_tpu_kernel_has_the_plain_values_and_gradients(mask):
 
 @pytest.mark.parametrize("mask", [None, MASK, CAUSAL])
 def test_attention_split_by_hand_over_a_mesh_is_the_plain_one(mask):
-    """Rows, queries and heads (of which there are three, which two devices do not divide)."""
+    """Rows, queries and heads are split; two devices do not divide three heads."""
 
     def loss(q, k, v, heads, mesh):
         kernel = by_xla if mesh is None else partial(split_by_hand, by_xla)

@@ -71,7 +71,7 @@ def test_no_token_reads_hidden_cubes_and_visible_ones_keep_their_positions(name)
     noise = jnp.where(hide.dropped[..., None], 255 - cubes, cubes)
     again, _ = see(embed.join(noise, GRID, (2, 4, 4)), True, hide)
     assert (raw == again).all()
-    # The same visible cubes at other places are other tokens.
+    # The same visible cubes at other positions have other tokens.
     moved, _ = see(embed.join(jnp.roll(cubes, 1, axis=1), GRID, (2, 4, 4)), True, hide)
     assert not (raw == moved).all()
 

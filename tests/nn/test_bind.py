@@ -1,4 +1,4 @@
-"""Nets with their parameters."""
+"""Nets bound to their parameters."""
 
 import flax.linen as nn
 import jax

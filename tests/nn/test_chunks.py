@@ -1,4 +1,4 @@
-"""Rows in chunks: the whole's numbers and gradients, a key for each chunk."""
+"""Rows in chunks have the numbers and gradients of the whole, with a key for each chunk."""
 
 import jax
 import jax.numpy as jnp

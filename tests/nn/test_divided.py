@@ -1,4 +1,4 @@
-"""Attention over time and space in turn: TimeSformer's numbers, and laws. The golden states the
+"""Divided attention over time and space: TimeSformer's numbers, and laws. The golden states the
 rule that makes weights and inputs."""
 
 import functools
@@ -25,8 +25,8 @@ BRANCHES = dict(time="time_fc", space="attn/proj", mlp="mlp/fc2")  # the last la
 
 
 def official_rules():
-    """TimeSformer's names: a ViT's, and in each block a norm, attention and a layer more. Both
-    embeddings of ours have the official one's shape where a cube is one frame."""
+    """TimeSformer's names: a ViT's, and in each block one more norm, attention and linear layer.
+    Both embeddings here have the official one's shape where a cube is one frame."""
     names, block = timm.vit_rules(CASE["heads"], head=None), "encoder/blocks"
     time = rules.stack("encoder", "blocks", CASE["heads"], timm.TIMM)
     time = [r for r in time if r.ours.startswith(f"{block}/attn/")]
@@ -106,7 +106,7 @@ def made(official):
 
 
 def without_time(params):
-    """Time's branch and its table at zero."""
+    """With the time branch and the time table set to zero."""
     flat = tree.flatten(params)
     zero = [k for k in flat if "time_fc" in k or k == "time_position"]
     return tree.replace(params, {k: 0 * flat[k] for k in zero})
@@ -123,8 +123,8 @@ def test_a_shorter_clip_uses_the_first_rows_of_the_time_table(made):
 
 
 def test_without_time_frames_are_images_and_the_class_token_is_their_mean(made):
-    """One block and no mlp: each frame's tokens are its picture's, the class token is the mean of
-    the pictures'."""
+    """One block without an MLP: each frame's tokens are those of its image, and the class token is
+    the mean of the images' class tokens."""
     params, _ = made
     one = jax.tree.map(lambda w: w[:1], params["encoder"])
     flat = tree.flatten(one)
@@ -157,8 +157,8 @@ def test_the_order_of_frames_comes_from_the_time_table_alone(made):
 
 @pytest.fixture(scope="module")
 def dropped():
-    """A block of 32 rows at rate 0.75, where one branch alone adds anything: what it adds to each
-    row, with a key and without."""
+    """What a block adds to each of 32 rows at rate 0.75, with a key and without, where only one
+    branch adds anything."""
     block = divided.DividedBlock(SIZE)
     draw = np.random.default_rng(0).standard_normal
     carry = (jnp.float32(draw((32, 16))), jnp.float32(draw((32, 3, 4, 16))))
@@ -191,7 +191,7 @@ def test_a_branch_is_dropped_for_whole_rows_and_rescaled_for_the_others(dropped,
 
 
 def test_drop_path_rises_from_0_at_the_first_block():
-    """At 1 for the last of two blocks, two blocks are the first one alone, whatever the key."""
+    """With rate 1 at the last of two blocks, two blocks equal the first one alone, for any key."""
     draw = np.random.default_rng(0).standard_normal
     tokens = (jnp.float32(draw((2, 16))), jnp.float32(draw((2, 3, 4, 16))))
     two = divided.DividedStack(SIZE, drop_path=1.0)

@@ -1,4 +1,4 @@
-"""Cutting, positions and the two embeddings, against facts and independent restatements."""
+"""Cutting into cubes, positions and both embeddings, against known values and other versions."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def test_word_embed_gives_the_padding_word_no_gradient():
     weight = jax.random.normal(KEY, (1, 5, 8))
     grad = jax.grad(lambda p: jnp.sum(weight * module.apply(p, ids)))(params)["params"]
     assert not grad["word"][0].any() and grad["word"][5].any()
-    assert grad["position"][4].any()  # the place is trained, the padding word is not
+    assert grad["position"][4].any()  # the position is trained, the padding word is not
     assert not grad["position"][5:].any() and not grad["type"][1].any()
 
 

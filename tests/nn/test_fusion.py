@@ -1,4 +1,4 @@
-"""BERT in two halves: without other tokens it is BERT."""
+"""BERT in two halves, which without other tokens compute what BERT does."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,5 @@
-"""Decoding of a made-up net that remembers: its logits depend on all tokens before, through the
-cache alone, so that a cache that is lost, late or another line's changes them."""
+"""Decoding with a made-up net whose logits depend on all previous tokens through the cache alone: a
+cache that is lost, late or another line's changes them."""
 
 import itertools
 from functools import partial
@@ -23,7 +23,7 @@ def make_weights(seed):
 
 
 def step(weights, cache, token, place):
-    """The cache is what every place has said; their sum decides what comes next."""
+    """The cache holds a vector for each position; their sum determines the next logits."""
     table, out = weights
     own = jnp.arange(LENGTH)[:, None] == place[:, None, None]
     said = jnp.where(own, table[place, token][:, None], cache["said"])
@@ -50,8 +50,8 @@ def log_p(weights, ids):
 
 
 def begin(weights, prompts):
-    """The rows, how long their prompts are, and a cache that knows all of them but their last;
-    what follows in it is rubbish."""
+    """The rows, the lengths of their prompts, and a cache of every prompt token but the last; the
+    rest of the cache is garbage."""
     ids = np.full((len(prompts), LENGTH), 3, np.int32)
     said = np.full((len(prompts), LENGTH, 6), 7.0, np.float32)
     for i, prompt in enumerate(prompts):
@@ -63,7 +63,7 @@ def begin(weights, prompts):
 
 
 def lines(prompt):
-    """Every line behind a prompt: those that end, and those that fill the row."""
+    """Every continuation of a prompt: those that end, and those that fill the row."""
     words = [w for w in range(V) if w != END]
     for n in range(LENGTH - len(prompt) + 1):
         for middle in itertools.product(words, repeat=n):

@@ -1,4 +1,5 @@
-"""Joint sequences of video and text: who attends to whom, and passes in one batch."""
+"""Joint sequences of video and text: which tokens attend to which, and several passes
+in one batch."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Batch norm over the rows that count."""
+"""Batch norm over the valid rows."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Stacks run in parts: attention weights out of them, tokens dropped between them."""
+"""Stacks run in parts: attention weights returned from them, tokens dropped between them."""
 
 import functools
 
@@ -74,7 +74,7 @@ def test_dropping_tokens_between_parts_equals_masking_them_in_later_layers():
     def run(params):
         bound = stack.bind(params)
         y, weights = bound.part_weighed(x, 0, 1)
-        score = received(weights[0]).at[:, 0].set(jnp.inf)  # as a key frame's, always kept
+        score = received(weights[0]).at[:, 0].set(jnp.inf)  # always kept, as a key frame's are
         kept = masking.highest(score, 4)
         pruned = bound.part(masking.take(y, kept.keep), 1, 3)
         hidden = masking.take(bound.part(y, 1, 3, ~kept.dropped), kept.keep)

@@ -1,4 +1,4 @@
-"""Batch norm with running statistics, and their way through a step of training."""
+"""Batch norm with running statistics, which a training step carries in `extra`."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""CLIP's text tower and BERT: laws. Numbers of others' nets are in tests/torch."""
+"""Laws of CLIP's text tower and of BERT. tests/torch compares their numbers with `transformers`."""
 
 import functools
 
@@ -56,7 +56,7 @@ def test_clip_pools_the_end_token_whatever_padding_follows():
     np.testing.assert_allclose(run(params, ids[1:, :3]), whole[1:], atol=1e-6)
     named = text.CausalText(SIZE, 4, 10, 6, end_id=9)
     assert (np.asarray(called(named)(params, ids)) == whole).all()
-    # Another word as the end: the vector of the text up to it.
+    # With another word as the end, the vector is that of the text up to it.
     third = text.CausalText(SIZE, 4, 10, 6, end_id=5)
     a, b = (np.asarray(called(third)(params, x)) for x in (ids[:1], ids[:1, :3]))
     np.testing.assert_allclose(a, b, atol=1e-6)
@@ -128,8 +128,8 @@ def test_texts_longer_than_the_position_table_are_rejected():
 
 
 def test_parameter_counts_are_the_published_ones():
-    """BERT-base, and CLIP's text tower for B/16: of its 149,620,737 those that are not the image
-    tower's 86,192,640 nor the scale."""
+    """BERT-base, and CLIP's text tower for B/16: CLIP's 149,620,737 less the image tower's
+    86,192,640 and the scale."""
     ids = jax.ShapeDtypeStruct((1, 77), jnp.int32)
     nets = {
         109_482_240: text.Bert(sizes.ENCODERS["B"]),

@@ -1,4 +1,4 @@
-"""Blocks: one layout, masks that mask, precision where it matters."""
+"""Transformer blocks: layout, masks, dropout and precision."""
 
 import functools
 import re
@@ -54,7 +54,7 @@ def test_masked_tokens_change_nothing():
 
 @functools.cache
 def gradients(module):
-    """Of a net that attends to others too."""
+    """Gradients of a net that also attends to other tokens."""
     params = fill(module.init, KEY, X, None, OTHER)
 
     def loss(params, other):
@@ -126,7 +126,7 @@ def test_stochastic_depth_needs_a_key_and_keeps_the_mean():
     run = jax.jit(jax.vmap(lambda k: module.apply(params, X, rngs={"dropout": k})))
     draws = np.asarray(run(jax.random.split(KEY, 400)))
     assert len({round(float(d.sum()), 3) for d in draws}) > 1
-    # The first block is never dropped (rates rise from 0), the second half the time.
+    # The first block is never dropped (rates rise from 0), the second in half of the draws.
     whole_steps = np.abs(draws - first).max(axis=(2, 3)) < 1e-5
     assert 0.15 < float(whole_steps.mean()) < 0.35  # both branches of the second block dropped
 
@@ -162,7 +162,7 @@ def test_other_tokens_are_attended_to_only_where_they_are_given(style):
 
 @pytest.mark.parametrize("n", [8, 7])
 def test_splitting_tokens_over_devices_changes_nothing(n):
-    """Values and gradients, with others to attend to and a mask, and 7 tokens on 2 devices."""
+    """Values and gradients of 7 tokens on 2 devices, with other tokens to attend to and a mask."""
     module, mask = Stack(SIZE), jnp.arange(n) < jnp.array([[n], [4]])
     x = normal(2, n, 32)
     params = fill(module.init, KEY, x, None, OTHER)
@@ -198,8 +198,8 @@ def test_dropout_needs_a_key_and_acts_on_branches_and_attention_weights():
     asked, never = jax.jit(lambda p: (module.apply(p, X), plain.apply(p, X)))(params)
     assert (np.asarray(asked) == np.asarray(never)).all()
 
-    # An attention that answers 1 everywhere and an mlp that answers 0: each channel is 1, or less
-    # where weights (1/7 of each of 7 tokens) are dropped; doubled by either dropout that keeps.
+    # Attention returns 1 everywhere and the MLP returns 0: each channel is 1, or less where
+    # weights (1/7 for each of 7 tokens) are dropped; each dropout doubles what it keeps.
     zero = jax.tree.map(np.zeros_like, params)
     zero["params"]["blocks"]["attn"]["v_bias"] = np.ones((1, 2, 16), np.float32)
     zero["params"]["blocks"]["attn"]["proj"]["kernel"] = np.eye(32, dtype=np.float32)[None]
@@ -207,7 +207,7 @@ def test_dropout_needs_a_key_and_acts_on_branches_and_attention_weights():
     added, other = (np.asarray(run(jax.random.key(i))) / 4 * 7 for i in (0, 1))
     assert not (added == other).all()
     np.testing.assert_allclose(added, np.round(added), atol=1e-4)
-    assert len(np.unique(np.round(added))) > 3  # weights: other sums than all or nothing
+    assert len(np.unique(np.round(added))) > 3  # weights: sums other than all or nothing
     assert 0.4 < (np.round(added) == 0).mean() < 0.65  # branches: half of the channels
 
 

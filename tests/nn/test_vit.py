@@ -1,5 +1,5 @@
-"""ViT, MAE's decoder and the fitting of pretrained tables: laws. Numbers of others' nets are in
-tests/torch."""
+"""Laws of ViT, of MAE's decoder and of resizing pretrained tables. tests/torch compares their
+numbers with other implementations."""
 
 import functools
 
@@ -36,7 +36,7 @@ KINDS = {
 @functools.cache
 def build(kind):
     net = vit.ViT(SIZE, PLACES, (1, 4, 4), **KINDS[kind])
-    # Norms and biases away from 1 and 0, so that a forgotten one shows.
+    # Norms and biases away from 1 and 0, so that omitting one changes the output.
     return net, jax.tree.map(jnp.asarray, fill(net.init, KEY, CUBES))
 
 
@@ -56,7 +56,7 @@ def test_the_verbs_in_sequence_equal_the_whole(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_positions_come_from_the_index_alone(kind):
-    """Cubes in another order, with their places: the same tokens in that order."""
+    """Cubes in another order, with their indices, have the same tokens in that order."""
     net, params = build(kind)
     order = np.array([[3, 1, 5, 0, 2, 4], [5, 4, 3, 2, 1, 0]])
     encode = jax.jit(lambda cubes, index: net.apply(params, cubes, index, method="encode"))

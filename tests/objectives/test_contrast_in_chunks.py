@@ -1,4 +1,4 @@
-"""Contrast that never has its logits side by side: the plain one's numbers, in less memory."""
+"""Contrast in chunks, which never holds all logits at once: the plain numbers, in less memory."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ ROWS = np.random.default_rng(0).normal(size=(2, B, WIDTH))
 
 
 def plain(a, b, where, temperature, groups, share):
-    """Written anew, with all logits at once."""
+    """An independent version with all logits at once."""
     a, b = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     block = np.arange(B) // (B // groups)
     seen = (block[:, None] == block) & where

@@ -1,4 +1,4 @@
-"""Hard wrong pairs and what a net is asked about them: laws."""
+"""Laws of hard negatives and of the matching pairs made with them."""
 
 import jax
 import jax.numpy as jnp

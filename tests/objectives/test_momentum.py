@@ -1,4 +1,4 @@
-"""Twins and the targets they give: laws."""
+"""Laws of momentum twins and of the soft targets made with them."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Soft neighbours against plain numpy, and the law of what is not real."""
+"""Soft neighbours against plain numpy; candidates that are not real count nowhere."""
 
 import functools
 

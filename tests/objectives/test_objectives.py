@@ -23,7 +23,7 @@ def normal(*shape):
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-# Called by each test for what differs in data only.
+# Each test calls these where cases differ in data only.
 cross_entropy = jax.jit(cross_entropy, static_argnames=("groups", "smoothing"))
 soft_cross_entropy = jax.jit(soft_cross_entropy)
 accuracy = jax.jit(accuracy, static_argnums=3)
@@ -192,7 +192,7 @@ def test_smoothed_cross_entropy_is_that_of_smoothed_targets():
 
 
 def test_contrast_with_a_twin_and_a_queue_is_as_computed_by_hand():
-    """Of rows 0 to 3, 0 and 1 have one name, and so has place 2 of the queue; place 1 is empty."""
+    """Rows 0 and 1 of four share a name with place 2 of the queue; place 1 is empty."""
     draw = np.random.default_rng(0)
     mine, twin = draw.standard_normal((2, 2, 4, 5))
     past = draw.standard_normal((2, 3, 5))
@@ -225,7 +225,7 @@ def products(jaxpr):
 
 
 def test_cosines_are_computed_in_full_precision_forward_and_backward():
-    """Accelerators make fp32 products of TF32 or bf16 unless told otherwise."""
+    """Accelerators compute fp32 products in TF32 or bf16 by default."""
     name, real, square = jnp.arange(6), jnp.ones(6, bool), jnp.ones((6, 6), bool)
     some, past, near = dict(temperature=0.05), jnp.asarray(B), jnp.stack([A, B], axis=1)
     losses = dict(

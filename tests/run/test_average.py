@@ -1,4 +1,4 @@
-"""Averaged weights: what they are, where they live, and that resuming and meshes keep them."""
+"""Averaged weights: their rule and their shards, and that resuming and meshes preserve them."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ BATCH = dict(valid=jnp.ones(8, bool))
 
 
 def base(dtype=jnp.float32):
-    """Two numbers of which one is wanted at 3; it counts its steps itself."""
+    """Weights that are pulled to 3; the method counts its own steps in `extra`."""
 
     def loss(params, extra, batch, rng, step):
         assert set(extra) == {"count"}
@@ -64,7 +64,7 @@ def test_the_average_follows_its_rule_and_is_sharded_as_the_parameters(mesh):
         mean = 0.75 * mean + 0.25 * w
     np.testing.assert_allclose(state.extra["ema"]["net"]["w"], mean, rtol=1e-6)
     np.testing.assert_allclose(resumed.extra["ema"]["net"]["w"], mean, rtol=1e-6)
-    assert state.extra["count"] == 33  # the method's own extra goes its way
+    assert state.extra["count"] == 33  # the method's own extra is unaffected
 
     now, then = (method.encode[n](state.params, state.extra, BATCH) for n in ("look", "ema/look"))
     np.testing.assert_allclose(now["w"], seen[-1], rtol=1e-6)
@@ -92,7 +92,7 @@ def test_wrong_averages_are_rejected():
 
 def test_a_config_enables_the_average_and_evaluators_select_it(monkeypatch):
     """`config.average` wraps the method or its task; `weights="ema"` shows an evaluator the
-    averages alone, under the names that it knows."""
+    averages alone, under the usual names."""
     cfg = config.load(str(ROOT / "configs/videomae/finetune_k400.py:tiny"))
     facts = dict(mean=(0.5,) * 3, std=(0.2,) * 3, labels=12)
     plain = build.method(cfg, facts)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is restored is what was saved, or a fault with a name."""
+"""Checkpoints: what is restored is what was saved, or the fault is reported."""
 
 import json
 import logging as std_logging
@@ -213,7 +213,7 @@ def test_another_net_is_an_error_and_nothing_is_moved(copy):
 
 
 def test_an_error_while_writing_is_raised_and_damages_nothing(tmp_path, monkeypatch):
-    """A full disk, say: the run hears of it, and the checkpoint before stays good."""
+    """A full disk, for instance: the error is raised, and the previous checkpoint stays valid."""
     checkpoints = Checkpoints(tmp_path, every=1, keep=1)
     checkpoints.save(1, make_state(1))
     checkpoints.wait()
@@ -235,7 +235,7 @@ def test_an_error_while_writing_is_raised_and_damages_nothing(tmp_path, monkeypa
 
 
 def test_the_newest_and_the_best_are_kept_over_restarts(tmp_path):
-    """Scores 1 9 3 | 4 5: after a restart the best of before is still known and still kept."""
+    """Scores 1 9 3 | 4 5: after a restart, the previous best is still known and kept."""
 
     def run(scores: dict[int, float | None]) -> set[str]:
         best = ("t2v_r1", "max")
@@ -255,7 +255,7 @@ def test_the_newest_and_the_best_are_kept_over_restarts(tmp_path):
 
 
 def test_a_kill_between_a_save_and_its_numbers_leaves_a_valid_checkpoint(copy):
-    """Then the checkpoint is whole, but not ranked."""
+    """The checkpoint is complete, but not ranked."""
     with Checkpoints(copy, every=1, keep=5) as checkpoints:
         checkpoints.save(3, make_state(3))
         assert not checkpoints.ranked(3)
@@ -283,7 +283,7 @@ def test_evaluation_reads_a_valid_step_and_moves_nothing(copy):
     with pytest.raises(UserError, match="meta.json has changed"):
         checkpoint.find_step(copy, 2)
     assert checkpoint.find_step(copy) == 1
-    assert (copy / "checkpoints" / "2").is_dir()  # a reader moves nothing
+    assert (copy / "checkpoints" / "2").is_dir()  # reading moves nothing
 
 
 def test_bad_settings_are_errors(tmp_path):
@@ -367,8 +367,8 @@ with checkpoint.Checkpoints({workdir!r}, every=1, keep=2) as c:
 
 @pytest.mark.slow
 def test_kills_at_random_instants_lose_no_saved_step(tmp_path):
-    """Slow: 20 processes, each killed up to half a second into saving without a pause. What a
-    process was told is saved (the step before the one it is saving) is never lost."""
+    """Slow: 20 processes, each killed up to half a second into saving without a pause. A step
+    whose save has ended (the one before the step being saved) is never lost."""
     code = SAVING.format(tests=str(Path(__file__).parent), workdir=str(tmp_path))
     rng = np.random.default_rng(0)
     done = 0
@@ -401,7 +401,7 @@ def test_two_runs_do_not_share_a_workdir(tmp_path):
     finally:
         process.kill()
         process.communicate()
-    Checkpoints(tmp_path, every=1).close()  # a killed run holds nothing
+    Checkpoints(tmp_path, every=1).close()  # a killed run holds no lock
 
 
 def test_restoring_needs_no_tensorflow(two):

@@ -41,7 +41,7 @@ def test_lines_are_json_and_written_at_once(tmp_path):
 
 
 def test_a_resumed_run_has_one_curve(tmp_path):
-    """Killed at step 5 in the middle of a line, restored at 3: steps 1 2 3, then 4 5 6 anew."""
+    """Killed at step 5 in the middle of a line, restored at 3: steps 1 2 3, then 4 5 6 again."""
     with metrics.Writer(tmp_path) as writer:
         for step in range(1, 6):
             writer.write(step, {"loss": step})

@@ -61,7 +61,7 @@ def first_step(optimizer, grads, params):
 
 
 class Torch:
-    """torch.optim.AdamW of one tensor, as its documentation's algorithm says, in fp64."""
+    """torch.optim.AdamW of one tensor, by the algorithm in its documentation, in fp64."""
 
     def __init__(self, p, betas, eps, wd):
         self.p, self.betas, self.eps, self.wd = np.float64(p), betas, eps, wd
@@ -223,7 +223,7 @@ def clip_first_step(grads, clip):
     return info["grad_norm"], optim.norm(opt.mu)
 
 
-@given(st.floats(0.1, 100), st.sampled_from([0.3, 5.0]))  # each clip is compiled anew
+@given(st.floats(0.1, 100), st.sampled_from([0.3, 5.0]))  # each clip is compiled separately
 def test_clip_bounds_the_global_norm(norm, clip):
     """As torch: gradients times min(1, clip / (norm + 1e-6)); seen in the first moment."""
     grads = jax.tree.map(np.asarray, draw(1))
@@ -245,7 +245,7 @@ def test_norms_and_moments_are_fp32_where_parameters_are_not():
 
 
 def test_shapes_and_dtypes_of_the_state_never_change():
-    """Otherwise every step would compile anew."""
+    """Otherwise every step would compile again."""
     optimizer, params = make(), draw(0)
     opt = optimizer.init(params)
     new, opt2, _ = jax.eval_shape(optimizer.update, params, opt, params, jnp.int32(0))

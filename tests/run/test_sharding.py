@@ -214,7 +214,7 @@ def test_prefetch_works_ahead_by_its_depth_and_no_further():
 
     def put(i):
         made.append(i)
-        if i == 3:  # two wait in the queue, one more is in hand
+        if i == 3:  # two wait in the queue, one more is ready
             third.set()
         return i
 
@@ -264,7 +264,7 @@ def constrained(x):
 
 
 def test_activations_are_constrained_while_a_mesh_is_active():
-    """In the lowered program and in what comes out; outside, nothing of it is left."""
+    """In the lowered program and in its output; without an active mesh there is no constraint."""
     mesh = sharding.make_mesh(fsdp=2, tensor=2)
     x = jnp.ones((8, 5, 4, 3))
     with sharding.activate(mesh):

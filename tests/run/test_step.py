@@ -1,4 +1,4 @@
-"""One step of training: what it hands to the optimizer, the loss and `after_update`, and what a
+"""One step of training: what it passes to the optimizer, the loss and `after_update`, and what a
 step that is not finite keeps."""
 
 import jax

@@ -11,8 +11,8 @@ from vtp_jax.types import Method, Out
 
 
 def test_an_evaluations_clips_have_none_of_trainings_ids(monkeypatch):
-    """Their ids begin at 0 as training's do, and a queue of names would take the ones for the
-    others; training itself is given its own."""
+    """Both ids begin at 0, so a queue of names would confuse the clips; training itself is given
+    its own ids."""
     seen = []
 
     def loss(params, extra, batch, rng, step):
@@ -29,4 +29,4 @@ def test_an_evaluations_clips_have_none_of_trainings_ids(monkeypatch):
     assert seen[0]["id"].dtype == jnp.int32 and len(set(evaluated.tolist())) == 4
     assert not np.isin(evaluated, trained).any() and (evaluated < 0).all()
     assert (seen[1]["id"] == batch["id"]).all()
-    made.encode["loss"]({}, {}, dict(valid=batch["valid"]), jax.random.key(0))  # of no ids
+    made.encode["loss"]({}, {}, dict(valid=batch["valid"]), jax.random.key(0))  # without ids

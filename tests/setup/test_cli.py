@@ -1,4 +1,4 @@
-"""Arguments and calls: a mistake is a one-line error that says what to do."""
+"""Arguments and calls: a mistake is a one-line error that states what to do."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""Several processes as one run: what the environment says, and that they train to the same numbers.
+"""Several processes as one run: what the environment defines, and the same numbers as one process.
 
 The processes are real: `launch.local` starts them, they meet over a port and sum over gloo.
 """
@@ -40,7 +40,7 @@ MEET = dict(coordinator_address="10.0.0.2:1234", num_processes=4, process_id=3)
         ({**{k: v for k, v in PLAIN.items() if "ID" not in k}, "JOB_COMPLETION_INDEX": "3"}, MEET),
         ({**PLAIN, "JOB_COMPLETION_INDEX": "0"}, MEET),
         (SLURM, dict(cluster_detection_method="slurm")),
-        # A task alone on its node drives all of its GPUs, not the first, as JAX would have it.
+        # A task alone on its node uses all of its GPUs; JAX by itself would use the first.
         (
             {**SLURM, "SLURM_GPUS_ON_NODE": "4"},
             dict(cluster_detection_method="slurm", local_device_ids=[0, 1, 2, 3]),
@@ -115,7 +115,7 @@ EVERY = ["--config.checkpoint.every=2", "--config.checkpoint.keep=9", "--config.
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run of four steps in this process, on eight devices; and the same when it had done two."""
+    """A run of four steps in this process, on eight devices; and its workdir after two steps."""
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -127,7 +127,7 @@ def alone(tmp_path_factory):
 
 
 def hold(alone, workdir, first):
-    """The run in workdir has the numbers and the parameters of the whole one, from a step on."""
+    """The run in workdir has the numbers of the whole one from step `first`, and its parameters."""
     wanted, got = lines(alone / "whole"), lines(workdir)
     assert set(got) == set(wanted)
     for step in range(first, 5):

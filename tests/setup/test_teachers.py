@@ -1,5 +1,5 @@
 """Teachers: nets in `extra` that come from a warm start. No step changes them, and a run's
-checkpoints hold in their place where they came from."""
+checkpoints hold their source instead of their arrays."""
 
 import shutil
 
@@ -18,7 +18,7 @@ TEACHER = np.arange(8, dtype=np.float32)
 
 
 def toy():
-    """Pulls one weight towards the teacher's sum. It is wrong to change its teacher."""
+    """Pulls one weight towards the teacher's sum. Its loss returns a changed teacher, wrongly."""
 
     def init(rng, spec):
         return {"w": jnp.zeros(())}
@@ -74,7 +74,7 @@ def test_a_run_resumes_with_the_teacher_that_its_checkpoints_do_not_hold(go, sou
     assert (
         one.path == str(source) and one.step == 3 and one.names == {"extra/teacher/w": "params/w"}
     )
-    with checkpoint.Checkpoints(source, every=1) as saved:  # of which the run knows nothing
+    with checkpoint.Checkpoints(source, every=1) as saved:  # a step that the run did not load
         saved.save(9, State(jnp.int32(9), {"w": 0 * TEACHER}, {}, {}))
     go(tmp_path / "parts", 4)
     whole, parts = (build.restore(tmp_path / name).state for name in ("whole", "parts"))

@@ -1,4 +1,4 @@
-"""Where the weights of step 0 come from: all by names, with a report; or one line of error."""
+"""Warm starts: weights are matched by name and reported, or there is a one-line error."""
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +135,7 @@ def test_a_momentum_twin_copies_what_was_loaded():
 
 
 def test_simvtp_starts_from_videomae_and_bert(tmp_path, monkeypatch):
-    """As `configs/simvtp/pretrain_webvid.py` says, with nets as small as its `tiny`."""
+    """As `configs/simvtp/pretrain_webvid.py` defines, with nets as small as its `tiny`."""
     monkeypatch.chdir(ROOT)
     full = config.load("configs/simvtp/pretrain_webvid.py")
     cfg = config.load("configs/simvtp/pretrain_webvid.py:tiny")

@@ -1,4 +1,4 @@
-"""Recognition on any method: what the loss may rely on and what changes nothing. Agreement with the
+"""Laws of recognition on any method. Agreement with the
 official fine-tuned nets is tested in tests/methods/test_videomae_golden.py."""
 
 import functools
@@ -112,7 +112,7 @@ def test_dropped_parameters_are_gone_and_needed_ones_are_reported():
 
 
 def test_parameters_without_a_gradient_only_decay():
-    """A step on video and label alone of a net with words: why there is `drop`."""
+    """A step on video and label alone, of a net with a text part: the reason for `drop`."""
     task, params, batch = build("simvtp")
     adam = optim.make(params, rules=[(".*", {})], lr=lambda _: jnp.float32(0.1), weight_decay=0.5)
     state = State(STEP, params, adam.init(params), EXTRA)

@@ -147,11 +147,11 @@ def test_droppable_parameters_are_all_that_recognition_does_not_read(base, pool)
     made = task_on(base, "classify", pool=pool, drop=drop)
     batch = batch_of(base, "classify")
     params, extra = state(made, batch)
-    # The loss's program, without what its value does not hang on.
+    # The loss's program, without what its value does not depend on.
     program = jax.make_jaxpr(lambda *args: made.loss(*args)[0])(params, extra, batch, KEY, STEP)
     _, read = partial_eval.dce_jaxpr(program.jaxpr, [True])
     left = {n for n, used in zip(tree.flatten(params), read, strict=False) if not used}
-    if base == "omnivl":  # pictures have an embedding of their own
+    if base == "omnivl":  # images have an embedding of their own
         left = {n for n in left if not n.startswith("base/visual/patch_embed/")}
     if not known.mean_norm or base == "omnivl":  # computed all the same
         left = {n for n in left if not re.match("base/visual/(norm|proj)/", n)}

@@ -1,7 +1,7 @@
 """ViT, MAE, CLIP and BERT against `transformers`, random weights, fp32.
 
-Its weights are given the names of the original releases here, so that what is tested is the whole
-way from a released file: its table of names, and the net.
+Its weights are given the names of the original releases, so that the tests cover the whole path
+from a released file: its table of names, and the net.
 """
 
 import re
@@ -84,7 +84,7 @@ def rename(net, names):
     return rows | {name: tensor for name, tensor in found.items() if "#" not in name}
 
 
-def ours(module, params, method, *args):
+def run_jax(module, params, method, *args):
     run = jax.jit(lambda p, *a: module.apply({"params": p}, *a, method=method))
     return run(params, *args)
 
@@ -108,7 +108,7 @@ def test_vit_agrees_with_transformers():
     theirs = build(transformers.ViTForImageClassification, config)
     params = rules.to_ours(timm.vit_rules(SIZE.heads), rename(theirs, TIMM))
     head = params.pop("head")
-    pooled = ours(vit.ViT(SIZE, PLACES, PATCH), params, None, cubes())
+    pooled = run_jax(vit.ViT(SIZE, PLACES, PATCH), params, None, cubes())
     close(pooled @ head["kernel"] + head["bias"], theirs(image()).logits)
 
 
@@ -132,11 +132,11 @@ def test_mae_agrees_with_transformers():
 
     encoder = vit.ViT(SIZE, PLACES, PATCH)
     seen = jnp.take_along_axis(cubes(), mask.keep[..., None], axis=1)
-    tokens = ours(
+    tokens = run_jax(
         encoder, params["encoder"], lambda m, c, i: m.norm(m.encode(c, i)), seen, mask.keep
     )
     decoder = mae.Decoder(DECODER, PLACES, features=48)
-    predicted = ours(decoder, params["decoder"], None, tokens, mask)
+    predicted = run_jax(decoder, params["decoder"], None, tokens, mask)
     close(
         predicted,
         torch.from_numpy(
@@ -164,8 +164,8 @@ def test_clip_agrees_with_transformers(end_id):
 
     visual = vit.ViT(SIZE, PLACES, PATCH, style=CLIP, first_norm=True, features=10)
     tower = text.CausalText(TEXT, 10, 50, 7, end_id)
-    a = ours(visual, params["visual"], None, cubes())
-    b = ours(tower, params["text"], None, jnp.asarray(IDS))
+    a = run_jax(visual, params["visual"], None, cubes())
+    b = run_jax(tower, params["text"], None, jnp.asarray(IDS))
     a, b = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     close(a, out.image_embeds)
     close(b, out.text_embeds)
@@ -179,9 +179,9 @@ def test_bert_agrees_with_transformers():
     mask = IDS > 0
     out = theirs(torch.from_numpy(IDS), torch.from_numpy(mask.astype(np.int64)))
     bert = text.Bert(SIZE, vocab_size=50, length=9)
-    tokens = ours(bert, params, "encode", jnp.asarray(IDS), jnp.asarray(mask))
+    tokens = run_jax(bert, params, "encode", jnp.asarray(IDS), jnp.asarray(mask))
     close(np.asarray(tokens)[mask], out.last_hidden_state[torch.from_numpy(mask)])
-    close(ours(bert, params, "pool", tokens), out.pooler_output)
+    close(run_jax(bert, params, "pool", tokens), out.pooler_output)
 
 
 def test_bert_that_attends_to_other_tokens_agrees_with_transformers():
@@ -204,5 +204,5 @@ def test_bert_that_attends_to_other_tokens_agrees_with_transformers():
         encoder_attention_mask=torch.from_numpy(other_mask.astype(np.int64)),
     )
     bert, mask = text.Bert(SIZE, vocab_size=50, length=9), text.causal(IDS.shape[1])
-    tokens = ours(bert, params, "encode", IDS, mask, other, other_mask)
+    tokens = run_jax(bert, params, "encode", IDS, mask, other, other_mask)
     close(tokens, out.last_hidden_state)

@@ -1,4 +1,4 @@
-"""PyTorch's own files are read as PyTorch reads them, and it reads ours."""
+"""PyTorch's own files are read as PyTorch reads them, and PyTorch reads exported ones."""
 
 import argparse
 
@@ -65,7 +65,7 @@ def views():
 @pytest.mark.parametrize("make", [of_every_dtype, views, lambda: Net().state_dict()])
 def test_what_torch_saves_is_read(tmp_path, make, protocol, new):
     tensors = make()
-    if not new:  # the stream has no place for the newest dtypes
+    if not new:  # the stream cannot hold the newest dtypes
         tensors = {k: x for k, x in tensors.items() if k[:4] != "uint" and k[:6] != "float8"}
     path = tmp_path / "x.pth"
     torch.save(tensors, path, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
@@ -100,7 +100,7 @@ def test_a_training_checkpoint_is_read(tmp_path, new):
     assert file.dropped == ("optimizer", "epoch", "scaler", "args", "best")
 
 
-@pytest.mark.filterwarnings("ignore")  # torch says that TorchScript is old, as CLIP's files are
+@pytest.mark.filterwarnings("ignore")  # torch warns that TorchScript, as in CLIP's files, is old
 @pytest.mark.parametrize("make", [torch.jit.script, lambda n: torch.jit.trace(n, torch.ones(2))])
 def test_torchscript_archives_are_read(tmp_path, make):
     script = make(Net().half() if make is torch.jit.script else Net())

@@ -1,5 +1,5 @@
-"""Hugging Face's VideoMAE live, both ways: its folder through our rules to our net, and our net's
-numbers in a folder of ours through `from_pretrained`. Random weights, tiny sizes."""
+"""Hugging Face's VideoMAE in both directions: its folder imported into the JAX net, and an exported
+folder loaded by `from_pretrained`. Random weights, tiny sizes."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ CUBE, FRAMES, SIDE = (2, 8, 8), 4, 24
 N, HIDDEN = 18, 13
 LABELS = ("run", "jump", "sit")
 TOLERANCE = 1e-5  # of the largest output
-# What transformers has in `fc_norm` and `decoder.norm`, whatever its config says.
+# What transformers has in `fc_norm` and `decoder.norm`, whatever its config has.
 DEFAULT_EPS = 1e-5
 
 VIDEO = np.random.default_rng(1).integers(0, 256, (2, FRAMES, SIDE, SIDE, 3)).astype(np.uint8)
@@ -37,7 +37,7 @@ PIXELS = ((VIDEO / 255 - MEAN) / STD).astype(np.float32).transpose(0, 1, 4, 2, 3
 
 
 class Kind(NamedTuple):
-    """One of transformers' two nets: its class and config, its rules, and ours."""
+    """One of transformers' two nets: its class and config, the rules, and the JAX net."""
 
     architecture: str
     config: dict[str, Any]
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
     shapes: Any
 
     @property
-    def theirs(self) -> Any:
+    def model_class(self) -> Any:
         return getattr(transformers, self.architecture)
 
 
@@ -111,7 +111,7 @@ def kind(request) -> Kind:
 
 
 def random_params(shapes: Any) -> Any:
-    """No bias stays at the value that hides it, and no norm's scale."""
+    """No bias and no norm's scale stays at a value that hides it."""
     draw = np.random.default_rng(0)
 
     def values(path: Any, x: Any) -> np.ndarray:
@@ -150,7 +150,7 @@ def check(ours: dict[str, Any], theirs: dict[str, np.ndarray]) -> None:
 
 
 def test_a_folder_of_transformers_gives_the_same_numbers_here(kind, tmp_path):
-    model = kind.theirs(transformers.VideoMAEConfig(**kind.config))
+    model = kind.model_class(transformers.VideoMAEConfig(**kind.config))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -169,7 +169,7 @@ def test_an_exported_folder_gives_the_same_numbers_in_transformers(kind, tmp_pat
     params = random_params(kind.shapes)
     tensors = rules.to_theirs(kind.rules, params)
     write_folder(tmp_path, kind, huggingface.add_names(tensors))
-    model, info = kind.theirs.from_pretrained(tmp_path, output_loading_info=True)
+    model, info = kind.model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert {name: list(found) for name, found in info.items() if found} == {}
     assert model.config.layer_norm_eps == 1e-6
     processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path)
@@ -190,7 +190,7 @@ def test_labels_are_exported(classification, tmp_path):
 
 
 def test_an_omitted_bias_is_detected(kind, tmp_path):
-    """What versions 5.5.1 to 5.17 did to every published file, and told as a warning."""
+    """Versions 5.5.1 to 5.17 left biases out of every published file, with only a warning."""
     params = random_params(kind.shapes)
     tensors = rules.to_theirs(kind.rules, params)
     (name, *_) = (n for n in tensors if n.endswith("layer.1.attention.attention.q_bias"))
@@ -200,7 +200,7 @@ def test_an_omitted_bias_is_detected(kind, tmp_path):
     with pytest.raises(UserError, match=f"missing .*{name}"):
         rules.to_ours(kind.rules, tensors)
     write_folder(tmp_path, kind, huggingface.add_names(tensors))
-    model, info = kind.theirs.from_pretrained(tmp_path, output_loading_info=True)
+    model, info = kind.model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {name.replace("q_bias", "query.bias")}
     with pytest.raises(AssertionError, match="logits"):
         check(kind.run(params), run_transformers(kind, model))
@@ -210,7 +210,7 @@ def test_default_epsilons_cost_what_the_documentation_says(kind):
     """1e-5 in the last norm where VideoMAE has 1e-6, in fp64: half of the difference, over the
     variance of what is normed."""
     config = transformers.VideoMAEConfig(**kind.config)
-    model = kind.theirs(config).double()
+    model = kind.model_class(config).double()
     pretraining = kind.architecture == hf_folder.PRETRAINING
     norm = model.decoder.norm if pretraining else model.fc_norm
     head = model.decoder.head if pretraining else model.classifier

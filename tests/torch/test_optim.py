@@ -1,8 +1,8 @@
 """Ten steps of AdamW in PyTorch and here, from the same weights on the same batches.
 
-There: torch.optim.AdamW, with the parameter groups and the table of rates that the authors' code
+PyTorch: torch.optim.AdamW, with the parameter groups and the table of rates that the authors' code
 makes (facts of wufeim/SimVTP @558d24e, restated below), on the module that exported folders carry.
-Here: `vtp_jax.run.optim`, with the rules and schedule of our configs; figures: docs/parity.md.
+Here: `vtp_jax.run.optim`, with the rules and schedule of the configs; figures: docs/parity.md.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
 
 def draw_batch(step: int, dtype: str) -> dict[str, np.ndarray]:
-    """What both see at a step: a batch, and all that the loss would draw."""
+    """The input of both sides at a step: a batch, and everything that the loss would draw."""
     draw = np.random.default_rng(step)
     mask = np.arange(LENGTH) < np.array([7, 5, 3, 4])[:, None]
     ids = np.where(mask, draw.integers(5, WORDS, (ROWS, LENGTH)), 0)
@@ -58,7 +58,7 @@ def draw_batch(step: int, dtype: str) -> dict[str, np.ndarray]:
     )
 
 
-# There.
+# PyTorch.
 
 
 def make_rates(peak: float, end: float) -> np.ndarray:
@@ -110,7 +110,7 @@ def finetuning_loss(net: Any, batch: dict[str, Any]) -> Any:
 
 
 def layer_scale(decay: float) -> Callable[[str], float]:
-    """VideoMAE's rule on names without their tower; words stand where the cubes' do."""
+    """VideoMAE's rule on names without their tower; the words' embedding counts as the cubes'."""
 
     def scale(name: str) -> float:
         part, *rest = name.split(".")[1:]
@@ -235,7 +235,7 @@ def make_schedule(recipe: Recipe) -> schedules.Schedule:
 
 def train_jax(recipe: Recipe, params: Any, dtype: str) -> tuple[Any, list[float]]:
     lr = make_schedule(recipe)
-    if dtype == "float64":  # our rates are fp32: in fp64 theirs show the optimizer by itself
+    if dtype == "float64":  # rates here are fp32; PyTorch's in fp64 test the optimizer alone
         table = jnp.asarray(make_rates(recipe.peak, recipe.end))
         lr = table.__getitem__
     optimizer = optim.make(
@@ -296,7 +296,7 @@ def test_parameters_after_ten_steps_are_pytorchs(name, dtype):
     for key, theirs in runs.theirs.items():
         assert runs.ours[key].dtype == theirs.dtype
         assert apart(runs.ours[key], theirs) < TOLERANCE[dtype], key
-        # Every tensor has gone further than a tolerance could hide.
+        # Every tensor has changed by more than a tolerance could hide.
         assert apart(theirs, runs.start[key]) > 5 * TOLERANCE[dtype], key
 
 

@@ -1,6 +1,6 @@
-"""The PyTorch module that exported SimVTP folders carry, against our own net and the goldens.
+"""The PyTorch module that exported SimVTP folders carry, against the JAX net and the goldens.
 
-It is read from a folder as a stranger reads it: copied there, with weights and config.json.
+It is loaded from a folder, as outside this package: a copy, with weights and config.json.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ ENCODER, DECODER = Size(32, 2, 4, 80), Size(24, 2, 3, 56)
 CUBE, VIDEO = (2, 8, 4), (4, 16, 12)  # nothing is square
 WORDS, PLACES = 50, 10
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
-N, HIDDEN = 12, 7  # cubes, and how many of them are hidden
+N, HIDDEN = 12, 7  # the numbers of cubes and of hidden ones
 
 
 def module_in(folder: Path):
@@ -41,7 +41,7 @@ def module_in(folder: Path):
 
 
 class Case(NamedTuple):
-    """A folder, its net, a batch for it, and what our net of the same weights says."""
+    """A folder, its net, a batch for it, and what the JAX net of the same weights returns."""
 
     folder: Path
     net: Any
@@ -78,7 +78,7 @@ def draw_batch(dtype: Any) -> dict[str, np.ndarray]:
 
 
 def randomise(shapes: Any, dtype: Any) -> Any:
-    """No bias stays at the value that hides it, and no norm's scale."""
+    """No bias and no norm's scale stays at a value that hides it."""
     draw = np.random.default_rng(0)
 
     def values(path: Any, x: Any) -> np.ndarray:
@@ -166,7 +166,7 @@ def test_embeddings_of_one_encoder_agree(one):
 
 def test_scores_of_pairs_agree(one):
     score = one.net.score_pair(*one.inputs("video", "text", "text_mask"))
-    # Ours leave the net in single precision.
+    # The JAX net's are in single precision.
     one._replace(tolerance=max(one.tolerance, 1e-6)).check(score=score)
 
 
@@ -222,7 +222,7 @@ def test_wrong_weights_are_rejected(one):
 
 @pytest.mark.parametrize("key", ["model", "module"])
 def test_released_files_load_as_they_are(two, key):
-    """With what no output reads, under the key that the release has it under."""
+    """With tensors that no output reads, under the release's key."""
     surplus = {
         "video_encoder.text_embeddings.word_embeddings.weight": torch.zeros(50, 32),
         "text_encoder.patch_embed.proj.bias": torch.zeros(32),
@@ -261,7 +261,7 @@ def test_towers_can_be_traced_for_other_runtimes(two, monkeypatch):
         torch.testing.assert_close(traced(*fewer), run(*fewer))
 
 
-# --- the goldens, which know neither our net nor our rules
+# --- the goldens, which depend on neither the JAX net nor its rules
 
 
 def golden_tensors(net) -> dict[str, Any]:

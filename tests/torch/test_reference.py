@@ -116,7 +116,7 @@ def test_videomae_classification_agrees_with_transformers(naming, averaged):
 
 
 def test_the_epsilon_of_the_config_is_used():
-    """Small enough activations make it felt."""
+    """Small activations make it matter."""
     config = transformers.VideoMAEConfig(**VIDEO, layer_norm_eps=1e-3)
     model = randomise(transformers.VideoMAEForPreTraining(config))
     video, mask = 1e-2 * draw(1, 2, 6, 3, 32, 48), hide(2, 18, 11)
