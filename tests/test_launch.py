@@ -74,7 +74,7 @@ def test_tpu_vm_asks_waits_sends_and_starts(rendered):
     assert holds(shlex.split(start), ["nohup", *WORDS, ">"])
 
 
-def test_tpu_vm_of_several_slices(rendered):
+def test_tpu_vm_starts_several_slices(rendered):
     text = rendered(tpu_vm, *CLOUD, "--topology", "v6e:16x16", "--slices", "2")
     assert "--node-prefix=mine --node-count=2" in text and "v6e-256" in text
     assert "for node in mine-0 mine-1; do" in text

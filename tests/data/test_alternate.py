@@ -105,7 +105,7 @@ def test_rows_are_counted_over_all_sources():
         assert data.counts(first + 3) == dict(rows=sum(rows), failed=0) and set(rows) == {4, 2}
 
 
-def test_one_tokenizer_knows_the_words_of_all():
+def test_one_tokenizer_has_the_words_of_all_sources():
     data = make()
     told = {" ".join(data.decode(b["text"])) for b in take(data, 3) if len(b["id"]) == 2}
     assert any(word in " ".join(told) for word in ("video", "this", "seen"))

@@ -23,7 +23,7 @@ def reference_walk(length, frames, stride, offset):
 
 
 @given(lengths, st.integers(1, 16), st.integers(1, 4), st.integers(0, 10))
-def test_sample_frames_as_the_reference(length, frames, stride, seed):
+def test_sample_frames_agrees_with_the_reference(length, frames, stride, seed):
     got = ops.sample_frames(length, frames, stride, np.random.default_rng(seed))
     window = frames * stride
     starts = range(length - window + 1) if length - (window - 1) > 0 else [0]
@@ -68,7 +68,7 @@ def test_short_clips_repeat_the_last_frame():
 
 
 @given(lengths, st.integers(1, 16), st.integers(1, 4), st.integers(1, 6))
-def test_view_frames_as_the_reference(length, frames, stride, segments):
+def test_view_frames_agrees_with_the_reference(length, frames, stride, segments):
     strided = list(range(0, length, stride))
     while len(strided) < frames:
         strided.append(strided[-1])
@@ -132,7 +132,7 @@ def test_a_video_of_fewer_frames_than_segments_shows_its_first():
 
 @pytest.mark.parametrize("length", [5, 15, 16, 37, 48, 300])
 @pytest.mark.parametrize("frames", [8, 16])
-def test_segment_views_as_the_reference(length, frames):
+def test_segment_views_agrees_with_the_reference(length, frames):
     """It sorts the numbers of two clips together and takes every second one."""
     tick = length / frames
     both = sorted(
@@ -147,7 +147,7 @@ def test_segment_views_as_the_reference(length, frames):
 
 
 @pytest.mark.parametrize("h, w, size", [(48, 64, 32), (64, 47, 46), (40, 40, 28)])
-def test_crop_multiscale_every_choice_as_the_reference(h, w, size):
+def test_crop_multiscale_has_every_choice_of_the_reference(h, w, size):
     video = picture(h, w)
 
     def reference(frame, x, y, w, h):
@@ -166,7 +166,7 @@ def test_crop_multiscale_every_choice_as_the_reference(h, w, size):
 
 
 @given(sides, sides, st.integers(1, 4))
-def test_crop_views_as_the_reference(h, w, crops):
+def test_crop_views_agrees_with_the_reference(h, w, crops):
     """Frame by frame: short side to 32, squares at int(c * room / (crops - 1)) of the long side."""
     video = picture(h, w, frames=1)
     got = ops.crop_views(video, 32, crops)
@@ -204,7 +204,7 @@ def test_crop_centre_keeps_what_already_fits():
 
 
 @pytest.mark.parametrize("side", [222, 223, 224, 226])
-def test_a_crop_never_exceeds_a_picture_a_little_smaller_than_the_size(side):
+def test_a_crop_never_exceeds_an_image_slightly_smaller_than_the_size(side):
     """Sizes within three pixels of the target are snapped to it, upwards too."""
     video = np.full((1, side, side + 30, 3), 200, np.uint8)
     for seed in range(60):

@@ -46,7 +46,7 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", tiny_configs())
-def test_of_every_tiny_config(path):
+def test_the_outline_of_every_tiny_config_is_what_it_opens(path):
     cfg = config.load(str(ROOT / path))
     check(cfg.data, cfg.batch)
 
@@ -55,7 +55,7 @@ def files(root, **more):
     return dict(root=str(root), list=str(root / "list.csv"), **more)
 
 
-def test_of_files(root):
+def test_the_outline_of_files_is_what_they_open(root):
     data = dict(kind="files", video=VIDEO, train=files(root))
     check(data)
     check(dict(data, train=files(root, label_column="label")), labels=3)
@@ -69,7 +69,7 @@ def test_of_files(root):
     check(dict(data, text=words))
 
 
-def test_of_shards_and_mixtures(root):
+def test_the_outline_of_shards_and_mixtures_is_what_they_open(root):
     own = dict(root=str(root / "shards"), label_column="label")
     check(dict(kind="shards", video=VIDEO, train=own), labels=3)
     drawn = dict(kind="shapes", clips=5, side=32, frames=10)
@@ -86,7 +86,7 @@ def test_labels_that_the_config_does_not_name_are_reported(root, monkeypatch):
     assert len(lines) == 1 and "data.train has labels that it does not name" in lines[0]
 
 
-def test_of_sources_that_take_turns(root):
+def test_the_outline_of_alternating_sources_is_what_they_open(root):
     """The spec is that of `train`; classes are those of all, known only if they are of all."""
     drawn = dict(kind="shapes", clips=30, side=32, frames=10, label="shape")
     also = dict(images=dict(train=drawn, video=dict(frames=1), batch=8))
@@ -95,7 +95,7 @@ def test_of_sources_that_take_turns(root):
     check(dict(kind="files", video=VIDEO, train=labelled, also=also), labels=7)
 
 
-def test_of_a_set_by_name(tmp_path):
+def test_the_outline_of_a_named_set_is_what_it_opens(tmp_path):
     shapes.write(tmp_path, shapes.Plan(train=2, val=1, side=32, frames=10), workers=1)
     (tmp_path / "Disc").mkdir()
     (tmp_path / "train/00000.mp4").rename(tmp_path / "Disc/00000.mp4")
@@ -105,7 +105,7 @@ def test_of_a_set_by_name(tmp_path):
     check(dict(kind="sets", video=VIDEO, train=given), labels=1)
 
 
-def test_of_published_vocabularies():
+def test_published_vocabularies_have_known_sizes_and_ids():
     """Nothing is read: their files are not here. The ids are those of BERT's and CLIP's files."""
     data = dict(kind="files", train=dict(root="no", list="no"), video=VIDEO)
     ids = dict(pad_id=0, unk_id=100, cls_id=101, sep_id=102, mask_id=103)
@@ -154,7 +154,7 @@ def test_mistakes_are_one_line_errors(changes, told):
         outline.describe(dict(kind="files", train={}), 4)
 
 
-def test_without_tensorflow(monkeypatch):
+def test_an_outline_needs_no_tensorflow(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     data = dict(kind="files", train=dict(root="no", list="no"), video=VIDEO)
     assert outline.describe(data, 4).facts["labels"] == 0

@@ -14,7 +14,7 @@ from vtp_jax.data import shapes, text
 from vtp_jax.types import UserError, check_batch
 
 
-def test_batches_are_what_the_contract_says(root):
+def test_batches_follow_the_contract(root):
     data = make(root)
     check_batch(data.spec)
     (batch,) = take(data, 1)
@@ -27,7 +27,7 @@ def test_batches_are_what_the_contract_says(root):
     assert all(isinstance(words, str) and words for words in data.decode(batch["text"]))
 
 
-def test_every_clip_once_in_every_epoch(root):
+def test_every_clip_comes_once_in_every_epoch(root):
     """Batches of 5 continue over the ends of epochs of 12."""
     ids = np.concatenate([b["id"] for b in take(make(root, batch=5), 12)])
     epochs = ids.reshape(5, ROWS)
@@ -87,7 +87,7 @@ def test_processes_together_give_the_global_rows(root, count):
             check_equal(batch, {k: np.concatenate([r[k] for r in rows]) for k in batch})
 
 
-def test_streams(root, tmp_path):
+def test_a_stream_has_every_row_once_and_its_captions(root, tmp_path):
     letters = [clip.captions[0] for clip in shapes.source(shapes.Plan(), "train").clips]
     text.train(letters, tmp_path / "spm.model", 200)
     data = make(root, eval_batch=3, text=dict(TEXT, path=str(tmp_path / "spm.model")))
@@ -106,7 +106,7 @@ def test_streams(root, tmp_path):
         check_equal(a, b)
 
 
-def test_stream_of_captions_has_a_row_for_each(corpus):
+def test_a_stream_of_captions_has_a_row_for_each(corpus):
     evals = dict(many=dict(root=str(corpus), list=str(corpus / "train.json")))
     data = make(corpus, evals=evals)
     stream = data.streams["many/captions"]
@@ -122,7 +122,7 @@ def test_stream_of_captions_has_a_row_for_each(corpus):
     assert rows == [(i, c) for i, many in enumerate(stream.table["captions"]) for c in many]
 
 
-def test_views(root):
+def test_evaluation_has_every_segment_and_crop_as_a_view(root):
     data = make(root, video=dict(VIDEO, views=(2, 3)))
     for batch in data.streams["val"].batches():
         check_batch(batch)

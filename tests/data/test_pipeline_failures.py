@@ -49,7 +49,7 @@ def test_counts_of_a_worn_corpus_are_exact(worn_corpus):
     assert run() == (counts, trained, shown, told)
 
 
-def test_damaged_shards_are_named_in_the_log(worn_corpus, caplog):
+def test_damaged_shards_are_reported_in_the_log(worn_corpus, caplog):
     """And the run stops with a one-line error where they are too many."""
     kind, train, bad = worn_corpus
     with caplog.at_level("WARNING", logger="absl"), pytest.raises(UserError, match="max_failed"):
@@ -107,7 +107,7 @@ def make_counts(root, count):
     return data.counts(2 + count)
 
 
-def test_failures_are_named_once(broken, caplog):
+def test_failures_are_reported_once(broken, caplog):
     data = make(broken, train=broken_train(broken), max_failed=1.0)
     with caplog.at_level("WARNING", logger="absl"):
         take(data, 9)
@@ -143,7 +143,7 @@ def test_too_many_of_a_large_corpus_stop_a_run_soon():
         assert not stops or ledger.rows < 5000
 
 
-def test_unreadable_in_a_stream(broken):
+def test_unreadable_rows_of_a_stream_are_invalid(broken):
     evals = dict(val=broken_train(broken))
     (stream, captions) = make(broken, train=broken_train(broken), evals=evals).streams.values()
     ids = [i for b in stream.batches() for i in b["id"][b["valid"]]]

@@ -15,7 +15,7 @@ from vtp_jax.types import UserError, check_batch
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_shards_show_what_files_show(corpus, sharded, repeats):
+def test_shards_and_files_give_the_same_clips(corpus, sharded, repeats):
     """The same clips, frames, parts and captions, in training and evaluation."""
     look = dict(video=dict(VIDEO, repeats=repeats, crop="centre", size=32))
     both = [
@@ -134,7 +134,7 @@ def test_files_of_no_config_become_streams_for_any_kind(kind, corpus, sharded, t
     assert pipeline.given(gone, [video], None)["given"].rows == 1
 
 
-def test_two_then_three_then_one_process_across_restarts(sharded):
+def test_two_then_three_then_one_process_across_restarts_read_one_sequence(sharded):
     """Together they make what one process makes in one run: ids, words and pixels."""
 
     def run(count, first, steps):

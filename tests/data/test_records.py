@@ -63,7 +63,7 @@ def test_records_are_read_as_written(folder):
         assert as_lists(one) == as_lists(wanted) and one.film == wanted.film
 
 
-def test_clips_of_all_shards_in_order(folder):
+def test_clips_of_all_shards_are_in_order(folder):
     clips = records.Shards(folder)
     assert len(clips) == 6 and clips.source.survey() == (2, 6)
     for number, clip in enumerate(clips):
@@ -74,14 +74,14 @@ def test_clips_of_all_shards_in_order(folder):
 
 
 @given(wanted=st.lists(st.integers(0, FRAMES - 1), min_size=1, max_size=6))
-def test_frames_asked_are_the_stored_ones_before(folder, wanted):
+def test_requested_frames_are_the_last_stored_ones_up_to_them(folder, wanted):
     """Numbers are those of the video, in any order, repeated or not."""
     frames = records.Shards(folder).open(4).read(lambda n: np.asarray(wanted))
     for number, frame in zip(wanted, frames, strict=True):
         assert psnr(film(4)[number // EVERY * EVERY], frame) > 34
 
 
-def test_only_what_is_shown_is_read(folder, monkeypatch):
+def test_only_the_requested_frames_are_read(folder, monkeypatch):
     clips, read = records.Shards(folder), []
     real = records.Shard._read
     monkeypatch.setattr(
@@ -114,7 +114,7 @@ def test_parts_are_those_of_whole_frames(folder, box):
     np.testing.assert_array_equal(got[1], got[2])
 
 
-def test_several_parts_of_one_reading(folder):
+def test_several_parts_come_from_one_reading(folder):
     boxes = [ops.Box(0, 0, 66, 66), ops.Box(0, 24, 66, 66), ops.Box(2, 2, 24, 30)]
     clips = records.Shards(folder)
     shape = (FRAMES, 24, 24, 3)

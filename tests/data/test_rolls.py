@@ -100,7 +100,7 @@ def test_what_no_jpeg_can_hold_is_too_large():
         rolls.capacity(256, 70000)
 
 
-def test_the_longest_roll_there_may_be():
+def test_the_longest_allowed_roll_keeps_its_frames():
     """As high as JPEG allows, every frame in its place."""
     count = rolls.capacity(16, 32)
     levels = (np.arange(count) % 251).astype(np.uint8)

@@ -54,7 +54,7 @@ def test_rows_and_bytes_come_back(tmp_path, manual):
     assert two["origin"] == b"qvhighlights/val"
 
 
-def test_boxes(tmp_path, manual):
+def test_boxes_come_back_by_person_and_action(tmp_path, manual):
     (manual / "v.mp4").write_bytes(b"x")
     (manual / "ava_val_v2.2.csv").write_text(
         "v,0902,0.1,0.2,0.3,0.4,9,1\nv,0902,0.1,0.2,0.3,0.4,80,1\nv,0903,,,,,,\n"

@@ -67,7 +67,7 @@ def test_nothing_outside_the_folder_is_reached(tmp_path):
     assert not os.path.exists(source.file(0))
 
 
-def test_captions(tmp_path):
+def test_captions_are_matched_to_files_in_the_order_of_the_list(tmp_path):
     touch(tmp_path, "all/video1.mp4", "all/video2.mp4")
     jsfusion(tmp_path, "video2", "video1")
     source = sets.load("msrvtt", "test_1k", tmp_path)
@@ -80,7 +80,7 @@ def test_captions(tmp_path):
     ]
 
 
-def test_absent_videos(tmp_path):
+def test_absent_videos_keep_their_places_up_to_a_share(tmp_path):
     touch(tmp_path, "video1.mp4")
     jsfusion(tmp_path, "video2", "video1")
     with pytest.raises(UserError, match="1 of 2 videos are not below.*first 'video2'.*max_absent"):
@@ -119,7 +119,7 @@ def test_options_are_captions_and_the_label_says_which(tmp_path):
     assert clip.captions[2] == "what ? fall" and len(clip.captions) == 5 and clip.label == 2
 
 
-def test_parts_of_longer_videos(tmp_path):
+def test_parts_of_longer_videos_have_their_spans(tmp_path):
     """A whole video is found, and reported, but not taken for the clip."""
     rows = [dict(videoID=f"id_{n}_00000{n}_00001{n}", enCap=["x"]) for n in (1, 2)]
     (tmp_path / "vatex_training_v1.0.json").write_text(json.dumps(rows))

@@ -330,7 +330,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_reads(tmp_path, name):
+def test_every_format_is_read(tmp_path, name):
     files, rows = CASES[name]
     write(tmp_path, files)
     read = list(sets.read(*name.split("/"), tmp_path))
@@ -352,7 +352,7 @@ def test_every_reader_has_a_case():
             assert name == "finevideo" or read in {getattr(r, "func", r) for r in tried}
 
 
-def test_the_other_names_of_files(tmp_path):
+def test_other_names_of_files_are_accepted(tmp_path):
     write(tmp_path, {"msrvtt_mc_test.jsonl": lines(
         {"qid": 8, "clip_name": "video7010", "options": MC, "answer": 0})})  # fmt: skip
     (row,) = sets.read("msrvtt_mc", "test", tmp_path)
@@ -362,7 +362,7 @@ def test_the_other_names_of_files(tmp_path):
     assert row.captions == ("a", "b c")
 
 
-def test_vindlus_lists_of_questions(tmp_path):
+def test_vindlus_lists_of_questions_are_read(tmp_path):
     row = {"question_id": 1, "question": "who?", "answer": "man", "video": "video7.mp4"}
     write(tmp_path, {"msrvtt_qa_test.json": [row]})
     (row,) = sets.read("msrvtt_qa", "test", tmp_path)
@@ -377,7 +377,7 @@ def test_ava_keeps_the_actions_that_are_listed(tmp_path):
         assert [box.actions for box in first.boxes] == [(80,)] and second.boxes == ()
 
 
-def test_long_fields_of_panda(tmp_path):
+def test_long_fields_of_panda_are_read(tmp_path):
     """Python's csv stops at 131,072 characters by itself."""
     captions, times = [f"'{'x' * 200}'"] * 1000, ["['0:00:00.000', '0:00:01.000']"] * 1000
     row = f'v,u,"[{", ".join(times)}]","[{", ".join(captions)}]"\n'
@@ -385,7 +385,7 @@ def test_long_fields_of_panda(tmp_path):
     assert len(list(sets.read("panda70m", "train_full", tmp_path))) == 1000
 
 
-def test_finevideo(tmp_path):
+def test_finevideo_is_read_by_video_and_by_scene(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
     from pyarrow import parquet
 
@@ -486,7 +486,7 @@ def test_a_pickle_that_runs_code_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe{", b'{"a": ' + b"[" * 100_000])
-def test_damaged_files(tmp_path, data):
+def test_damaged_files_are_rejected(tmp_path, data):
     files = dict(activitynet="train.json", internvid="InternVid-10M-flt.jsonl")
     for name, file in files.items():
         (tmp_path / file).write_bytes(data)
@@ -494,13 +494,13 @@ def test_damaged_files(tmp_path, data):
             list(sets.read(name, "train", tmp_path))
 
 
-def test_a_table_in_another_encoding(tmp_path):
+def test_a_table_in_another_encoding_is_rejected(tmp_path):
     (tmp_path / "OpenVid-1M.csv").write_bytes("video,caption\na,café\n".encode("latin1"))
     with pytest.raises(UserError, match="OpenVid-1M.csv is not UTF-8"):
         list(sets.read("openvid", "train", tmp_path))
 
 
-def test_seconds():
+def test_times_are_read_as_seconds():
     for text, value in (("1:00:01.5", 3601.5), ("00:02", 2), (3.5, 3.5), ("000122", 122)):
         assert parse.seconds(text, "x") == value
     for text in ("", "a", None, "1:nan", float("inf"), True):

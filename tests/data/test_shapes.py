@@ -40,7 +40,7 @@ def read_caption(caption):
     return shapes.Attributes(**found)
 
 
-def test_sizes():
+def test_the_corpus_has_its_documented_sizes():
     assert len(clips("train")) >= 2000 and len(clips("val")) == 200
     assert np.prod([len(values) for values in shapes.ATTRIBUTES.values()]) == 25344
 
@@ -177,7 +177,7 @@ def test_outlines_can_be_distinguished():
 # Files.
 
 
-def test_write(tmp_path, capsys):
+def test_a_corpus_is_written_once_and_completed_if_interrupted(tmp_path, capsys):
     plan = shapes.Plan(train=6, val=3, frames=8, seed=3)
     assert shapes.write(tmp_path, plan, workers=2) is True
     told = capsys.readouterr().err

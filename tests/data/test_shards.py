@@ -451,7 +451,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         shards.store(item, shards.Form())
 
 
-def test_frames_of_arrays(tmp_path):
+def test_frames_given_as_arrays_are_stored(tmp_path):
     """As TFDS gives them."""
     film = shapes.read(shapes.Plan(side=64, frames=10), "train", 0)
 
@@ -530,7 +530,7 @@ def test_mistakes_are_one_line_errors(argv, told):
     assert "\n" not in str(caught.value)
 
 
-def test_folders_that_are_not_finished_or_damaged(corpus, made, tmp_path, capsys):
+def test_unfinished_and_damaged_folders_are_reported(corpus, made, tmp_path, capsys):
     for path in made.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "000001.json").unlink()
@@ -551,7 +551,7 @@ def test_folders_that_are_not_finished_or_damaged(corpus, made, tmp_path, capsys
         make(corpus, tmp_path / "file")
 
 
-def test_splits_of_tfds_in_parts(monkeypatch):
+def test_splits_of_tfds_are_divided_into_parts(monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra [tfds]")
 
     class Info:

@@ -44,7 +44,7 @@ def test_every_format_gives_the_same_clips(folder, name):
     assert source.file(1) == str(folder / "videos" / "sub" / "b.mkv")
 
 
-def test_other_column_names(folder):
+def test_columns_may_have_other_names(folder):
     captions = write(folder, "c.csv", "file,text\na.mp4,x\n")
     source = sources.load(folder / "videos", captions, path_column="file", caption_column="text")
     assert source.clips == (sources.Clip("a.mp4", ("x",)),)
@@ -105,7 +105,7 @@ def test_a_share_may_be_absent(folder):
         sources.load(folder / "videos", captions, max_absent=0.3)
 
 
-def test_from_files(folder):
+def test_files_and_captions_become_a_source(folder):
     root = folder / "videos"
     source = sources.from_files([root])
     assert [clip.path for clip in source.clips] == [str(root / c.path) for c in CLIPS]
@@ -129,7 +129,7 @@ LABELLED = {
 
 
 @pytest.mark.parametrize("name", LABELLED)
-def test_classes_without_captions(folder, name):
+def test_classes_need_no_captions(folder, name):
     source = sources.load(
         folder / "videos", write(folder, name, LABELLED[name]),
         caption_column=None, label_column="label",
@@ -137,7 +137,7 @@ def test_classes_without_captions(folder, name):
     assert source.clips == (sources.Clip("a.mp4", (), 3), sources.Clip("sub/b.mkv", (), 0))
 
 
-def test_captions_and_classes_in_one_table(folder):
+def test_one_table_may_have_captions_and_classes(folder):
     table = write(folder, "c.csv", "path,caption,class\na.mp4,x,2\na.mp4,y,2\n")
     source = sources.load(folder / "videos", table, label_column="class")
     assert source.clips == (sources.Clip("a.mp4", ("x", "y"), 2),)
@@ -159,7 +159,7 @@ def test_captions_and_classes_in_one_table(folder):
         ("c.json", '{"a.mp4": "x"}', "holds no labels"),
     ],
 )
-def test_wrong_labels_are_named(folder, name, content, told):
+def test_wrong_labels_are_reported(folder, name, content, told):
     with pytest.raises(UserError, match=told) as caught:
         sources.load(
             folder / "videos", write(folder, name, content),
@@ -192,7 +192,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path):
     assert [clip.path for clip in sources.load(root, tmp_path / "c.csv").clips] == inside
 
 
-def test_lists_without_labels(tmp_path):
+def test_lists_may_have_no_labels(tmp_path):
     """VideoMAE's for pretraining: path, start, and -1."""
     (tmp_path / "a b.mp4").touch()
     (tmp_path / "c.txt").write_text("a b.mp4 0 -1\n")

@@ -23,7 +23,7 @@ def write(path, *members, mode="w"):
     return str(path)
 
 
-def test_samples_in_order(tmp_path):
+def test_samples_are_read_in_order(tmp_path):
     path = write(
         tmp_path / "a.tar",
         *(("0.mp4", b"v0"), ("0.json", b"{}"), ("dir/1.b.MP4", b"v1"), ("dir/1.txt", b"t")),
@@ -47,7 +47,7 @@ EVIL = {
 }
 
 
-def test_nothing_escapes(tmp_path):
+def test_no_member_is_read_or_written_outside_the_tar(tmp_path):
     """No name is used as a path, no link is followed; each is counted by its cause."""
     (tmp_path / "secret").write_text("secret")
     inside = tmp_path / "in"
@@ -94,7 +94,7 @@ def test_compressed_tars_are_not_opened(tmp_path, mode):
     assert refused.cause == "damaged_tar"
 
 
-def test_twice_and_cut_off(tmp_path):
+def test_duplicate_samples_and_truncated_tars_are_reported(tmp_path):
     path = write(tmp_path / "a.tar", ("a.mp4",), ("b.mp4",), ("a.mp4",), ("c.mp4", bytes(5000)))
     assert [(one.key, getattr(one, "cause", "")) for one in tars.read(path)] == [
         *(("a", ""), ("b", ""), ("a", "duplicate"), ("c", "")),

@@ -33,7 +33,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 @given(captions=st.lists(sentences, max_size=4), length=st.integers(3, 40))
-def test_layout_of_rows(tokenizer, captions, length):
+def test_rows_have_their_layout(tokenizer, captions, length):
     """[CLS] pieces [SEP] [PAD]...; masks mark which; [SEP] survives truncation."""
     ids, mask, maskable = tokenizer.encode(captions, length)
     facts = tokenizer.facts
@@ -50,7 +50,7 @@ def test_layout_of_rows(tokenizer, captions, length):
 
 
 @given(caption=sentences)
-def test_round_trip(tokenizer, caption):
+def test_decoding_undoes_encoding(tokenizer, caption):
     ids, mask, _ = tokenizer.encode([caption], 64)
     assert tokenizer.decode(ids) == [caption]
     assert len(tokenizer.pieces(ids[0])) == 64
@@ -105,7 +105,7 @@ def test_capitals_are_lost_and_the_unknown_shows(tokenizer):
     assert unknown.sum() == 1 and not maskable[unknown].any()
 
 
-def test_masked_words_show(tokenizer):
+def test_masked_words_are_shown(tokenizer):
     ids, _, _ = tokenizer.encode(["two dogs run"], 8)
     ids[0, 2] = tokenizer.facts["mask_id"]
     assert tokenizer.decode(ids) == ["two [MASK] run"]

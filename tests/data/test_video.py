@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("odd")
 
 
-def test_formats_every_frame_in_order(file):
+def test_every_frame_is_read_in_order_in_every_format(file):
     frames = video.read_frames(file, np.arange)
     assert frames.shape == (N, SIDE, SIDE, 3) and frames.dtype == np.uint8
     np.testing.assert_array_equal(numbers_in(frames), np.arange(N))
@@ -76,7 +76,7 @@ def test_formats_every_frame_in_order(file):
 
 
 @given(wanted=st.lists(st.integers(0, N - 1), min_size=1, max_size=5))
-def test_formats_frames_asked_are_frames_got(file, wanted):
+def test_requested_frames_are_returned_in_every_format(file, wanted):
     """Any numbers, in any order, repeated or not: most of these seek."""
     frames = video.read_frames(file, lambda n: np.asarray(wanted))
     np.testing.assert_array_equal(numbers_in(frames), wanted)
@@ -225,7 +225,7 @@ def cause_of(path, wanted=(0,)):
     return caught.value.cause
 
 
-def test_unreadable_by_cause(folder):
+def test_unreadable_files_are_reported_by_cause(folder):
     assert cause_of(folder / "absent.mp4") == "missing"
     assert cause_of(folder) == "missing"
     assert cause_of("http://127.0.0.1/a.mp4") == "missing"
@@ -360,7 +360,7 @@ def test_packets_without_frames_have_an_end(monkeypatch):
     assert cause_of(data) == "too_slow"
 
 
-def test_more_frames_than_there_may_be(file, monkeypatch):
+def test_more_frames_than_allowed_are_rejected(file, monkeypatch):
     """By the header's number, or by counting."""
     monkeypatch.setattr(video, "MAX_FRAMES", N)
     video.probe(file)
@@ -378,7 +378,7 @@ def test_a_read_that_does_not_end_is_given_up(file, monkeypatch):
     assert cause_of(file) == "too_slow"
 
 
-def test_clips_that_find_no_room_wait(file, monkeypatch):
+def test_clips_wait_for_room_in_memory(file, monkeypatch):
     """Eight at once, of which two have room: all are read, and never more are held."""
     size, held, most = 3 * SIDE * SIDE * 2, [], []
     room, real = video.Room(2 * size + 1), video.take
@@ -406,7 +406,7 @@ def test_bytes_in_memory_read_like_a_file(file):
     np.testing.assert_array_equal(got, video.read_frames(file, lambda n: wanted))
 
 
-def test_too_large(folder, monkeypatch):
+def test_frames_above_the_limit_are_too_large(folder, monkeypatch):
     path = write(folder / "big.mp4", "libx264", {}, {}, count=2)
     monkeypatch.setattr(video, "MAX_PIXELS", SIDE * SIDE - 1)
     assert cause_of(path) == "too_large"
@@ -419,7 +419,7 @@ def cut(path, share):
     return short
 
 
-def test_cut_file_gives_its_whole_frames_and_no_others(folder):
+def test_a_truncated_file_gives_its_complete_frames_only(folder):
     """An mp4 with its header in front, cut at 60 %: early frames are there, late ones not."""
     path = cut(write(folder / "front.mp4", *FORMATS["front.mp4"]), 0.6)
     wanted = np.asarray([0, 5, 20])
@@ -429,14 +429,14 @@ def test_cut_file_gives_its_whole_frames_and_no_others(folder):
         video.scan(path)
 
 
-def test_cut_without_an_error_is_truncated(folder):
+def test_a_cut_without_a_decoding_error_is_truncated(folder):
     """An avi, cut: its header promises all frames, and the data just ends."""
     path = cut(write(folder / "a.avi", *FORMATS["mpeg4.avi"]), 0.6)
     assert cause_of(path, (N - 1,)) == "truncated"
     assert cause_of(cut(write(folder / "back.mp4", *FORMATS["b_frames.mp4"]), 0.6)) == "not_a_video"
 
 
-def test_header_that_promises_a_little_too_much(tmp_path, monkeypatch):
+def test_a_header_that_promises_slightly_too_many_frames_is_corrected(tmp_path, monkeypatch):
     """The choice is made again, with the true length."""
     path = write(tmp_path / "a.mp4", *FORMATS["b_frames.mp4"])
     real = video.survey

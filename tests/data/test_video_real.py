@@ -49,7 +49,7 @@ def decode_all(path, turns=0):
 
 @needs_real
 @pytest.mark.parametrize("name", FILES)
-def test_real_frames_asked_are_frames_got(name):
+def test_requested_frames_of_real_files_are_returned(name):
     """Windows as training asks for them, and frames at random."""
     everything = decode_all(REAL / name) if "rot90" not in name else decode_all(REAL / name, -1)
     n = len(everything)

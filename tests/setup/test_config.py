@@ -80,7 +80,7 @@ def test_wrong_overrides_are_errors(either, override, words):
     assert "\n" not in str(raised.value)
 
 
-def test_what_a_config_does_not_spell_out_is_added(either):
+def test_overrides_can_add_values_that_a_config_omits(either):
     given = dict(
         average="0.999", fresh="()", warm_start="((r'a\\b', 'c', 'd'),)", task__name="classify",
         optim__eps="1e-8", optim__on="true", optim__off="false", optim__lr="2", optim__none="None",
@@ -101,7 +101,7 @@ def test_a_number_is_a_place_in_a_tuple(either):
     assert found["rules"] == [["encoder/.*", {"lr": [2.0, 1.0]}], [".*", {"wd": 0}]]
 
 
-def test_what_configs_share_is_not_changed_for_all(tmp_path):
+def test_values_shared_by_configs_are_not_changed_for_all(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(CONFIG.replace("def get", "RULES = ((1, dict(wd=1)),)\ndef get").replace(
         '(".*", dict())', "RULES[0]"
@@ -119,7 +119,7 @@ def test_what_configs_share_is_not_changed_for_all(tmp_path):
         ("return dict()", "get_config returns a dict, not a ConfigDict"),
     ],
 )
-def test_what_a_config_raises_is_one_line(tmp_path, body, told):
+def test_an_error_raised_by_a_config_is_one_line(tmp_path, body, told):
     path = tmp_path / "config.py"
     path.write_text(f"def get_config(arg):\n    {body}\n")
     with pytest.raises(UserError, match=told) as raised:
@@ -159,7 +159,7 @@ def test_sections_that_a_config_leaves_out_have_their_defaults():
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_section_that_is_missing_or_misspelt_is_named(name):
+def test_a_missing_or_misspelt_section_is_reported(name):
     sections = {key: value for key, value in SECTIONS.items() if key != name}
     with pytest.raises(UserError, match=f"^config: the key '{name}' is missing$"):
         config.make(sections)
