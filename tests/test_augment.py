@@ -21,7 +21,7 @@ OFF = augment.View(jittered=0.0, grey=0.0, blur=0.0, solarise=0.0, flip=0.0)
 
 def test_methods_of_one_view_reject_several_with_a_one_line_error():
     spec = {"video": jax.ShapeDtypeStruct((4, 2, 3, 8, 8, 3), np.uint8)}
-    with pytest.raises(UserError, match="coca reads one view of a clip, and rows have 2: leave"):
+    with pytest.raises(UserError, match="coca reads one view of a clip, but rows have 2: leave"):
         augment.one_view(spec, "coca")
     for path in ("coca/pretrain", "omnivl/pretrain", "tvtsv2/pretrain_yt_webvid"):
         cfg = config.load(str(ROOT / f"configs/{path}.py:tiny"))

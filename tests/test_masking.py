@@ -158,7 +158,7 @@ def test_candidates_are_the_row_itself_and_others_of_its_group_each_once():
             assert len(set(some[exist])) == exist.sum() and set(some[exist]) <= group
     first = np.bincount(index[:, 3, 1], minlength=6)[4:]
     assert abs(first[0] / 400 - 0.5) < 0.1  # four standard deviations
-    with pytest.raises(UserError, match="7 candidates of a batch of 6 rows"):
+    with pytest.raises(UserError, match="7 candidates in a batch of 6 rows"):
         masking.candidates(KEY, valid, 7)
 
 

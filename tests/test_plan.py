@@ -64,7 +64,7 @@ def test_meshes_and_batches_that_do_not_fit_are_rejected(tmp_path, monkeypatch):
     for change, message in [
         (dict(mesh=dict(data=-1, fdsp=2)), "config.mesh: unknown key 'fdsp'; did you mean 'fsdp'"),
         (dict(mesh=dict(data=3)), "data=3, fsdp=1, sequence=1, tensor=1 does not fit 8 devices"),
-        (dict(sharding=[[".*", ["fsdpp"]]]), "'fsdpp' for .* is no axis of the mesh"),
+        (dict(sharding=[[".*", ["fsdpp"]]]), "'fsdpp' for .* is not an axis of the mesh"),
         (dict(batch=12), "config.batch=12 does not divide over 8 devices"),
         (dict(data=dict(eval_batch=4)), "config.data.eval_batch=4 does not divide"),
         (dict(data=dict(also=dict(images=images))), "data.also.images.batch=12 does not divide"),

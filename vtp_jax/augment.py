@@ -1,8 +1,7 @@
 """Changes to a batch of clips on the device: pure functions of a key.
 
-Views, flips, changed colours, erased boxes, and clips mixed with one another. Pixels are in [0, 1];
-what is drawn for row i depends on the key and on i. A row that is not valid is mixed into no other
-one.
+Views, flips, colour changes, erased boxes, and mixing of clips. Pixels are in [0, 1]; the draws for
+row i depend on the key and on i. A row that is not valid is never mixed into another one.
 """
 
 from __future__ import annotations
@@ -19,47 +18,47 @@ from vtp_jax.types import Batch, Spec, UserError
 
 
 def views_as_rows(batch: Batch) -> Batch:
-    """Every view a row of its own: video "b v t h w c" -> "(b v) t h w c", the views of a clip one
-    after the other, and all other keys repeated for them (repeated augmentation, Hoffer et al.,
-    arXiv 1901.09335). A batch without views comes back as it is."""
+    """Every view as a row of its own: video "b v t h w c" -> "(b v) t h w c", the views of a clip
+    consecutive, all other keys repeated for them (repeated augmentation, Hoffer et al., arXiv
+    1901.09335). A batch without views is returned unchanged."""
     v = views_of(batch)
     return batch if v is None else spread(batch, lambda x: jnp.repeat(x, v, axis=0), 0)
 
 
 def views_apart(batch: Batch) -> tuple[Batch, int]:
-    """As `views_as_rows`, all first views before all second ones, "(v b) t h w c", and v (1 where
-    there are no views): rows in v groups, none of which has a clip and its words twice."""
+    """As `views_as_rows`, but all first views before all second ones, "(v b) t h w c"; and v (1
+    without views). The rows form v groups, each of which has every clip and its text once."""
     v = views_of(batch)
     return (batch, 1) if v is None else (spread(batch, lambda x: jnp.concatenate([x] * v), 1), v)
 
 
 def views_of(batch: Batch | Spec) -> int | None:
-    """The number of views of a clip; None where `video` has no axis for them."""
+    """The number of views of a clip; None if `video` has no axis for views."""
     shape = batch["video"].shape
     return shape[1] if len(shape) > 5 else None
 
 
 def spread(batch: Batch, copies: Callable[[Array], Array], axis: int) -> Batch:
-    """The views of "b v ..." as rows: axis 0 of (b, v) varies slowest, so that the views of a clip
-    follow each other, or axis 1. copies: repeats the other keys in the same order."""
+    """The views of "b v ..." as rows. axis: the one of (b, v) that varies slowest; 0 makes the
+    views of a clip consecutive. copies: repeats the other keys in the same order."""
     rows = {k: copies(x) for k, x in batch.items() if k != "video"}
     video = jnp.moveaxis(batch["video"], axis, 0)
     return {**rows, "video": video.reshape(-1, *video.shape[2:])}
 
 
 def one_view(spec: Spec, name: str) -> None:
-    """Raises UserError where rows have several views and a method reads one."""
+    """Raises UserError if rows have several views, for methods that read one."""
     if views := views_of(spec):
         raise UserError(
-            f"method {name} reads one view of a clip, and rows have {views}: leave "
-            "data.video.repeats at 1 (simvtp and videomae take each view for a row, snclr pairs)"
+            f"method {name} reads one view of a clip, but rows have {views}: leave "
+            "data.video.repeats at 1 (simvtp and videomae read each view as a row, snclr reads two)"
         )
 
 
 def flip(
     rng: Array, video: Float[Array, "b t h w c"], prob: float = 0.5
 ) -> Float[Array, "b t h w c"]:
-    """Left and right exchanged in all frames of a clip, with probability `prob`."""
+    """All frames of a clip mirrored left to right, with probability `prob`."""
     turned = jax.random.bernoulli(rng, prob, (video.shape[0], 1, 1, 1, 1))
     return jnp.where(turned, video[:, :, :, ::-1], video)
 
@@ -71,10 +70,11 @@ def erase(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Float[Array, "b t h w c"]:
-    """Random erasing (Zhong et al., arXiv 1708.04896) as VideoMAE fine-tunes: with probability
-    `prob` one box, the same in all frames of a clip, is filled with noise that is N(0, 1) after
-    `mean` and `std` are taken away. Its area is 2 % to a third of the picture's, its aspect 0.3 to
-    1 / 0.3; a box that is too long for the picture is cut to it, where the code draws again."""
+    """Random erasing (Zhong et al., arXiv 1708.04896) as in VideoMAE's fine-tuning: with
+    probability `prob` one box, the same in all frames of a clip, is filled with noise that is
+    N(0, 1) after standardisation by `mean` and `std`. Its area is 2 % to a third of the picture's,
+    its aspect ratio 0.3 to 1 / 0.3. A box too long for the picture is cut to fit; VideoMAE's code
+    draws again."""
     b, _, h, w, _ = video.shape
     asked, area, aspect, place, noise = jax.random.split(rng, 5)
     area = h * w * jax.random.uniform(area, (b,), minval=0.02, maxval=1 / 3)
@@ -102,13 +102,14 @@ def mix(
     groups: int = 1,
 ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b k"]]:
     """Mixup (Zhang et al., arXiv 1710.09412) or CutMix (Yun et al., arXiv 1905.04899) of each row
-    with the one that mirrors it in the batch, in timm's batch mode: one draw for all rows.
+    with the row at the mirrored position in the batch, in timm's batch mode: one draw for all rows.
 
-    target: distributions over classes, which are mixed as the pixels are.
-    mixup, cutmix: alpha of the Beta distribution of the row's own share; 0 turns the one off.
-    prob: that the batch is mixed at all; switch: that it is CutMix, where both are on.
-    groups: contiguous blocks of rows that are mixed among themselves, each with a draw of its own
-    (the references' "per GPU"). A row whose partner is not valid stays as it is.
+    target: distributions over classes, mixed in the same proportion as the pixels.
+    mixup, cutmix: alpha of the Beta distribution of the row's own share; 0 turns that one off.
+    prob: probability that the batch is mixed; switch: that CutMix is used, if both are on.
+    groups: contiguous blocks of rows that are mixed internally, each with a draw of its own (the
+    references' "per GPU"). A row whose partner is not valid is left unchanged. Raises UserError
+    unless groups divides the rows.
     """
     if not (mixup or cutmix):
         return video, target
@@ -119,12 +120,12 @@ def mix(
     asked = jax.random.bernoulli(keys[0], prob, (groups,))
     switch = switch if mixup and cutmix else float(cutmix > 0)
     cuts = jax.random.bernoulli(keys[1], switch, (groups,))
-    # An alpha of 0 is never used: 1 stands in, where Beta is defined.
+    # The draw for an alpha of 0 is never used; 1 takes its place, where Beta is defined.
     blend = jax.random.beta(keys[2], *[mixup or 1.0] * 2, shape=(groups,))
     kept = jax.random.beta(keys[3], *[cutmix or 1.0] * 2, shape=(groups,))
 
-    # CutMix: a box with about 1 - kept of the area, cut off at the borders; the share is what is
-    # really left.
+    # CutMix: a box with about 1 - kept of the area, clipped at the borders; the share is the area
+    # that remains.
     half = (jnp.sqrt(1 - kept)[:, None] * jnp.array([h, w])).astype(jnp.int32) // 2
     centre = (jax.random.uniform(keys[4], (groups, 2)) * jnp.array([h, w])).astype(jnp.int32)
     box = boxes(centre - half, centre + half, h, w)
@@ -149,17 +150,18 @@ def mix(
 
 
 def boxes(low: Array, high: Array, h: int, w: int) -> Bool[Array, "b h w"]:
-    """True inside boxes from `low` to before `high`, (row, column) each, cut off at the borders."""
+    """True inside boxes from `low` up to but excluding `high`, (row, column) each, clipped at the
+    borders."""
     y, x = jnp.arange(h)[None, :, None], jnp.arange(w)[None, None, :]
     low, high = low[:, None, None], high[:, None, None]
     return (y >= low[..., 0]) & (y < high[..., 0]) & (x >= low[..., 1]) & (x < high[..., 1])
 
 
 class View(NamedTuple):
-    """How a view of an RGB clip is drawn after the crop (BYOL, arXiv 2006.07733; MoCo v3,
-    2104.02057). All but the strengths are probabilities.
+    """Augmentation of a view of an RGB clip after the crop (BYOL, arXiv 2006.07733; MoCo v3,
+    2104.02057). All fields except `jitter` are probabilities.
 
-    jitter: strengths for brightness, contrast, saturation and hue; jittered: how often
+    jitter: strengths for brightness, contrast, saturation and hue; jittered: its probability
     """
 
     jitter: tuple[float, ...] = (0.4, 0.4, 0.2, 0.1)
@@ -171,8 +173,8 @@ class View(NamedTuple):
 
 
 def view(rng: Array, video: Float[Array, "b t h w 3"], how: View) -> Float[Array, "b t h w 3"]:
-    """Clips jittered, greyed, blurred, solarised and flipped, in this order; whatever is drawn for
-    a clip holds for all of its frames."""
+    """Clips jittered, greyed, blurred, solarised and flipped, in this order, each with one draw for
+    all frames of a clip."""
     jitter_key, grey_key, blur_key, solarise_key, flip_key = jax.random.split(rng, 5)
 
     def sometimes(key: Array, prob: float, change: Callable[[Array], Array], video: Array) -> Array:
@@ -194,8 +196,8 @@ def view(rng: Array, video: Float[Array, "b t h w 3"], how: View) -> Float[Array
 def jitter(
     rng: Array, video: Float[Array, "b t h w 3"], strength: tuple[float, ...]
 ) -> Float[Array, "b t h w 3"]:
-    """torchvision's ColorJitter of every clip, but always in the order of `strength`: brightness,
-    contrast, saturation (factors 1 +- strength) and hue (turns, +- strength)."""
+    """torchvision's ColorJitter on every clip, but always in the order of `strength`: brightness,
+    contrast, saturation (factors 1 +- strength) and hue (+- strength, in turns)."""
     low, high = jnp.array([[max(0.0, 1 - s), 1 + s] for s in strength[:3]]).T
     keys, each = jax.random.split(rng), (len(video), 1, 1, 1, 1)
     factor = jax.random.uniform(keys[0], (*each, 3), minval=low, maxval=high)
@@ -220,7 +222,7 @@ def grey(video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
 def turn_hue(
     video: Float[Array, "b t h w 3"], turn: Float[Array, "b 1 1 1"]
 ) -> Float[Array, "b t h w 3"]:
-    """The hue of HSV turned, 1 being all the way round; value and saturation stay."""
+    """Rotates the hue of HSV by `turn`, 1 being a full turn; value and saturation stay."""
     r, g, b = jnp.moveaxis(video, -1, 0)
     value = video.max(axis=-1)
     spread = value - video.min(axis=-1)
@@ -233,8 +235,8 @@ def turn_hue(
 
 
 def blur(video: Float[Array, "b t h w c"], sigma: Float[Array, " b"]) -> Float[Array, "b t h w c"]:
-    """A Gaussian of deviation sigma (pixels) over rows and columns; at the borders its weights are
-    scaled up for what is missing. As two matrix products, whatever the width."""
+    """Gaussian blur with standard deviation sigma (pixels) over rows and columns, its weights
+    renormalised at the borders. Computed as two matrix products, for any sigma."""
 
     def weights(n: int) -> Float[Array, "b n n"]:
         apart = jnp.arange(n)[:, None] - jnp.arange(n)
@@ -247,5 +249,5 @@ def blur(video: Float[Array, "b t h w c"], sigma: Float[Array, " b"]) -> Float[A
 
 
 def solarise(video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    """The upper half of the values turned over: 128 of 255 and above."""
+    """Inverts the upper half of the values: 128 of 255 and above."""
     return jnp.where(video >= 128 / 255, 1 - video, video)

@@ -1,6 +1,6 @@
-"""What is hidden from a network, and which rows are negatives of which: pure functions of a key.
+"""Masks of tokens and words, and choices of negative rows: pure functions of a key.
 
-Row i of a draw depends on the key and on i, not on how many rows follow it.
+Row i of a draw depends on the key and on i, not on the number of rows after it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from vtp_jax.types import TokenMask, UserError
 
 
 def tubes(rng: Array, b: int, grid: tuple[int, int, int], ratio: float) -> TokenMask:
-    """The same places hidden in every frame (VideoMAE; SimVTP facts 1.2): int(ratio * h * w) of
-    the h * w places, uniformly, for each row anew."""
+    """The same places hidden in every frame (VideoMAE, SimVTP): int(ratio * h * w) of the h * w
+    places, drawn uniformly and independently for each row."""
     t, h, w = grid
     places = tokens(rng, b, h * w, ratio)
     start = (jnp.arange(t) * h * w)[None, :, None]
@@ -28,7 +28,8 @@ def tubes(rng: Array, b: int, grid: tuple[int, int, int], ratio: float) -> Token
 
 
 def tokens(rng: Array, b: int, n: int, ratio: float) -> TokenMask:
-    """int(ratio * n) of n tokens hidden, uniformly, for each row anew (MAE's random masking)."""
+    """int(ratio * n) of n tokens hidden, drawn uniformly and independently for each row (MAE's
+    random masking)."""
     if not 0 <= ratio < 1:
         raise UserError(f"mask ratio {ratio}: must be at least 0 and below 1")
     hidden = int(ratio * n)
@@ -40,9 +41,9 @@ def tokens(rng: Array, b: int, n: int, ratio: float) -> TokenMask:
 
 def running_cells(rng: Array, b: int, grid: tuple[int, int, int], ratio: float) -> TokenMask:
     """VideoMAE V2's mask of decoder places (arXiv 2303.16727, section 3.2; its code): int(4 ratio)
-    of the four places of every 2 x 2 cell are dropped, one step further along the cell in each
-    next frame, so that any four frames in a row keep each place equally often. Of the four phases
-    each row of the batch draws one."""
+    of the four places of every 2 x 2 cell are dropped, advancing by one place along the cell in
+    each frame, so that any four consecutive frames keep each place equally often. Each row of the
+    batch draws one of the four phases. Raises UserError on other ratios and on odd grids."""
     t, h, w = grid
     if int(4 * ratio) not in (1, 2, 3):
         raise UserError(f"mask ratio {ratio}: running cells drop 1, 2 or 3 of 4 places")
@@ -50,7 +51,7 @@ def running_cells(rng: Array, b: int, grid: tuple[int, int, int], ratio: float) 
         raise UserError(f"running cells are 2 x 2; they do not tile a grid of {h} x {w} tokens")
     phase = jax.random.randint(rng, (b, 1, 1, 1), 0, 4)
     frame, row, column = jnp.meshgrid(*(jnp.arange(side) for side in grid), indexing="ij")
-    # The code's ring of ones, then zeros, is read from phase + frame + 1 on, rows of a cell first.
+    # The code's ring of ones, then zeros, is read from phase + frame + 1 on, in row-major order.
     dropped = (phase + frame + 1 + 2 * (row % 2) + column % 2) % 4 < int(4 * ratio)
     return of_dropped(dropped.reshape(b, t * h * w), t * h * w // 4 * int(4 * ratio))
 
@@ -59,37 +60,38 @@ MASKS = ("tubes", "tokens")
 
 
 def of_video(kind: str, rng: Array, b: int, grid: tuple[int, int, int], ratio: float) -> TokenMask:
-    """A mask of a video's tokens: "tubes", or "tokens", the places of each frame for themselves."""
+    """A mask of a video's tokens. kind: "tubes", or "tokens", drawn over all frames."""
     if kind == "tubes":
         return tubes(rng, b, grid, ratio)
     return tokens(rng, b, math.prod(grid), ratio)
 
 
 def highest(score: Float[Array, "b n"], k: int) -> TokenMask:
-    """The k tokens of the highest score are kept, ties going to the first: pruning by the attention
-    that tokens receive (EVAD, arXiv 2304.08451; EViT, 2202.07800). A token with an infinite score
-    is always kept."""
+    """The mask that keeps the k tokens with the highest scores, ties going to the first: pruning by
+    received attention (EVAD, arXiv 2304.08451; EViT, 2202.07800). A token with an infinite score is
+    always kept."""
     best = jax.lax.top_k(jax.lax.stop_gradient(score), k)[1]
     dropped = jnp.ones(score.shape, bool).at[jnp.arange(len(score))[:, None], best].set(False)
     return of_dropped(dropped, score.shape[1] - k)
 
 
 def of_dropped(dropped: Bool[Array, "b n"], hidden: int) -> TokenMask:
-    """The mask with given hidden tokens, `hidden` in each row."""
+    """The mask of the tokens that `dropped` marks, `hidden` of them in each row."""
     order = jnp.argsort(~dropped, axis=1, stable=True).astype(jnp.int32)
     return TokenMask(order[:, hidden:], order[:, :hidden], dropped)
 
 
 def words(rng: Array, maskable: Bool[Array, "b l"], ratio: float) -> Bool[Array, "b l"]:
-    """True for words to hide: each maskable one by itself with probability `ratio`."""
+    """True for words to hide: each maskable one independently with probability `ratio`."""
     return jax.random.bernoulli(rng, ratio, maskable.shape) & maskable
 
 
 def negatives(rng: Array, valid: Bool[Array, " b"], groups: int = 1) -> Int[Array, " b"]:
-    """For every row the index of another valid row of its group, uniformly (with replacement over
-    rows). Where there is no other, the row itself: such rows must be left out of losses.
+    """For every row the index of another valid row of its group, drawn uniformly (with replacement
+    over rows). Where there is none, the row itself: such rows must be left out of losses.
 
-    groups: contiguous blocks of rows that know only each other (a paper's "per GPU").
+    groups: number of contiguous blocks that negatives stay within (a paper's "per GPU"). Raises
+    UserError unless it divides the rows.
     """
     (b,) = valid.shape
     if b % groups:
@@ -112,12 +114,13 @@ def negatives(rng: Array, valid: Bool[Array, " b"], groups: int = 1) -> Int[Arra
 def candidates(
     rng: Array, valid: Bool[Array, " b"], k: int, groups: int = 1
 ) -> tuple[Int[Array, "b k"], Bool[Array, "b k"]]:
-    """k-way matching (VIOLET, arXiv 2111.12681; LAVENDER, 2206.07160): for every row itself, then
-    k - 1 other valid rows of its group, each at most once and uniformly; and which of them exist,
-    where a group has fewer; with k = b, all B x B pairs. A row that is not valid has none."""
+    """k-way matching (VIOLET, arXiv 2111.12681; LAVENDER, 2206.07160): for every row its own index,
+    then k - 1 other valid rows of its group, drawn uniformly without replacement; and a mask of
+    those that exist, since a group may have fewer. k = b gives all B x B pairs. A row that is not
+    valid has no candidate."""
     own = jnp.arange(len(valid), dtype=jnp.int32)
     if not 1 <= k <= len(valid):
-        raise UserError(f"{k} candidates of a batch of {len(valid)} rows: at least 1, at most all")
+        raise UserError(f"{k} candidates in a batch of {len(valid)} rows: at least 1, at most all")
     order = jnp.where(together(valid, groups), jax.random.uniform(rng, 2 * valid.shape), 2.0)
     order = order.at[own, own].set(jnp.where(valid, -1.0, 2.0))  # its own comes first
     chosen = jnp.argsort(order, axis=1)[:, :k]
@@ -128,8 +131,9 @@ def candidates(
 def replaced(
     rng: Array, valid: Bool[Array, " b"], share: float, groups: int = 1
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
-    """Replaced pairs (ClipBERT, arXiv 2102.06183): for every row the row whose other half it gets,
-    and whether it is still a pair. A row is replaced with probability `share`, by `negatives`."""
+    """Replaced pairs (ClipBERT, arXiv 2102.06183): for every row the index of the row whose other
+    half it gets, and whether the two are still a pair. A row is replaced with probability `share`,
+    by a draw of `negatives`."""
     chance, choice = jax.random.split(rng)
     own = jnp.arange(len(valid), dtype=jnp.int32)
     asked = jax.random.bernoulli(chance, share, valid.shape)
@@ -138,7 +142,7 @@ def replaced(
 
 
 def together(valid: Bool[Array, " b"], groups: int = 1) -> Bool[Array, "b b"]:
-    """Which valid rows a row knows: those of its group (see `negatives`)."""
+    """True for pairs of valid rows of the same group (see `negatives`)."""
     (b,) = valid.shape
     if b % groups:
         raise UserError(f"a batch of {b} rows does not divide into groups={groups}")
@@ -152,9 +156,9 @@ def hard_negatives(
     allowed: Bool[Array, "b k"],
     floor: float = 1e-4,
 ) -> Int[Array, " b"]:
-    """For every row one of the columns that `allowed` grants it, the likelier the higher its score:
-    softmax over the row, those not allowed included, plus `floor` (ALBEF, arXiv 2107.07651; the
-    floor is BLIP's code's). Where no column is allowed, 0: such rows must be left out of losses."""
+    """For every row one of its `allowed` columns, drawn in proportion to the softmax over the whole
+    row, including columns not allowed, plus `floor` (ALBEF, arXiv 2107.07651; the floor is from
+    BLIP's code). Where no column is allowed, 0: such rows must be left out of losses."""
     weight = jax.nn.softmax(jax.lax.stop_gradient(scores)) + floor
     return jax.random.categorical(rng, jnp.log(jnp.where(allowed, weight, 0))).astype(jnp.int32)
 

@@ -1,7 +1,7 @@
 """Schedules: data from a config -> f(step), traceable, fp32.
 
-Used for learning rates, weights of losses, momenta, temperatures. What changes shapes (mask ratio,
-frames, resolution) is a stage of its own, not a schedule.
+Used for learning rates, loss weights, momenta and temperatures. Values that change shapes (mask
+ratio, frames, resolution) change between stages, not by schedule.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cosine(*, start: float, end: float, steps: int) -> Schedule:
 
 
 def warmup_cosine(*, peak: float, end: float, warmup: int, steps: int) -> Schedule:
-    """The warm-up and cosine of BEiT, MAE, VideoMAE and SimVTP, step for step.
+    """Linear warm-up and cosine decay as in BEiT, MAE, VideoMAE and SimVTP, equal at every step.
 
     With W=warmup and T=steps: step s < W has peak * s / (W - 1), so that step 0 has rate 0 and step
     W - 1 has `peak`; step s >= W has end + (peak - end) / 2 * (1 + cos(pi * (s - W) / (T - W))), so
@@ -59,7 +59,7 @@ def warmup_cosine(*, peak: float, end: float, warmup: int, steps: int) -> Schedu
 
 
 def warmup_linear(*, peak: float, end: float, warmup: int, steps: int) -> Schedule:
-    """`warmup_cosine` with a straight line down: step s >= W has
+    """`warmup_cosine` with linear decay: step s >= W has
     peak + (end - peak) * (s - W) / (T - W)."""
     if warmup > steps:
         raise UserError(f"warmup_linear: warmup={warmup} is longer than the run, steps={steps}")
@@ -90,7 +90,8 @@ KINDS = dict(
 
 
 def make(spec: float | Mapping[str, Any], where: str = "schedule") -> Schedule:
-    """A number is constant; a dict names its `kind` and the arguments of that kind."""
+    """The schedule of a number, which is constant, or of a dict with its `kind` and that kind's
+    arguments. Raises UserError, which begins with `where`, on others."""
     if isinstance(spec, (int, float)):
         return constant(value=float(spec))
     arguments = dict(spec)

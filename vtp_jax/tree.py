@@ -1,4 +1,4 @@
-"""Parameter names and rules on them: the one mechanism behind sharding, rates, decay, freezing.
+"""Parameter names and rules on them: the mechanism behind sharding, rates, decay and freezing.
 
 A name is the path of a leaf joined by `/`, as in `encoder/blocks/attn/qkv/kernel`. A rule is
 `(regex, value)`; the regex must match the whole name, and the first rule that matches wins.
@@ -52,7 +52,7 @@ def match(
     """The tree with every leaf replaced by the value of the first rule that matches its name.
 
     Raises UserError on a bad regex, on a leaf that no rule covers, and, unless `idle_ok`, on a
-    rule that never won: it is misspelt, or an earlier rule hides it.
+    rule that applies to no leaf: it is misspelt, or earlier rules hide it.
     """
     compiled = []
     for pattern, value in rules:
@@ -81,7 +81,8 @@ def match(
 
 
 class Boxed:
-    """Holds a rule's value as one leaf while trees are mapped: values may be dicts or tuples."""
+    """Holds a rule's value as a single leaf while trees are mapped: values may be dicts or
+    tuples."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -117,16 +118,17 @@ def replace(tree: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict:
 
 
 def under(leaves: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """The leaves by name whose name begins with `prefix`, without it."""
+    """The leaves whose names begin with `prefix`, by name without it."""
     return {k.removeprefix(prefix): v for k, v in leaves.items() if k.startswith(prefix)}
 
 
 def without(tree: Mapping[str, Any], names: Sequence[str], what: str = "drop") -> dict:
-    """A nested dict without the leaves whose names these regexes match, each at least one."""
+    """A nested dict without the leaves whose names match these regexes. Raises UserError on a regex
+    that matches none."""
     kept = flatten(match([*((regex, False) for regex in names), (".*", True)], tree, what))
     return split(tree, lambda name: kept[name])[0]
 
 
 def size(tree: Any) -> int:
-    """How many numbers a tree of arrays holds."""
+    """The number of elements in a tree of arrays."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))

@@ -1,8 +1,8 @@
 """The contract of the project: plain data and functions. See docs/architecture.md.
 
-Everything that crosses a border between folders is one of the types below: the pipeline makes a
-`Batch`, a method is a `Method` (a bundle of pure functions), an objective returns a `Mean`, an
-evaluator is an `Evaluator`. Nothing here knows a model, a mesh or a file.
+Everything that passes between folders is one of the types below: the pipeline produces a `Batch`, a
+method is a `Method` (a bundle of pure functions), an objective returns a `Mean`, an evaluator is an
+`Evaluator`. Nothing here depends on a model, a mesh or a file.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ P = ParamSpec("P")
 
 
 class UserError(ValueError):
-    """A mistake of the user's, reported in one line: what is wrong, where, and what to do.
+    """A user's mistake. The message is one line: what is wrong, where, and what to do.
 
-    Entries print it without a traceback and exit with 2 (`cli.run`).
+    Entries print it without a traceback and exit with status 2 (`cli.run`).
     """
 
 
 class Key(NamedTuple):
-    """One row of `KEYS`: the dtype and the axes of a batch key; axes in brackets may be absent."""
+    """One entry of `KEYS`: dtype and axes of a batch key; axes in brackets may be absent."""
 
     dtype: str
     axes: str
@@ -53,12 +53,12 @@ Extra = Mapping[str, Any]
 
 def wide(x: Num[Array, "*s"]) -> Float[Array, "*s"]:
     """x in fp32, or in its own dtype if that is wider. Statistics, losses and averages are computed
-    in this precision, whatever the activations are in."""
+    in this precision, whatever the dtype of activations."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class TokenMask(NamedTuple):
-    """Which tokens a network sees. Counts are static: k kept, d dropped, k + d = n."""
+    """The tokens that a network sees. Counts are static: k kept, d dropped, k + d = n."""
 
     keep: Int[Array, "b k"]  # ascending indices of visible tokens
     drop: Int[Array, "b d"]  # ascending indices of hidden tokens
@@ -66,7 +66,7 @@ class TokenMask(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean that is divided once, at the end: `+` merges two, `.value()` divides.
+    """A mean kept as total and count: `+` merges two, `.value()` divides.
 
     Both fields are fp32 (or wider) scalars, or share a leading shape.
     """
@@ -76,7 +76,7 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Float[Array, "*n"], where: Bool[Array, "*n"] | None = None) -> Mean:
-        """The mean of `values` over the entries where `where` holds; the others count nothing,
+        """The mean of `values` over the entries where `where` is True; the others do not count,
         whatever they contain."""
         values = wide(values)
         if where is None:
@@ -87,7 +87,7 @@ class Mean(NamedTuple):
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> Float[Array, "*s"]:
-        """total / count; 0 where nothing was counted."""
+        """total / count; 0 where the count is 0."""
         return self.total / jnp.maximum(self.count, 1)
 
 
@@ -95,14 +95,14 @@ Objective = Callable[..., Mean]  # (prediction, target, where, ...) -> Mean, on 
 
 
 class Out(NamedTuple):
-    """What a loss returns in addition to its scalar."""
+    """The auxiliary outputs of a loss: metrics, and the method's new `extra`."""
 
     metrics: Mapping[str, Mean]
     extra: Extra
 
 
 class State(NamedTuple):
-    """What training carries from step to step, and what a checkpoint holds."""
+    """The state of training, carried from step to step and saved in checkpoints."""
 
     step: Int[Array, ""]
     params: Params
@@ -112,8 +112,8 @@ class State(NamedTuple):
 
 def is_teacher(name: str) -> bool:
     """Whether a leaf of the state with this name (`tree.flatten`) belongs to a teacher, that is, is
-    below a key `teacher` of `extra`. No step changes teachers, and checkpoints do not hold those
-    that a warm start loaded, but the path and the hash of what they were loaded from."""
+    below a key `teacher` of `extra`. No step changes teachers. Of a teacher that a warm start
+    loaded, checkpoints hold only the path and the hash of its source."""
     field, *keys = name.split("/")[:-1] or [""]
     return field == "extra" and "teacher" in keys
 
@@ -131,7 +131,7 @@ class Encode(Protocol):
 
 
 def no_extra(rng: Array, spec: Spec, params: Params) -> Extra:
-    """`Method.start` of a method that carries nothing but its parameters."""
+    """`Method.start` of a method without state beyond its parameters."""
     return {}
 
 
@@ -141,16 +141,16 @@ def unchanged(params: Params, extra: Extra, step: Array) -> tuple[Params, Extra]
 
 
 class Method(NamedTuple):
-    """A published method as pure functions, the whole seam between methods and the loop.
+    """A published method as pure functions: the only interface between methods and the loop.
 
-    init:         (rng, spec) -> params, every parameter of every verb
+    init:         (rng, spec) -> params: all parameters, of all verbs
     loss:         (params, extra, batch, rng, step) -> (scalar, Out)
-    encode:       name -> (params, extra, batch, rng=None) -> Encoded. `video` and `text` give
+    encode:       name -> (params, extra, batch, rng=None) -> Encoded. `video` and `text` return
                   `embedding` f32 "b d" (not normalised), `tokens` "b n d" with `mask` "b n",
                   `raw` "b n d" (the last block's output, before the backbone's last norm) and
-                  `memory` (for this method's `pair` alone), which takes two Encoded instead of a
-                  batch and gives `score` f32 "b"
-    start:        (rng, spec, params) -> extra, after a warm start
+                  `memory` (for this method's `pair` only). `pair` takes two Encoded instead of a
+                  batch and returns `score` f32 "b"
+    start:        (rng, spec, params) -> extra; called after a warm start
     after_update: (params, extra, step) -> (params, extra)
     """
 
@@ -171,8 +171,8 @@ def assemble(
     start: Callable[..., Extra] | None = None,
     after_update: Callable[..., tuple[Params, Extra]] | None = None,
 ) -> Method:
-    """The `Method` of functions that take a net and its recipe, (net, recipe, ...), before the
-    arguments that `Method` lists. `start` and `after_update` may be absent, as in `Method`."""
+    """The `Method` of functions (net, recipe, ...) that take a net and its recipe before the
+    arguments that `Method` lists. `start` and `after_update` default as in `Method`."""
 
     def bound(function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(function, net, recipe)
@@ -189,8 +189,8 @@ def assemble(
 def made_of(
     build: Callable[P, tuple[Any, Any]],
 ) -> Callable[[Callable[..., Method]], Callable[P, Method]]:
-    """Decorator of a method file's `make(**cfg)`, which passes its arguments on to `build`: `make`
-    then has the signature, by which configs are checked, and the docstring of `build`.
+    """Decorator for a method file's `make(**cfg)`, which passes its arguments to `build`. It gives
+    `make` the docstring of `build` and its signature, which configs are checked against.
 
         @made_of(build)
         def make(**cfg: Any) -> Method:
@@ -204,11 +204,11 @@ def made_of(
 
 
 class Stream(NamedTuple):
-    """A finite sequence of batches, for evaluation; every pass is the same.
+    """A finite sequence of batches for evaluation, the same in every pass.
 
-    batches: () -> the batches, all of one structure, the last filled up with `valid=False` rows
-    rows:    how many rows are real
-    table:   what the host knows by `id`, such as captions and paths: table["caption"][id]
+    batches: () -> the batches, all of one structure, the last one padded with `valid=False` rows
+    rows:    the number of real rows
+    table:   columns on the host, indexed by `id`, such as captions and paths: table["caption"][id]
     """
 
     batches: Callable[[], Iterator[Batch]]
@@ -222,17 +222,17 @@ def no_counts(step: int) -> Mapping[str, int]:
 
 
 class Data(NamedTuple):
-    """What a data maker gives to the entries.
+    """The data of a run, as the entries use it.
 
     spec:    shapes and dtypes of a global training batch
     batches: first step -> endless training batches (this process's rows, numpy)
     rows:    rows of one training epoch
     streams: evaluation streams by name
-    facts:   what a method must know of the data: vocab_size, pad_id, mask_id (tokens, where there
-             are captions), mean and std (pixels, RGB in [0, 1]), labels (how many classes occur)
-    decode:  token ids -> words, for people
-    counts:  step -> rows read and rows that failed, by cause, in the batches of the steps before
-             it, from the first that `batches` was asked for; steps must not decrease between calls
+    facts:   facts about the data that methods need: vocab_size, pad_id, mask_id (tokens, if there
+             are captions), mean and std (pixels, RGB in [0, 1]), labels (the number of classes)
+    decode:  token ids -> readable words
+    counts:  step -> rows read, and rows that failed by cause, in the batches from the first step
+             given to `batches` up to but excluding `step`, which must not decrease between calls
     """
 
     spec: Spec
@@ -245,7 +245,7 @@ class Data(NamedTuple):
 
 
 class Evaluator(NamedTuple):
-    """run: state -> (name, number) pairs; protocol: the rule behind the numbers, for people."""
+    """run: state -> (name, number) pairs; protocol: a description of how they are computed."""
 
     run: Callable[[State], Iterator[tuple[str, float]]]
     protocol: str

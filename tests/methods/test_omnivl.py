@@ -246,7 +246,7 @@ def test_parameters_of_the_base_model():
     "wrong, message",
     [
         (dict(weights=dict(itm=1.0)), "no loss 'itm'; known: contrast, match, words"),
-        (dict(frames=2), "method.frames=2: a clip has 2 cubes of 2 frames or more"),
+        (dict(frames=2), "method.frames=2: a clip needs at least 2 cubes of 2 frames"),
         (dict(alpha=dict(kind="lineal")), "method.alpha: kind='lineal'"),
     ],
 )

@@ -249,7 +249,7 @@ def test_a_net_in_fp64_has_an_embedding_in_fp64():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(neighbours=17), "neighbours=17 are more than the queue's 16 places"),
+        (dict(neighbours=17), "neighbours=17 is more than the queue's 16 places"),
         (dict(weighted="both"), "weighted='both'; known: outside, inside"),
         (dict(second=dict(blurr=1.0)), "method.second: unknown key 'blurr'"),
     ],

@@ -86,7 +86,7 @@ def test_wrong_averages_are_rejected():
     with pytest.raises(UserError, match="average=1.5"):
         average(base(), 1.5)
     twice = average(average(base(), 0.5), 0.5)
-    with pytest.raises(UserError, match="carries an 'ema' already"):
+    with pytest.raises(UserError, match="already has an 'ema' of its own"):
         twice.start(jax.random.key(0), SPEC, twice.init(jax.random.key(0), SPEC))
 
 

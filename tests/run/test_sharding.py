@@ -111,8 +111,8 @@ def test_a_dimension_that_does_not_divide_stays_whole_and_is_noted():
 @pytest.mark.parametrize(
     "rules, words",
     [
-        ([(".*", ("fdsp",))], "'fdsp' for a/kernel is no axis"),
-        ([(".*", "tensor")], "'tensor' for a/kernel is no spec"),
+        ([(".*", ("fdsp",))], "'fdsp' for a/kernel is not an axis"),
+        ([(".*", "tensor")], "'tensor' for a/kernel is not a spec"),
         ([(".*", (None, None, "fsdp"))], "longer than the rank of a/kernel"),
         ([(".*", ("fsdp", "fsdp"))], "uses an axis twice"),
         ([("b/.*", ())], "no rule covers 'a/kernel'"),
@@ -160,7 +160,7 @@ def test_extra_has_rules_of_its_own():
     assert placed == followed
     everything = sharding.state_shardings(state, mesh, [("extra/.*", ()), *RULES])
     assert {s.spec for s in jax.tree.leaves(everything.extra)} == {P()}
-    with pytest.raises(UserError, match="'extra/heap' matches nothing of extra"):
+    with pytest.raises(UserError, match="'extra/heap' matches nothing in extra"):
         sharding.state_shardings(state, mesh, [("extra/heap", ()), *RULES])
 
 

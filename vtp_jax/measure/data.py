@@ -1,11 +1,11 @@
-"""Measures the input of a config, part by part and together, and reports what limits it.
+"""Measures the input pipeline of a config, stage by stage and as a whole, and finds its bottleneck.
 
     vtp bench data --config simvtp/pretrain_webvid [--clips 200]
 
-read, decode, transform: one clip after the other on one thread, of which training runs one for each
-worker; batch (a batch's words) and transfer: whole batches, which training makes one at a time.
-Rates are for one core, to tell the number of cores that feed an accelerator. together: the pipeline
-as training uses it, with all its workers, to arrays on the devices.
+read, decode, transform: one clip after the other on one thread; training runs one such thread per
+worker. batch (tokenizing a batch) and transfer: whole batches, which training makes one at a time.
+Rates are per core, so that one can compute the number of cores that an accelerator needs. together:
+the pipeline as training uses it, with all its workers, up to arrays on the devices.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from vtp_jax.data.look import Drawn, Look, show
 from vtp_jax.run import metrics, sharding
 from vtp_jax.setup import build, config
 
-Stage = Callable[[int], Any]  # place of a row -> what a part of the pipeline makes of it
-SERIAL = ("batch", "transfer")  # parts that one thread does, however many workers there are
+Stage = Callable[[int], Any]  # index of a clip -> the output of a stage of the pipeline
+SERIAL = ("batch", "transfer")  # stages that a single thread runs, whatever the number of workers
 
 
 def measure(cfg: config.Config, clips: int) -> dict[str, Any]:
-    """Seconds of one core for each part of a clip, and clips a second of all cores together."""
+    """Seconds of one core per clip for each stage, and clips per second of all cores together."""
     data, rows, seed, mesh = cfg.data, cfg.batch, cfg.seed, build.mesh(cfg)
     opened = opening.open_set("data.train", data["kind"], data["train"], "train")
     look = opening.open_look("data.video", data["video"])
@@ -66,8 +66,8 @@ def measure(cfg: config.Config, clips: int) -> dict[str, Any]:
 
 
 def limit(seconds: Mapping[str, float], cores: int) -> str:
-    """The part that limits the others: the most expensive of those that workers share, unless one
-    that a single thread does takes longer than all shared ones on `cores` cores."""
+    """The bottleneck: the slowest of the stages that workers share, unless a serial stage takes
+    longer than all shared ones on `cores` cores."""
     shared = {name: took for name, took in seconds.items() if name not in SERIAL}
     alone = {name: seconds[name] for name in SERIAL}
     if max(alone.values()) > sum(shared.values()) / cores:
@@ -76,7 +76,7 @@ def limit(seconds: Mapping[str, float], cores: int) -> str:
 
 
 def stages(clips: opening.Clips, look: Look, seed: int) -> dict[str, Stage]:
-    """The parts, each of which does what those before it do, too."""
+    """The stages; each one also runs those before it."""
 
     def drawn(index: int) -> Drawn:
         return Drawn(look, clips.pieces, np.random.default_rng([seed, index]))
@@ -109,8 +109,8 @@ def stages(clips: opening.Clips, look: Look, seed: int) -> dict[str, Stage]:
 
 
 def time_of(stage: Callable[[int], Any], places: Sequence[int] | range) -> float:
-    """Seconds for each of some places, after one that does not count. What cannot be read counts
-    with the time it takes to find that out."""
+    """Mean seconds for each of some indices, after a warm-up run. An unreadable clip counts with
+    the time until that is found out."""
     for place in places[:1]:
         attempt(stage, place)
     start = time.perf_counter()
@@ -127,7 +127,7 @@ def attempt(stage: Callable[[int], Any], place: int) -> None:
 def time_together(
     batches: Iterator[Any], put: Callable[[Any], Any], rows: int, clips: int
 ) -> float:
-    """Clips a second from storage to devices, after what was made ahead has been used up."""
+    """Clips per second from storage to devices, after the prefetched batches have been used up."""
     for _ in range(workers.AHEAD + 2):
         put(next(batches))
     steps = max(-(-clips // rows), 3)

@@ -1,8 +1,8 @@
 """Counts the multiplications of a function's matrix products, from its jaxpr: nothing is compiled.
 
-XLA's own count sees the body of a scan once, whatever its length, and differs between backends;
-this one follows scans, rematerialised and differentiated parts, and is what papers mean by FLOPs
-(VideoMAE V2, Table 1: multiply-accumulates of products, no softmax, norm or activation).
+XLA's own count includes the body of a scan once, whatever its length, and differs between backends.
+This count follows scans, rematerialised and differentiated parts, and is what papers report as
+FLOPs (VideoMAE V2, Table 1: multiply-accumulates of products, no softmax, norm or activation).
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from vtp_jax.types import Method, Params, Spec
 def macs(f: Callable[..., Any], *args: Any) -> int:
     """Multiply-accumulates of all products and convolutions that `f(*args)` computes.
 
-    args: arrays or ShapeDtypeStructs. Twice the number is FLOPs. A `cond` counts its most expensive
-    branch; a `while`, whose length is not known, counts its body once.
+    args: arrays or ShapeDtypeStructs. FLOPs are twice this number. A `cond` counts as its most
+    expensive branch; a `while`, whose length is unknown, as one run of its body.
     """
     return _count(jax.make_jaxpr(f)(*args).jaxpr)
 
 
 def forward(method: Method, params: Params, extra: Any, spec: Spec) -> int:
-    """FLOPs of the products of a loss, forward, counted from its program for one CPU: the fused
-    kernels of other platforms would hide theirs. params, extra: arrays or ShapeDtypeStructs."""
+    """FLOPs of the products in the forward pass of a loss, counted from its program for one CPU,
+    because fused kernels of other platforms hide their products. params, extra: arrays or
+    ShapeDtypeStructs."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, extra))
     with sharding.activate(sharding.make_mesh(devices=jax.devices("cpu")[:1])):
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -58,7 +59,7 @@ def _of(eqn: core.JaxprEqn) -> int:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """The jaxprs that an equation calls; only the function itself of a custom derivative."""
+    """The jaxprs that an equation calls; of a custom derivative, only the function itself."""
     for value in params.values():
         for x in value if isinstance(value, tuple | list) else (value,):
             if isinstance(x, core.ClosedJaxpr):

@@ -1,5 +1,5 @@
-"""What a step will need of a pod: memory, traffic, time. It is compiled for the pod, from shapes
-alone: no data is read and no parameter is made."""
+"""Predicts the memory, traffic and time of a step on a pod. The step is compiled for the pod from
+shapes alone: no data is read and no parameter is created."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from vtp_jax.setup.config import Config
 from vtp_jax.types import Spec, State, UserError
 
 REMAT = (None, "dots_with_no_batch_dims_saveable", "nothing_saveable")  # from fast to small
-# The compiler's own names: it then searches less and takes a third of the time. Its programs need
-# up to a tenth more memory and send the same; their products take ten times as long (8 x 785 tokens
-# from 768 to 3072 on v5e: 1.87 ms, else 0.22; 0.15 at the chip's rate), so that no time of a step
-# is estimated from them.
+# An option of the compiler: it searches less and takes a third of the time. The programs need up to
+# 10 % more memory and have the same traffic, but their products are estimated at ten times the time
+# (8 x 785 tokens from 768 to 3072 on v5e: 1.87 ms instead of 0.22; 0.15 at the chip's rate), so no
+# time of a step is estimated from them.
 QUICK: Any = {"exec_time_optimization_effort": -1.0}
 
 
 class Plan(NamedTuple):
-    """What a step needs. Bytes are of one device; FLOPs of all.
+    """The requirements of a step. Bytes are per device; FLOPs are of all devices.
 
-    memory:  by what holds it; incomplete if the program does not fit
-    need:    bytes in all; have: bytes of the device, None if unknown
-    flops:   of the method's products, forward and backward; again: what remat computes once more
+    memory:  bytes by use; incomplete if the program does not fit
+    need:    total bytes; have: bytes of the device, None if unknown
+    flops:   of the method's products, forward and backward; again: what remat recomputes
     traffic: bytes by kind of collective; None if the program does not fit
-    seconds: of a step as estimated, one part after the other; None if unknown, or if the compiler
-             was quick
-    best:    of a step, the longer of its products at the chip's rate and its traffic at the links'
-             rate; None if unknown
+    seconds: estimated time of a step, one part after the other; None if unknown, or with the quick
+             compiler
+    best:    lower bound of a step's time: the longer of its products at the chip's rate and its
+             traffic at the links' rate; None if unknown
     """
 
     shape: Mapping[str, int]
@@ -59,7 +59,8 @@ class Plan(NamedTuple):
 
     @property
     def clips(self) -> float:
-        """Rows a second, as estimated or else at best; 0 if it does not fit or is unknown."""
+        """Rows per second, from the estimate or else from the bound; 0 if the step does not fit or
+        its time is unknown."""
         took = self.seconds or self.best
         return self.batch / took if self.fits and took else 0.0
 
@@ -74,7 +75,7 @@ class Lowered(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """A candidate of a sweep and its plan; or the error where the config does not allow it."""
+    """A candidate of a sweep and its plan, or the error if the config does not allow it."""
 
     mesh: Mapping[str, int]
     batch: int
@@ -84,13 +85,13 @@ class Tried(NamedTuple):
 
 
 def make_plan(cfg: Config, pod: Pod, quick: bool = False) -> Plan:
-    """Compiles the step of a config for a pod and returns what it needs. Raises UserError on
-    whatever of the config does not fit together."""
+    """Compiles the step of a config for a pod and returns its plan. Raises UserError where the
+    config is inconsistent."""
     return compile_plan(lower(cfg, pod), cfg, pod, quick)
 
 
 def lower(cfg: Config, pod: Pod) -> Lowered:
-    """The step that train would jit."""
+    """The step that `train` would jit."""
     mesh = build.training_mesh(cfg, pod.devices)
     spec, parts = prepare(cfg, mesh)
     rows = sharding.batch_sharding(mesh)
@@ -108,7 +109,7 @@ def prepare(cfg: Config, mesh: jax.sharding.Mesh) -> tuple[Spec, build.Parts]:
 
 
 def work(cfg: Config) -> tuple[int, int]:
-    """FLOPs of a step's products: those of the method, and what remat computes once more."""
+    """FLOPs of a step's products: those of the method, and those that remat recomputes."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
 
     def count(cfg: Config) -> int:
@@ -162,8 +163,8 @@ def _bytes_each(shapes: Any) -> int:
 
 
 def _overflow(error: str, held: int) -> int:
-    """Bytes that a program would have needed, from the compiler's error that it does not fit, which
-    gives all of them, or the temporaries alone, to which `held` bytes are added."""
+    """Bytes that a program would have needed, from the compiler's out-of-memory error, which has
+    either the total or only the temporaries, to which `held` bytes are added."""
     found = re.search(r"(Used |temporaries \()([\d.]+)([KMGT])", error)
     if not found:
         return held
@@ -172,8 +173,8 @@ def _overflow(error: str, held: int) -> int:
 
 
 def candidates(cfg: Config, chips: int) -> Iterator[tuple[dict, list[Config]]]:
-    """(mesh and batch, configs from fast to small), one config for each policy of remat: once one
-    fits, those after it only compute more."""
+    """(mesh and batch, configs from fast to small), one config for each remat policy: once one
+    fits, the later ones would only compute more."""
     tensor = [n for n in (1, 2, 4) if chips % n == 0]
     for t, scale in itertools.product(tensor, (1, 2, 0.5)):
         for f in sorted({1, min(8, chips // t), chips // t}):
@@ -187,7 +188,7 @@ def candidates(cfg: Config, chips: int) -> Iterator[tuple[dict, list[Config]]]:
 
 
 def sweep(cfg: Config, pod: Pod, quick: bool) -> Iterator[Tried]:
-    """Plans of all candidates, as they are compiled."""
+    """Plans of all candidates, each yielded once it is compiled."""
     for tried, configs in candidates(cfg, len(pod.devices)):
         for one in configs:
             policy = one.method["remat"] or "none"

@@ -1,7 +1,7 @@
-"""What a compiled program does, read from its text: its collectives, and the time of its parts.
+"""Analyses the text of a compiled program: its collectives, and the time of its parts.
 
-XLA's own cost analysis counts the body of a loop once, whatever its length. Here it counts for each
-iteration: scans over layers are most of a training step.
+XLA's own cost analysis counts the body of a loop once, whatever its length. Here it counts once per
+iteration, because scans over layers are most of a training step.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _PLACED = re.compile(_SHAPE.pattern + r"(\{[^}]*\})?")
 
 
 class Use(NamedTuple):
-    """A line of the program and how often it runs in one call of it."""
+    """A line of the program, and the number of times it runs in one call."""
 
     line: str
     times: int
 
 
 def traffic(text: str) -> dict[str, int]:
-    """Bytes that collectives give to each device in one call of the program, by kind."""
+    """Bytes that each device receives from collectives in one call of the program, by kind."""
     found: dict[str, int] = {}
     for line, times in _walk(text, fused=True):
         result, kind = _operation(line)
@@ -40,20 +40,20 @@ def traffic(text: str) -> dict[str, int]:
         kind = kind.removesuffix("-start")
         if kind in COLLECTIVES:
             sizes = [_bytes(*shape) for shape in _SHAPE.findall(result) if shape[1]]
-            if started and kind != "all-reduce":  # (what goes in, what comes out)
+            if started and kind != "all-reduce":  # (operands, results)
                 sizes = sizes[len(sizes) // 2 :]
             found[kind] = found.get(kind, 0) + times * sum(sizes)
     return found
 
 
 def seconds(text: str, clock: float, bandwidth: float) -> float:
-    """Seconds that a TPU computes in one call of the program, one part after the other; 0 for
-    programs of other compilers. clock: cycles a second; bandwidth: bytes a second of the chip's
-    memory.
+    """Estimated seconds of a TPU for one call of the program, one part after the other; 0 for
+    programs of other compilers. clock: cycles per second; bandwidth: of the chip's memory, in bytes
+    per second.
 
-    The TPU compiler estimates the cycles of every part. Its estimates are good for products; for
-    parts that only read and write memory they are up to ten times the time that the bandwidth
-    gives, which is used instead.
+    The TPU compiler estimates the cycles of every part. Its estimates are good for products. For
+    parts that only read and write memory they are up to ten times too high, so the time that the
+    bandwidth implies is used if it is lower.
     """
     computations, _ = _split(text)
     lines = [line for part in computations.values() for line in part]
@@ -78,7 +78,7 @@ def seconds(text: str, clock: float, bandwidth: float) -> float:
 
 
 def _walk(text: str, fused: bool) -> Iterator[Use]:
-    """Every line that runs, with how often; what a fusion consists of only if `fused`."""
+    """Every line that runs, with its count; the lines inside fusions only if `fused`."""
     computations, entry = _split(text)
 
     def visit(name: str, times: int) -> Iterator[Use]:
@@ -90,7 +90,7 @@ def _walk(text: str, fused: bool) -> Iterator[Use]:
                 yield from visit(body, times * _length(line, computations[condition]))
             elif kind != "fusion" or fused:
                 called = _named(line, "calls") + _named(line, "branch_computations")
-                # A reduction's `to_apply` is a scalar function; that of a call is a program.
+                # `to_apply` is a scalar function in reductions, but a computation in calls.
                 called += _named(line, "to_apply") if kind == "call" else []
                 for inner in called:
                     yield from visit(inner, times)
@@ -99,7 +99,7 @@ def _walk(text: str, fused: bool) -> Iterator[Use]:
 
 
 def _split(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of every computation by its name, and the name of the first to run."""
+    """The lines of every computation by name, and the name of the entry computation."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -116,7 +116,8 @@ def _name(line: str) -> str:
 
 
 def _in_memory(*results: str) -> Iterator[tuple[str, str]]:
-    """(dtype, dims) of the arrays in the chip's large memory: S(1) is next to its units."""
+    """(dtype, dims) of the arrays in the chip's main memory; S(1) is the memory next to its
+    units."""
     for text in results:
         for dtype, dims, layout in _PLACED.findall(text):
             if dims and "S(1)" not in layout:
@@ -124,19 +125,20 @@ def _in_memory(*results: str) -> Iterator[tuple[str, str]]:
 
 
 def _operation(line: str) -> tuple[str, str]:
-    """The text of the result's shapes, and what the line does."""
+    """The text of the result's shapes, and the name of the operation."""
     found = _CALL.search(line)
     return (found[1], found[2]) if found else ("", "")
 
 
 def _named(line: str, key: str) -> list[str]:
-    """The computations that a line names as `key`, one or {several}."""
+    """The computations that a line lists under `key`: one, or several in braces."""
     found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.-]+))", line)
     return re.findall(r"[\w.-]+", found[1] or found[2] or "") if found else []
 
 
 def _length(line: str, condition: list[str]) -> int:
-    """Iterations of a loop: XLA's own count, else the number its counter is compared with."""
+    """Iterations of a loop: XLA's own count, or else the bound that its counter is compared
+    with."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
     bounds = [int(n) for c in condition for n in re.findall(r" s32\[\]\S* constant\((\d+)\)", c)]

@@ -1,4 +1,4 @@
-"""Pods: the devices that a step is compiled for, here or not, and what is known of them."""
+"""Pods: the devices that a step is compiled for, local or remote, and their specifications."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Chip(NamedTuple):
     """A kind of TPU, from its maker's documentation.
 
     memory: GiB; rate: bf16 TFLOP/s; bandwidth: GB/s of its memory; link: GB/s to its neighbours,
-    all links together; clock: GHz of the cycles that the compiler counts; cores: of the host, for
-    each chip
+    all links together; clock: GHz of the cycles that the compiler counts; cores: of the host, per
+    chip
     """
 
     memory: int
@@ -32,8 +32,8 @@ class Chip(NamedTuple):
     cores: float
 
 
-# clock: the rate over the products that the matrix units begin in a cycle. The estimates for a
-# large matrix product are 1.14 (v5e), 1.42 (v6e) and 1.11 (v5p) times what the rate gives.
+# clock: the rate divided by the products that the matrix units start per cycle. For a large matrix
+# product, the estimated time is 1.14 (v5e), 1.42 (v6e) and 1.11 (v5p) times that at the rate.
 CHIPS = dict(
     v5e=Chip(16, 197, 819, 200, 1.5, 28),
     v6e=Chip(32, 918, 1640, 448, 1.75, 22.5),
@@ -42,7 +42,7 @@ CHIPS = dict(
 
 
 class Pod(NamedTuple):
-    """Devices, here or not; chip: what is known of them, if anything."""
+    """Devices, local or remote. chip: their specification, if known."""
 
     name: str
     devices: Sequence[Any]
@@ -59,9 +59,10 @@ class Pod(NamedTuple):
 
 
 def find_pod(topology: str, slices: int = 1) -> Pod:
-    """The devices of `v5e:4x4` (of a TPU that is not here), of `cpu:8`, or the `local` ones.
+    """The devices of a topology: `v5e:4x4` (TPUs, which need not be present), `cpu:8`, or `local`.
 
-    slices: of that topology, as one run. Raises UserError on a topology that does not exist.
+    slices: the number of slices of that topology in the run. Raises UserError on a topology that
+    does not exist.
     """
     if topology == "local":
         return Pod(topology, jax.devices(), None)
@@ -92,9 +93,9 @@ def _cpus(count: int) -> Sequence[Any]:
 
 
 def _tpus(topology: str, slices: int) -> Sequence[Any]:
-    # The library asks its machine what it is, and complains if it is not a TPU.
+    # The library queries its machine, and complains if that is not a TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is shared, only a compiler
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only the compiler is used, no chip
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from jax.experimental import topologies
@@ -104,5 +105,5 @@ def _tpus(topology: str, slices: int) -> Sequence[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        raise UserError(f"the TPU compiler knows no {topology} x {slices}: {text}") from None
+        raise UserError(f"the TPU compiler rejects {topology} x {slices}: {text}") from None
     return found.devices

@@ -1,4 +1,4 @@
-"""Batches of a config without its data, for measuring on machines that do not have it."""
+"""Synthetic batches of a config, for measuring on machines without its data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from vtp_jax.types import Batch, Spec
 
-LABELS = 1000  # classes, where only files have their number
+LABELS = 1000  # number of classes where only the files define it
 
 
 def fill(spec: Spec, facts: Mapping[str, Any], seed: int = 0) -> Batch:
-    """A batch of noise, numpy: every row valid, captions full, words and classes below the numbers
-    of `data.outline.describe`. Special words may be among the words; no shape or cost depends on
-    them."""
+    """A batch of noise, numpy: every row valid, captions of full length, words and classes below
+    the numbers that `data.outline.describe` returns. Special words may occur among the words; no
+    shape or cost depends on them."""
     rng = np.random.default_rng(seed)
     labels = facts.get("labels", LABELS)
     below = dict(video=256, text=facts.get("vocab_size", 1), label=max(labels, 1))

@@ -1,4 +1,4 @@
-"""Times a training step on this machine, on synthetic input, against its own matrix products."""
+"""Times a training step on this machine, on synthetic input, relative to its matrix products."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from vtp_jax.setup import build
 from vtp_jax.setup.config import Config
 
 TRACED = 3  # steps in a profile
-# Side of the square matrices that a platform's rate is measured with, and number of products.
+# Side of the square matrices that measure a platform's rate, and the number of products.
 SQUARE = dict(cpu=(2048, 4), gpu=(8192, 8), tpu=(8192, 8))
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Seconds that run() takes, until its result is there."""
+    """Seconds that run() takes until its result is ready."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
 
 
 def in_turns(runs: Mapping[str, Callable[[], Any]], times: int) -> dict[str, list[float]]:
-    """Seconds of each run, `times` each. The runs alternate, so that whatever disturbs the machine
-    disturbs all of them; a first round does not count."""
+    """Seconds of each run, `times` each. The runs alternate, so that disturbances of the machine
+    affect all of them alike; the first round is a warm-up and does not count."""
     found = [{name: seconds(run) for name, run in runs.items()} for _ in range(times + 1)]
     return {name: [one[name] for one in found[1:]] for name in runs}
 
 
 def products(dtype: Any) -> tuple[Callable[[], Any], float]:
-    """(a run of square matrix products on one device, its FLOPs): the rate a machine can reach."""
+    """(a run of square matrix products on one device, its FLOPs), to measure the machine's rate."""
     n, times = SQUARE[jax.default_backend()]
     x = jax.random.normal(jax.random.key(0), (n, n), jnp.dtype(dtype)) / n**0.5
 
@@ -53,7 +53,7 @@ def products(dtype: Any) -> tuple[Callable[[], Any], float]:
 
 
 def peak_memory(compiled: Any) -> float:
-    """The most bytes that a device has held; the program's own figure if the device has none."""
+    """Peak bytes in use on a device; the program's own figure if the device reports none."""
     held = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if held:
         return float(held)
@@ -67,7 +67,7 @@ def peak_memory(compiled: Any) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """The machine and versions that absolute numbers depend on."""
+    """The machine and the versions that absolute numbers depend on."""
     device = jax.devices()[0]
     return dict(
         machine=f"{platform.machine()}, {jax.device_count()} x {device.device_kind}",

@@ -2,33 +2,33 @@
 2205.01917).
 
 Code:      none was released. OpenCLIP's CoCa (mlfoundations/open_clip @89fb801, MIT; not copied)
-           does what the paper says in part.
+           follows the paper in part.
 Data:      images and videos with captions
-Parity:    OpenCLIP's CoCa where it does what the paper says, fp64, 1e-9
-Idea:      a decoder cut in two. Its lower half reads the words alone: a class token at their end
-           gives the text's embedding. Its upper half attends to the video, too, and predicts
-           each next word. So one pass gives contrast and captioning: L = L_con + 2 L_cap. Video
-           tokens are pooled by attention: 256 learned queries for captions, one for contrast.
+Parity:    OpenCLIP's CoCa where it follows the paper, fp64, 1e-9
+Idea:      a decoder in two halves. The lower half reads only the words; a class token at their
+           end gives the text embedding. The upper half also attends to the video and predicts
+           the next word. A single pass thus serves contrast and captioning: L = L_con + 2 L_cap.
+           Video tokens are pooled by attention: 256 learned queries for captions, one for contrast.
 Command:   vtp train --config coca/pretrain --workdir DIR
 Published: ImageNet zero-shot 86.3 (B 82.6, L 84.8), frozen 90.6; K400 / 600 / 700 frozen 88.0 /
            88.5 / 81.1; MSR-VTT full zero-shot R@1 / 5 / 10: text-to-video 30.0 / 52.4 / 61.6,
            video-to-text 49.9 / 73.4 / 81.4; COCO captions CIDEr 143.6.
 
-An image is a clip of one frame. The encoder sees every frame by itself, without any sign of time,
-and the poolers attend to the tokens of all frames: VideoCoCa (Yan et al., arXiv 2212.04979). So a
-still shown for any number of frames gives what the image gives, and a batch may mix both.
+An image is a clip of one frame. The encoder processes every frame separately, without positions in
+time, and the poolers attend to the tokens of all frames: VideoCoCa (Yan et al., arXiv 2212.04979).
+A still image repeated over any number of frames therefore gives the same output as the image.
 
 Deviations, each with its reason and with the switch that restores the paper's behaviour:
-- L_cap is the mean over the words of a batch, as all public code has it; the paper's formula sums
-  over those of a caption, which weighs captioning about 20 times more.          sum_words=True
-- Zero-shot retrieval pools the tokens of all frames; the paper means embeddings.  frames="mean"
+- L_cap is the mean over all words of a batch, as in all public code; the paper's formula sums over
+  the words of a caption, which weights captioning about 20 times more.          sum_words=True
+- Zero-shot retrieval pools the tokens of all frames; the paper averages embeddings. frames="mean"
 - AdamW replaces Adafactor, here and in the config.
 
-Choices of this implementation, which the paper leaves open: blocks, poolers with a norm for queries
-and one for what they attend to, and projections are OpenCLIP's; one norm of the pooled tokens
-serves all decoder layers (OpenCLIP has one for each). The class token has a position of its own, so
-that padding changes nothing. The scale 1 / sigma is kept below 100, CLIP's bound. Captions begin
-with [CLS] and end with [SEP].
+Choices of this implementation where the paper is silent: blocks, projections, and poolers with one
+norm for queries and one for the tokens they attend to are OpenCLIP's; one norm of the pooled tokens
+serves all decoder layers (OpenCLIP has one for each). The class token takes no row of the position
+table, so padding does not change its position. The scale 1 / sigma is clipped at 100, CLIP's bound.
+Captions begin with [CLS] and end with [SEP].
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ from vtp_jax.types import (
 STYLE = Style("qkv", "gelu", 1e-5)
 WEIGHTS = {"contrast": 1.0, "caption": 2.0}
 MAX_SCALE = 100.0
-# The decoder's lower half for the encoders of the same names (table 1); the upper is as deep.
+# The decoder's lower half for encoders of the same names (table 1); the upper half is as deep.
 TEXTS = {
     "tiny": sizes.Size(128, 1, 2, 256),
     "B": sizes.Size(768, 12, 12, 3072),
@@ -82,7 +82,7 @@ CHOICES = dict(poolers=("cascade", "parallel"), frames=("joint", "mean"))
 
 
 class CoCa(nn.Module):
-    """The net: parameters, and the verbs that the loss below is written in."""
+    """The net: parameters, and the verbs that the loss below uses."""
 
     size: sizes.Size
     text_size: sizes.Size
@@ -116,7 +116,7 @@ class CoCa(nn.Module):
         self.text = Captioner(
             self.text_size, self.layers, self.vocab_size, self.length, STYLE, **more
         )
-        if self.is_initializing():  # else read where it is used: a task may have dropped it
+        if self.is_initializing():  # otherwise read where it is used: a task may have dropped it
             self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
 
     def see(self, video: Any) -> Tokens:
@@ -126,7 +126,7 @@ class CoCa(nn.Module):
     def pool(
         self, tokens: Float[Array, "b n d"], frames: int
     ) -> tuple[Float[Array, "b q e"], Float[Array, "b e"]]:
-        """(the pooled tokens that captions are written from, the video's embedding), from the
+        """(pooled tokens, from which captions are generated; the video's embedding), from the
         normalised tokens of all frames."""
         b, n, d = tokens.shape
         x = tokens if self.frames == "joint" else tokens.reshape(b * frames, n // frames, d)
@@ -138,14 +138,14 @@ class CoCa(nn.Module):
         return memory, embedding
 
     def visit(self, video: Any, ids: Int[Array, "b l"]) -> None:
-        """Every verb once: linen creates only the parameters that init touches."""
+        """Calls every verb once: linen creates only the parameters that `init` reaches."""
         memory, _ = self.pool(self.visual.norm(self.see(video).raw), video.shape[1])
         self.text.read(ids, jnp.ones(ids.shape, bool))
         self.text.begin(ids, memory)
 
 
 class Recipe(NamedTuple):
-    """How it is trained, and how it writes; see `build`."""
+    """How the net is trained, and how it generates captions; see `build`."""
 
     weights: Mapping[str, float]
     sum_words: bool
@@ -166,7 +166,7 @@ class Outputs(NamedTuple):
 
 
 def forward(net: CoCa, params: Params, batch: Batch) -> Outputs:
-    """One pass of each half. What the last word predicts has no target."""
+    """One pass of each half. The last word is left out of prediction, since it has no target."""
     bound = bind(net, params)
     seen = bound.visual.norm(bound.see(batch["video"]).raw)
     memory, video = bound.pool(seen, batch["video"].shape[1])
@@ -201,7 +201,7 @@ def loss(
     rng: Array,
     step: Array,
 ) -> tuple[Array, Out]:
-    """L = L_con + 2 L_cap; nothing is drawn."""
+    """L = L_con + 2 L_cap. Nothing is random."""
     found = compare(recipe, forward(net, params, batch), batch)
     return terms.total(found, recipe.weights), Out(found, extra)
 
@@ -226,7 +226,7 @@ def init(net: CoCa, recipe: Recipe, rng: Array, spec: Spec) -> Params:
 def encode_video(
     net: CoCa, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """Tokens of all frames, in order. memory: the pooled tokens that captions are written from.
+    """Tokens of all frames, in order. memory: the pooled tokens from which captions are generated.
     Tasks that start from `raw` may drop the rest."""
     bound = bind(net, params)
     raw = bound.see(batch["video"]).raw
@@ -241,7 +241,7 @@ def encode_video(
 def encode_text(
     net: CoCa, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """The words' tokens are the lower half's, which no norm follows."""
+    """The tokens of the words are those of the lower half; no norm follows it."""
     words, embedding = bind(net, params).text.read(batch["text"], batch["text_mask"])
     return dict(embedding=wide(embedding), tokens=words, raw=words, mask=batch["text_mask"])
 
@@ -254,8 +254,9 @@ def write(
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """Captions of the videos: ids i32 "b l" from [CLS] to [SEP], then padding, l the method's
-    length; score f32 "b", their log probability (by beams: over a power of their length)."""
+    """Captions of the videos: ids i32 "b l" from [CLS] to [SEP], then padding, where l is the
+    method's length; score f32 "b", their log probability (with beams: divided by a power of their
+    length)."""
     memory = encode_video(net, recipe, params, extra, batch)["memory"]
     ids, start = generate.begin(len(memory), net.length, recipe.start_id, recipe.pad_id)
     _, kept = net.apply(
@@ -275,11 +276,11 @@ def write(
 
     stop = dict(end_id=recipe.end_id, pad_id=recipe.pad_id)
     if recipe.beams == 1:
-        said = generate.greedy(step, kept["cache"], ids, start, **stop)
+        found = generate.greedy(step, kept["cache"], ids, start, **stop)
     else:
         more: Any = dict(beams=recipe.beams, penalty=recipe.penalty, axis=1)  # after the layers
-        said = generate.beam(step, kept["cache"], ids, start, **stop, **more)
-    return dict(ids=said.ids, score=said.score)
+        found = generate.beam(step, kept["cache"], ids, start, **stop, **more)
+    return dict(ids=found.ids, score=found.score)
 
 
 def build(
@@ -309,15 +310,15 @@ def build(
 ) -> tuple[CoCa, Recipe]:
     """CoCa.
 
-    size: the encoder's, a name in `nn.sizes.ENCODERS`, or (width, depth, heads, mlp). text_size:
-    of the decoder's lower half, a name in `TEXTS` (`size` unless given) or four numbers; layers: of
-    the upper half, the lower's number unless given. side, patch: pixels. queries: pooled
+    size: of the encoder, a name in `nn.sizes.ENCODERS` or (width, depth, heads, mlp). text_size:
+    of the decoder's lower half, a name in `TEXTS` (default: `size`) or four numbers; layers: of the
+    upper half (default: as many as in the lower). side, patch: in pixels. queries: number of pooled
     tokens. poolers: `cascade`, contrast pools the pooled tokens, or `parallel`, it pools all.
-    frames: `joint`, poolers attend to all frames, or `mean`, to each, and their outputs are
-    averaged. weights: of `contrast` and `caption`; a loss with weight 0 is not computed. sum_words:
-    see above. beams: 1 writes greedily; penalty: see `nn.generate.beam`. length: rows of the
-    position table, and of captions that are written. dtype: of activations and matrix products;
-    remat, unroll: see nn.transformer.Stack.
+    frames: `joint`, poolers attend to all frames, or `mean`, they attend to each frame and their
+    outputs are averaged. weights: of `contrast` and `caption`; a loss with weight 0 is not
+    computed. sum_words: see above. beams: 1 for greedy generation; penalty: see `nn.generate.beam`.
+    length: rows of the position table, and length of generated captions. dtype: of activations and
+    matrix products; remat, unroll: see nn.transformer.Stack.
     """
     for name, value in dict(poolers=poolers, frames=frames).items():
         terms.choose(name, value, CHOICES[name])

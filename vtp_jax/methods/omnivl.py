@@ -9,33 +9,33 @@ Parity:    on images BLIP's code, fp64, 1e-9: losses, hard negatives, queue, gra
            TimeSformer's: tokens, gradients
 Idea:      one visual encoder for images and videos, which come in alternating batches. Its
            features and a text encoder's are contrasted (UniVLC) against a momentum twin and queues
-           of the twin's features. Rows of one class are all positives of each other, so that class
-           labels serve as texts. A decoder that attends to the visual tokens tells pairs from hard
-           wrong ones (VLM), and a causal decoder generates the text (LM).
+           of the twin's features. All rows of a class are positives of each other, so that class
+           labels serve as texts. A decoder that attends to the visual tokens separates pairs from
+           hard wrong ones (VLM), and a causal decoder generates the text (LM).
            L = L_UniVLC + L_VLM + L_LM, all weights 1.
 Command:   vtp train --config omnivl/pretrain:images --workdir DIR
            vtp train --config omnivl/pretrain --workdir DIR
 Published: fine-tuned text-to-video R@1 / R@5 / R@10: MSR-VTT 47.8 / 74.2 / 83.8, DiDeMo 52.4 / 79.5
            / 85.4; zero-shot: MSR-VTT 34.6 / 58.4 / 66.6, DiDeMo 33.3 / 58.7 / 68.5. MSRVTT-QA 44.1.
 
-The paper leaves the following open; these are this implementation's choices:
-- Blocks: TimeSformer's, attention over time, then over space; images skip the first. Images are cut
-  by a 2-D embedding, clips by a 3-D one (2 frames), whose weights may start as the former's,
-  inflated.
-- The three text nets share everything but the causal one's self-attention, and begin with a word
-  of their own in place of [CLS], as in BLIP.
+Choices of this implementation where the paper is silent:
+- Blocks: TimeSformer's, attention over time, then over space; images skip the former. Images have a
+  2-D patch embedding, clips a 3-D one (2 frames), whose weights may be initialised by inflating the
+  2-D one.
+- The three text nets share everything except the causal one's self-attention, and the two decoders
+  read a task word instead of [CLS], as in BLIP.
 - Momentum, queues, temperature, soft targets (alpha), hard negatives and label smoothing: BLIP's.
 - A row with several positives spreads its target evenly over them. A batch of a single class has no
   wrong pairs, and VLM's loss is then 0.
-- A row without a class is named by its place in the data (`id`), so that a clip that recurs while
-  its features are still in the queues is its own positive.
+- A row without a class is named by its `id`, so that a clip that recurs while its features are
+  still in the queues is its own positive.
 
 Deviations from BLIP, each with its reason:
-- The twin runs without dropout: a target should not be noise.
+- The twin runs without dropout, to keep noise out of the targets.
 - Queues start empty. BLIP's start with random vectors that count as negatives.
-- In-batch keys and wrong pairs come from the whole batch, BLIP's from one GPU's.          groups=N
-- The config exempts biases and norms from weight decay, BLIP decays all.            optim.rules
-Left out: importing BLIP's weights, and those of BERT's blocks; only BERT's words are imported.
+- In-batch keys and wrong pairs come from the whole batch, in BLIP from one GPU's rows.    groups=N
+- The config exempts biases and norms from weight decay; BLIP decays everything.     optim.rules
+Left out: importing BLIP's weights and those of BERT's blocks; only BERT's words are imported.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Recipe(NamedTuple):
     beams: int
     start_id: int
     end_id: int
-    wrong: Callable[..., matching.Wrong] = matching.hard  # draws VLM's wrong pairs
+    wrong: Callable[..., matching.Wrong] = matching.hard  # chooses VLM's wrong pairs
 
 
 class Embedded(NamedTuple):
@@ -167,8 +167,8 @@ def loss(
 
 
 def names(batch: Batch) -> Int[Array, " b"]:
-    """Rows of one name are each other's positives. A row is named by its class, or by its own id
-    where it has none."""
+    """The name of each row: its class, or its own id if it has none. Rows of the same name are each
+    other's positives."""
     own = -1 - batch["id"]
     return jnp.where(batch["label"] >= 0, batch["label"], own) if "label" in batch else own
 
@@ -177,7 +177,8 @@ def names(batch: Batch) -> Int[Array, " b"]:
 
 
 def init(net: Blip, recipe: Recipe, rng: Array, spec: Spec) -> Params:
-    """The causal decoder's own attention starts as the text encoder's, as both start from BERT."""
+    """The causal decoder's own attention is initialised like the text encoder's, because both start
+    from BERT."""
     augment.one_view(spec, "omnivl")
     *_, h, w, c = spec["video"].shape
     image, clip = (jnp.zeros((1, frames, h, w, c)) for frames in (1, net.frames))
@@ -192,7 +193,7 @@ def init(net: Blip, recipe: Recipe, rng: Array, spec: Spec) -> Params:
 
 
 def start(net: Blip, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
-    """The twin of both encoders, and empty queue."""
+    """The twin of both encoders, and an empty queue."""
     feature = jax.ShapeDtypeStruct((net.features,), jnp.float32)
     name = jax.ShapeDtypeStruct((), jnp.int32)
     past = queue.init(recipe.queue, video=feature, text=feature, name=name)
@@ -234,8 +235,8 @@ def encode_text(
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """memory: the ids, which the decoders read again. BERT's blocks end in their norm, so that raw
-    and tokens are the same."""
+    """memory: the ids, which the decoders read again. BERT's blocks end with their norm, so raw and
+    tokens are the same."""
     bound = bind.bind(net, params, rng)
     tokens = bound.read(batch["text"], batch["text_mask"])
     found = dict(raw=tokens, tokens=tokens, mask=batch["text_mask"], memory=batch["text"])
@@ -243,7 +244,7 @@ def encode_text(
 
 
 def with_embedding(bound: Blip, kind: str, found: dict[str, Array]) -> Encoded:
-    """Tasks may drop the projections."""
+    """`found` with the embedding, unless a task has dropped the projection."""
     if not bind.has(bound, f"{kind}_proj"):
         return found
     vector = getattr(bound, f"{kind}_proj")(found["tokens"][:, 0])
@@ -271,9 +272,9 @@ def score_pair(
 def generate(
     net: Blip, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
-    """ids i32 "b l": a text for each clip from [CLS] to [SEP], then padding, l the method's length;
-    score f32 "b": the mean log probability of its words. Every step reads the whole text so far:
-    texts are short."""
+    """ids i32 "b l": a text for each clip from [CLS] to [SEP], then padding, where l is the
+    method's length; score f32 "b": the mean log probability of its words. Every step reads the
+    whole text so far, which is short."""
     bound = bind.bind(net, blip.writing(params), rng)
     seen = bound.visual.norm(bound.see(batch["video"]).raw)
     ids, first = generation.begin(len(seen), recipe.length, recipe.start_id, net.pad_id)
@@ -318,20 +319,22 @@ def build(
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
 ) -> tuple[Blip, Recipe]:
-    """OmniVL. Batches need `video` (of one frame: images), `text`, `text_mask` and `id`, and may
-    have `label` (-1 where a row has no class). Classes of all data sets are numbered together.
+    """OmniVL. Batches need `video` (one frame: images), `text`, `text_mask` and `id`, and may have
+    `label` (-1 for a row without a class). Classes are numbered across all data sets.
 
     size, text_size: names in `nn.sizes.ENCODERS`, or (width, depth, heads, mlp). features: width of
-    embeddings. picture: side in pixels; frames: the most frames of a clip. cube: frames, rows and
+    embeddings. picture: side in pixels; frames: maximum number in a clip. cube: frames, rows and
     columns of a clip's token; an image's token has one frame. weights: of the losses contrast,
-    match and words; match and words are not computed at weight 0. temperature: at step 0, learned
-    from there. queue: rows held. momentum: of the twin. alpha: a schedule, the twin's share in the
-    targets of contrast. smoothing: of the targets of words. length, beams: of generated texts;
-    cls_id begins them, sep_id ends them. dropout: BERT's. text_length: rows of the position table.
-    The rest as in nn.transformer.Stack.
+    match and words; match and words are not computed at weight 0. temperature: initial value of the
+    learned one. queue: number of places. momentum: of the twin. alpha: a schedule, the twin's share
+    in the targets of contrast. smoothing: of the targets of words. length, beams: of generated
+    texts, which begin with cls_id and end with sep_id. dropout: BERT's. text_length: rows of the
+    position table. The rest is as in nn.transformer.Stack.
     """
     if frames < 2 * cube[0]:
-        raise UserError(f"method.frames={frames}: a clip has 2 cubes of {cube[0]} frames or more")
+        raise UserError(
+            f"method.frames={frames}: a clip needs at least 2 cubes of {cube[0]} frames"
+        )
     net = Blip(
         sizes.pick(sizes.ENCODERS, size, "method.size"),
         sizes.pick(sizes.ENCODERS, text_size, "method.text_size"),

@@ -1,31 +1,31 @@
 """SimVTP: Simple Video Text Pre-training with Masked Autoencoders (Ma et al., arXiv 2212.03490).
 
-Code:      the authors' release, commit 4b54321 (mirror: wufeim/SimVTP @558d24e). CC-BY-NC, not
-           copied: written from the numbers.
+Code:      the authors' release, commit 4b54321 (mirror: wufeim/SimVTP @558d24e). CC-BY-NC; not
+           copied: written from its numbers.
 Data:      videos with captions
 Parity:    released model, fp64, 1e-9: losses, outputs, gradients
-Idea:      hide 90 % of a video's tubes and 75 % of its caption's words; one encoder reads what is
-           left of both, from which both are restored. The same encoder, run on each alone, gives
-           the embeddings of video-text contrast (VTC); run on right and wrong pairs, it classifies
-           them (VTM). L = L_v + L_t + L_vtc + L_vtm, all weights 1.
+Idea:      hide 90 % of a video's tubes and 75 % of its caption's words; one encoder reads the rest
+           of both, from which both are reconstructed. Run on video and text separately, the same
+           encoder gives the embeddings of video-text contrast (VTC); run on right and wrong pairs,
+           it classifies them (VTM). L = L_v + L_t + L_vtc + L_vtm, all weights 1.
 Command:   vtp train --config simvtp/pretrain_webvid --workdir DIR
 Published: MSR-VTT 1k-A text-to-video R@1 53.6 / R@5 82.8 / R@10 90.8 (ViT-B, 200 epochs of
            WebVid-2M, fine-tuned; best epoch chosen on the test set); 43.8 R@1 with 10 % of it.
 
 Deviations, each with its reason and with the switch that restores the reference's behaviour:
-- VTC and VTM read the clean caption. The reference masks ids in place, so that all four passes see
-  a caption of which 75 % is [MASK], unlike testing.                contrast_text, match_text=masked
-- Means over tokens leave padding out; the reference's depend on batch-mates.    pool_padding=True
-- VTC is the mean of its two directions, the reference's is their sum.         sum_directions=True
-- Negatives come from the whole batch and means run over it; the reference's come from one GPU's 16
-  pairs, and its losses are means over GPUs of means.                                     groups=N
-- With match_text="masked" the first joint pass serves as VTM's positives; the reference runs it
-  again, which differs by a second draw of word dropout only.                     second_draw=True
+- VTC and VTM read the clean caption. The reference masks ids in place, so all four of its passes
+  read a caption that is 75 % [MASK], unlike in testing.            contrast_text, match_text=masked
+- Means over tokens exclude padding; the reference's depend on batch-mates.      pool_padding=True
+- VTC is the mean of its two directions; in the reference it is their sum.     sum_directions=True
+- Negatives and means are over the whole batch; in the reference negatives come from one GPU's 16
+  pairs, and losses are means over GPUs of means.                                         groups=N
+- With match_text="masked" the first joint pass also gives VTM's positives; the reference runs it
+  again, which differs only by a second draw of word dropout.                     second_draw=True
   (With clean captions VTM cannot share that pass, which reads masked ones. A forward pass of a clip
-  and 32 words then takes 176 GFLOP; with sharing 142, in the reference 191.)
-- Only visible cubes are embedded, once a step, and negatives are drawn by index, j != i: the same
-  numbers as the reference's for a quarter less work.
-- Sizes other than B are VideoMAE's; the paper has B alone.
+  and 32 words then takes 176 GFLOP; with sharing it takes 142, in the reference 191.)
+- Only visible cubes are embedded, once per step, and negatives are drawn by index, j != i: the same
+  result as the reference's for a quarter less work.
+- Sizes other than B are VideoMAE's; the paper has only B.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TEXTS = ("clean", "masked")
 
 
 class SimVTP(MaskedAutoencoder, kw_only=True):
-    """The net: VideoMAE's, whose encoder reads video, words, or both in one row."""
+    """The net: VideoMAE's, with an encoder that reads video, words, or both in one sequence."""
 
     dropout: float  # of word embeddings
     vocab_size: int
@@ -94,7 +94,7 @@ class SimVTP(MaskedAutoencoder, kw_only=True):
         return self.vtm_head(pooled)
 
     def visit(self, video: Any, hide: TokenMask, ids: Int[Array, "b l"]) -> None:
-        """Every verb once: linen creates only the parameters that init touches."""
+        """Calls every verb once: linen creates only the parameters that `init` reaches."""
         words = self.encode(self.embed_text(ids))
         self.restore(video, hide, hide.drop)
         self.restore_words(words)
@@ -125,14 +125,14 @@ class Draws(NamedTuple):
     """All randomness of the loss except dropout."""
 
     mask: TokenMask  # of the video's cubes
-    hidden: Bool[Array, "b l"]  # words to restore
+    hidden: Bool[Array, "b l"]  # words to predict
     masked: Int[Array, "b l"]  # the caption with these words replaced
     negative: Int[Array, " b"]  # the row whose video makes a wrong pair with this row's caption
-    ask: Int[Array, "b a"] | None = None  # places the decoder is asked at; None: all that is hidden
+    ask: Int[Array, "b a"] | None = None  # places that the decoder predicts; None: all hidden ones
 
 
 class Outputs(NamedTuple):
-    """Predictions and targets, before any loss. None where no loss asks for it."""
+    """Predictions and targets, before any loss. None where no loss needs them."""
 
     target: Float[Array, "b a p"] | None = None
     pixels: Float[Array, "b a p"] | None = None
@@ -143,7 +143,8 @@ class Outputs(NamedTuple):
 
 
 def draw(net: SimVTP, recipe: Recipe, rng: Array, batch: Batch) -> Draws:
-    """Section 3 of the paper: 90 % of the tubes, 75 % of the words; one wrong video a caption."""
+    """Section 3 of the paper: masks of 90 % of the tubes and 75 % of the words; one wrong video for
+    each caption."""
     mask_key, word_key, negative_key, cell_key = jax.random.split(rng, 4)
     b, grid = len(batch["video"]), embed.grid_of(batch["video"].shape, net.cube)
     hidden = masking.words(word_key, batch["maskable"], recipe.text_ratio)
@@ -162,7 +163,7 @@ def forward(
     net: SimVTP, recipe: Recipe, params: Params, batch: Batch, draws: Draws,
     rng: Array | None = None,
 ) -> Outputs:  # fmt: skip
-    """All passes of a step: video and words together, each alone, and wrong pairs."""
+    """All passes of a step: video and words jointly, each alone, and wrong pairs."""
     embed_key, pass_key = (None, None) if rng is None else jax.random.split(rng)
     bound, weights, mask = bind(net, params, embed_key), recipe.weights, draws.mask
     ask = mask.drop if draws.ask is None else draws.ask
@@ -217,7 +218,7 @@ def compare(recipe: Recipe, out: Outputs, batch: Batch, draws: Draws) -> dict[st
     valid, found = batch["valid"], {}
     if out.pixels is not None and out.target is not None:
         counted = valid
-        if draws.ask is not None:  # a visible cube may be asked for, and does not count
+        if draws.ask is not None:  # a visible cube may be predicted, but does not count
             counted = masking.take(draws.mask.dropped, draws.ask) & valid[:, None]
         found["loss_video"] = reconstruction.squared_error(out.pixels, out.target, counted)
     if out.words is not None:
@@ -241,7 +242,7 @@ def compare(recipe: Recipe, out: Outputs, batch: Batch, draws: Draws) -> dict[st
 def loss(
     net: SimVTP, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
-    """Several views of a clip are rows with the same words, each view a group of its own."""
+    """Several views of a clip become rows with the same words; each view is a group of its own."""
     batch, views = augment.views_apart(batch)
     recipe = recipe._replace(groups=recipe.groups * views)
     draw_key, dropout_key = jax.random.split(rng)
@@ -264,7 +265,7 @@ def encode_video(
     net: SimVTP, recipe: Recipe, params: Params, extra: Extra, batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:  # fmt: skip
-    """All cubes, none hidden, as the reference tests. memory: the tokens before the encoder."""
+    """All cubes, none hidden, as the reference evaluates. memory: the tokens before the encoder."""
     bound = bind(net, params, rng)
     memory = bound.embed_video(batch["video"]).raw
     return dict(bound.describe(bound.encoder(memory)), memory=memory)
@@ -285,8 +286,8 @@ def score_pair(
     net: SimVTP, recipe: Recipe, params: Params, extra: Extra, video: Encoded, text: Encoded,
     rng: Array | None = None,
 ) -> Encoded:  # fmt: skip
-    """score: VTM's log odds that row i of the one belongs to row i of the other; embedding: of both
-    together, which VTM's head reads."""
+    """score: VTM's log odds that video i and text i are a pair; embedding: the joint one, which
+    VTM's head reads."""
     bound, k, mask = bind(net, params, rng), video["memory"].shape[1], text["mask"]
     tokens = bound.encode(joint.join(video["memory"], text["memory"]), joint.real(k, mask))
     pooled = jnp.ones_like(mask) if recipe.pool_padding else mask
@@ -300,8 +301,9 @@ def reconstruct(
     net: SimVTP, recipe: Recipe, params: Params, extra: Extra, batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:  # fmt: skip
-    """For people, masks drawn with `rng`, dropout off: `reconstruction.pictures`, and text,
-    masked_text, predicted_text i32 "b l"; text_hidden bool "b l"."""
+    """Reconstructions for display, with masks drawn from `rng` and dropout off:
+    `reconstruction.pictures`, and text, masked_text, predicted_text i32 "b l"; text_hidden bool
+    "b l"."""
     weights = {"video": 1.0, "text": 1.0, "vtc": 0.0, "vtm": 0.0}
     recipe = recipe._replace(weights=weights, decoder_ratio=0.0, chunks=1)
     draws = draw(net, recipe, jax.random.key(0) if rng is None else rng, batch)
@@ -351,10 +353,10 @@ def build(
 ) -> tuple[SimVTP, Recipe]:
     """SimVTP.
 
-    size, decoder: names in `nn.sizes`, or (width, depth, heads, mlp); the decoder's is `size`
-    unless given. cube: frames, rows and columns of a token. mask: a name in `masking.MASKS`.
-    video_ratio: of cubes hidden; text_ratio: of words; decoder_ratio: of places that the decoder is
-    not asked at (0.5: VideoMAE V2's cells). weights: of `video`, `text`, `vtc` and `vtm`; a loss of
+    size, decoder: names in `nn.sizes`, or (width, depth, heads, mlp); the decoder's default is
+    `size`. cube: frames, rows and columns of a token. mask: a name in `masking.MASKS`. video_ratio:
+    of hidden cubes; text_ratio: of hidden words; decoder_ratio: of places that the decoder does not
+    predict (0.5: VideoMAE V2's cells). weights: of `video`, `text`, `vtc` and `vtm`; a loss of
     weight 0 is not computed. contrast_text, match_text: the caption that VTC and VTM read, "clean"
     or "masked". pool_padding, sum_directions, second_draw, groups: see above. dropout: of word
     embeddings; drop_path: of the encoder's blocks. dtype: of activations and matrix products;

@@ -6,32 +6,32 @@ Code:      ChongjianGE/SNCLR @b95c7e5, MIT; not copied. Its memory bank does not
 Data:      images or videos, two crops of each decode
 Parity:    official code, fp64, 1e-9: loss, gradients, moving average, queue; its processes are
            groups
-Idea:      MoCo v3, with K more positives for every key: its nearest neighbours in a queue of past
-           keys, each weighted by how near it is to the query:
+Idea:      MoCo v3 with K more positives for every key: its nearest neighbours in a queue of past
+           keys, each weighted by its similarity to the query:
 
                L = 2 t mean_i ( - log p(key_i) - sum_k w_ik log p(neighbour_ik) )
 
            with p the softmax of cosines / t over the keys and neighbours of all rows, w a softmax
-           of the query's cosines (before the predictor) with its K neighbours; both views in turn.
-           Keys come from a moving average of encoder and projector and have no gradient.
+           of the query's cosines (before the predictor) with its K neighbours; each view is query
+           once. Keys come from a moving average of encoder and projector, without gradients.
 Command:   vtp train --config snclr/pretrain_imagenet --workdir DIR
 Published: linear classification, detection and segmentation "on par or better" than the methods of
            its time; no figures are available here.
 
 Views: the pipeline decodes a clip once and crops it twice (data.video.repeats=2, crop="resized":
-video "b 2 t h w c"); colours, blur and flips are drawn on the device. With single clips, both views
-have the same crop and differ in colours, blur and flips only. An image is a video of one frame;
+video "b 2 t h w c"); colours, blur and flips are applied on the device. With single clips, both
+views share the crop and differ only in colours, blur and flips. An image is a video of one frame;
 clips of several frames are an addition here, and so are their positions in time (`embed.plane`).
 
 Deviations, each with its reason and the switch that restores the reference:
 - One queue for all rows. The reference has one per GPU, of that GPU's rows.             groups=N
 - A batch that does not divide the queue wraps around; the reference drops the remainder.
-- Keys are stored in the queue with length one: every use of them normalises them.
+- Keys are stored in the queue with length one, since every use normalises them anyway.
 - The four changes of the jitter have a fixed order, torchvision's a random one; the blur is an
   exact Gaussian, PIL's an approximation.
-- Batch norm has no running statistics, because only training uses the heads.
-- The paper's formula has the weights inside the logarithm, its code has them outside, and so does
-  this implementation; weighted="inside" is the formula, with its unknown gamma as 1.
+- Batch norm has no running statistics, because the heads are used in training only.
+- The weights are outside the logarithm, as in the code; the paper's formula has them inside:
+  weighted="inside", with the unspecified gamma set to 1.
 Left out: linear classification of frozen features; `evals.probe` uses nearest neighbours.
 """
 
@@ -71,7 +71,7 @@ TWIN = r"(?!predictor/).*"  # names of the parameters that are averaged
 
 class Head(nn.Module):
     """Linear layers without bias; batch norm and ReLU between them, batch norm without scale and
-    bias after the last. Starts with PyTorch's default weights."""
+    bias after the last. PyTorch's default initialisation."""
 
     widths: tuple[int, ...]
     dtype: Any
@@ -158,8 +158,7 @@ class Seen(NamedTuple):
 def loss(
     net: SNCLR, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
-    """The queries of each view against the keys of the other; the second view's keys enter the
-    queue."""
+    """Queries of each view against keys of the other; the second view's keys enter the queue."""
     where, groups = batch["valid"], recipe.groups
     online, average = (bind.bind(net, p) for p in (params, extra["twin"]))
 
@@ -187,7 +186,7 @@ def loss(
     there, back = ask(one, two), ask(two, one)
     scale = 2 * recipe.temperature  # as in MoCo v3
     found = Mean(scale * (there.total + back.total), there.count)
-    # Batch norm turns a single row into zeros: its key has no direction.
+    # Batch norm turns a single row into zeros, so its key would have no direction.
     several = where & (where.sum() > 1)
     past = queue.push(extra["queue"], dict(key=two.key), several, groups)
     return found.value(), Out(dict(loss_contrast=found), {**extra, "queue": past})
@@ -200,7 +199,9 @@ def draw_views(
     if video.ndim == 5:
         video = jnp.stack([video, video], axis=1)
     if video.shape[1] != 2:
-        raise UserError(f"snclr sees two views of a clip, not {video.shape[1]}: data.video.repeats")
+        raise UserError(
+            f"snclr takes two views of a clip, not {video.shape[1]}; set data.video.repeats"
+        )
     one, two = (
         augment.view(key, embed.to_unit(video[:, i]), recipe.views[i])
         for i, key in enumerate(jax.random.split(rng))
@@ -209,8 +210,8 @@ def draw_views(
 
 
 def init(net: SNCLR, recipe: Recipe, rng: Array, spec: Spec) -> Params:
-    """As in MoCo v3, Xavier's rule applies to q, k and v one by one and to the embedding of cubes,
-    whose biases are 0."""
+    """As in MoCo v3: Xavier's rule for q, k and v separately and for the embedding of cubes, whose
+    biases are 0."""
     shape = spec["video"].shape
     params: Any = net.init(rng, jnp.zeros((1, *shape[-4:])), jnp.ones(1, bool))["params"]
     kernel, pixels = params["patch_embed"]["kernel"], math.prod(net.cube) * shape[-1]
@@ -224,7 +225,7 @@ def init(net: SNCLR, recipe: Recipe, rng: Array, spec: Spec) -> Params:
 
 
 def start(net: SNCLR, recipe: Recipe, rng: Array, spec: Spec, params: Params) -> Extra:
-    """The average is a copy of what it averages, the queue is full of random directions."""
+    """The average starts as a copy of the parameters, the queue full of random directions."""
     twin = momentum.twin(params, TWIN)
     keys = normalise(jax.random.normal(rng, (recipe.places, net.features)))
     past = queue.init(recipe.places, key=jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype))
@@ -234,7 +235,8 @@ def start(net: SNCLR, recipe: Recipe, rng: Array, spec: Spec, params: Params) ->
 def after_update(
     net: SNCLR, recipe: Recipe, params: Params, extra: Extra, step: Int[Array, ""]
 ) -> tuple[Params, Extra]:
-    """The reference moves the average before a step uses it: here after the previous step."""
+    """The reference updates the average at the start of a step; here, that is the end of the
+    previous one."""
     twin = momentum.follow(extra["twin"], params, recipe.momentum(step + 1))
     return params, {**extra, "twin": twin}
 
@@ -250,8 +252,8 @@ def encode_video(
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """The encoder alone: embedding is its class token; memory: the tokens that enter it. Tasks that
-    read `raw` may drop the last norm."""
+    """Only the encoder. embedding: its class token; memory: its input tokens. Tasks that read `raw`
+    may drop the last norm."""
     bound = bind.bind(net, params)
     memory = bound.embed(embed.to_unit(batch["video"]))
     raw = bound.encoder(memory)
@@ -284,21 +286,21 @@ def build(
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
 ) -> tuple[SNCLR, Recipe]:
-    """SNCLR. Its `extra` is {"twin": averages of all parameters but the predictor's, "queue": see
-    objectives.queue}. Batches need `video`.
+    """SNCLR. Its `extra` is {"twin": averages of all parameters except the predictor's, "queue":
+    see objectives.queue}. Batches need `video`.
 
     size: a name in `nn.sizes` or (width, depth, heads, mlp). cube: frames, rows and columns of a
     token. hidden, features: widths of the heads. neighbours: K; 0 is MoCo v3. queue: places of each
-    queue. groups: blocks of the batch that have a queue of their own. momentum: of the average, a
-    number or a schedule. weighted: "outside" of the logarithm or "inside". threshold: weights up to
-    it are 0 (the reference's option: 1 / K). detach_weights: no gradient through the weights.
-    first, second: fields of `augment.View` for the two views; by default MoCo v3's. dtype: of
-    activations and matrix products; remat, unroll: see nn.transformer.Stack. Raises UserError on
+    queue. groups: number of blocks of the batch with a queue each. momentum: of the average, a
+    number or a schedule. weighted: weights "outside" the logarithm or "inside". threshold: weights
+    up to it become 0 (the reference's option: 1 / K). detach_weights: no gradient through the
+    weights. first, second: fields of `augment.View` for the two views; by default MoCo v3's. dtype:
+    of activations and matrix products; remat, unroll: see nn.transformer.Stack. Raises UserError on
     unknown options and on more neighbours than the queue has places.
     """
     terms.choose("weighted", weighted, ("outside", "inside"))
     if neighbours > queue:
-        raise UserError(f"method.neighbours={neighbours} are more than the queue's {queue} places")
+        raise UserError(f"method.neighbours={neighbours} is more than the queue's {queue} places")
     views: list[dict[str, Any]] = [dict(blur=1.0), dict(blur=0.1, solarise=0.2)]
     for name, view, changes in zip(("first", "second"), views, (first, second), strict=True):
         view.update(changes or {})

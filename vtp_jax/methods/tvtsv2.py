@@ -5,32 +5,32 @@ Code:      TencentARC/TVTS @290a63e, folder v2; not copied. Its released models 
            `vtp_jax.convert import --format tvtsv2` or `tvtsv2_h14`.
 Data:      clips in order with their transcripts
 Parity:    official code, fp64, 1e-9: outputs, losses, gradients
-Idea:      CLIP learns videos without forgetting: each block of its image tower gets attention over
-           time, among the tokens of one place in all frames; half of the tubes are dropped. Two
-           losses: contrast of the clip with the mean of its K texts (VTC), and transcript sorting:
-           given the clip's tokens, a small Transformer predicts the turn of each of K pieces of the
-           transcript, which it receives without their order. Transcripts of speech recognisers are
-           noisy, and a text tower trained on them unlearns CLIP's: its first three quarters are
-           frozen. L = L_vtc + 2 L_sort.
+Idea:      extend CLIP to videos without forgetting: each block of its image tower gets attention
+           over time, among the tokens of one place in all frames; half of the tubes are dropped.
+           Two losses: contrast of the clip with the mean of its K texts (VTC), and transcript
+           sorting: given the clip's tokens, a small Transformer predicts the turn of each of K
+           pieces of the transcript, which it receives without their order. Speech recognition is
+           noisy, and a text tower trained on its transcripts forgets CLIP's knowledge, so its first
+           three quarters are frozen. L = L_vtc + 2 L_sort.
 Command:   vtp train --config tvtsv2/pretrain_yt_webvid --workdir DIR
 Published: zero-shot MSR-VTT text-to-video R@1 B/32 34.5, B/16 35.9, H/14 38.2 (CLIP B/16: 31.8);
            DiDeMo 31.2, 33.4, 34.6; K400 top-1 B/16 54.3, H/14 59.6 (CLIP B/16: 48.0).
 
 The batch: `video` "b t h w c", or "b v t h w c" with the clips of a longer video in order, which
-are read as one; `text` "b k l", a text for each part of the video in order, or, of one clip, "b l"
-(WebVid), and then there is nothing to sort. The two kinds may alternate.
+are concatenated; `text` "b k l", a text for each part of the video in order, or "b l" for a single
+clip (WebVid), which has nothing to sort. Batches of both kinds may alternate.
 
 Deviations, each with its reason and with the switch that restores the reference:
-- Attention over time starts with a last matrix of 0. In the code the first is 0 and the last all
-  ones, which is a saddle: nothing but rounding moves it.               time_init="reference"
-- The code's gather of embeddings gives each GPU the gradient of its own rows alone, which is then
+- In attention over time, the last matrix is initialised to 0. In the code the first is 0 and the
+  last all ones, a saddle that only rounding errors leave.              time_init="reference"
+- The code's gather of embeddings gives each GPU only the gradient of its own rows, which is then
   divided by the number of GPUs: relative to sorting, contrast weighs 1 / GPUs. Here its weight is
   that of the paper's sum.                                                weights.vtc=1/GPUs
 - With a ratio of 0.7 the code keeps int(256 * 0.3) = 76 places of H/14; here int(ratio * places)
   are dropped.                                                           ratio=180/256
-- Frames of "b v t h w c" are t of every clip. The code draws all frames from equal parts of the
-  whole, so that clips may have one more or less: that is a batch of "b t h w c".
-- The sorter's matrices start as those of the other nets here (Xavier's), not as PyTorch's.
+- "b v t h w c" has t frames of every clip. The code draws all frames from equal parts of the whole
+  video, so that clips may have one more or less; use a batch of "b t h w c" for that.
+- The sorter's matrices have the initialisation of the other nets here (Xavier), not PyTorch's.
 Left out: retrieval with the dual softmax, zero-shot classes by a prompt, the linear probe.
 """
 
@@ -74,8 +74,7 @@ SORTED_BY = ("tokens", "patches")
 
 
 class Sorter(nn.Module):
-    """Predicts the turn of each of K texts. It has no positions: only their content tells texts
-    apart."""
+    """Predicts the turn of each of K texts. It has no positions: texts differ only by content."""
 
     size: sizes.Size
     turns: int
@@ -93,7 +92,7 @@ class Sorter(nn.Module):
 
 
 class TVTSv2(nn.Module):
-    """Parameters, and the verbs that the loss below is written in; see `build`."""
+    """Parameters, and the verbs that the loss below uses; see `build`."""
 
     size: sizes.Size
     text_size: sizes.Size
@@ -137,7 +136,8 @@ class TVTSv2(nn.Module):
         return self.visual.see(video, hide)
 
     def project(self, raw: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
-        """Where video and text meet: all tokens. H/14's code projects patches without a norm."""
+        """All tokens, projected to the space that video and text share. H/14's code projects
+        patches without a norm."""
         if self.sorted_by == "tokens":
             return self.visual.project(raw)
         first, rest = self.visual.project(raw[:, :1]), self.visual.proj(raw[:, 1:])
@@ -153,7 +153,7 @@ class TVTSv2(nn.Module):
         return self.sorter(tokens if self.sorted_by == "tokens" else tokens[:, 1:], texts)
 
     def visit(self, video: Num[Array, "b t h w c"], ids: Int[Array, "b k l"]) -> None:
-        """Every verb once: linen creates only the parameters that init touches."""
+        """Calls every verb once: linen creates only the parameters that `init` reaches."""
         self.sort(self.project(self.see(video).raw), self.encode_texts(ids))
 
 
@@ -170,11 +170,11 @@ class Outputs(NamedTuple):
 
     video: Float[Array, "b n e"]  # all tokens, projected, the clip's first
     texts: Float[Array, "b k e"]
-    turns: Float[Array, "b k turns"] | None  # None of one text a row: there is no order
+    turns: Float[Array, "b k turns"] | None  # None for one text per row, which has no order
 
 
 def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outputs:
-    """Sorting trains the video tower and the sorter: no gradient reaches the text tower from it."""
+    """Sorting trains the video tower and the sorter; its gradient does not reach the text tower."""
     bound = bind.bind(net, params)
     tokens = bound.project(bound.see(join_clips(batch["video"]), mask).raw)
     texts = bound.encode_texts(texts_of(batch))
@@ -183,7 +183,7 @@ def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outpu
 
 
 def losses(recipe: Recipe, out: Outputs, valid: Bool[Array, " b"]) -> dict[str, Mean]:
-    """L_vtc, the sum of both directions; L_sort over all texts, and the share sorted right."""
+    """L_vtc, the sum of both directions; L_sort over all texts, and its accuracy."""
     sort = right = Mean(jnp.zeros(()), jnp.zeros(()))
     if out.turns is not None:
         turn = jnp.broadcast_to(jnp.arange(out.turns.shape[1]), out.turns.shape[:2])
@@ -207,7 +207,7 @@ def loss(
     rng: Array,
     step: Array,
 ) -> tuple[Array, Out]:
-    """L = L_vtc + 2 L_sort; rng draws the tubes that are dropped."""
+    """L = L_vtc + 2 L_sort; dropped tubes are drawn from rng."""
     check_clips(batch)
     grid = grid_of(net, join_clips(batch["video"]).shape)
     mask = masking.tubes(rng, len(batch["video"]), grid, recipe.ratio)
@@ -255,8 +255,8 @@ def encode_text(
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """embedding: the mean over a video's texts, as in the loss. One text also has tokens, raw and
-    mask; the mean of several has none."""
+    """embedding: the mean over a video's texts, as in the loss. With one text there are also
+    tokens, raw and mask."""
     bound, several = bind.bind(net, params).text, texts_of(batch)
     ids = several.reshape(-1, several.shape[-1])
     raw = bound.encode(ids)
@@ -293,12 +293,12 @@ def build(
     """TVTSv2. Batches need `video`, `text` and `text_mask`.
 
     size, text_size: CLIP's towers, names in `nn.sizes` or (width, depth, heads, mlp); the text
-    tower's is `size` unless given. features: of the embeddings. side: of the square picture in
-    pixels, a patch being `patch` wide. frames: rows of the time table. turns: the most texts of one
+    tower's default is `size`. features: width of the embeddings. side: of the square picture, in
+    pixels; patch: of a patch. frames: rows of the time table. turns: maximum number of texts of one
     video. ratio: of tubes dropped in training. weights: of the losses vtc and sort. temperature: of
-    contrast. sorted_by: "tokens" (B/16, B/32), or "patches" as in H/14's code, which sorts without
-    the clip's token by patches without their last norm. act: "gelu" for OpenCLIP's. time_init: see
-    nn.spacetime.SpaceTimeBlock. dtype: of activations and matrix products; remat, unroll: see
+    contrast. sorted_by: "tokens" (B/16, B/32), or "patches" as in H/14's code, which sorts by the
+    patches before the last norm, without the clip's token. act: "gelu" for OpenCLIP's. time_init:
+    see nn.spacetime.SpaceTimeBlock. dtype: of activations and matrix products; remat, unroll: see
     nn.transformer.Stack. text_length: rows of the position table. sep_id: the id that ends a text;
     None: the largest id of the text, as in CLIP's vocabulary. Raises UserError on unknown options
     and on a side that patches do not divide.
@@ -343,10 +343,10 @@ def join_clips(video: Num[Array, "..."]) -> Num[Array, "b t h w c"]:
 
 
 def check_clips(batch: Batch | Spec) -> None:
-    """Raises UserError where several clips have one text: they are crops of one clip."""
+    """Raises UserError if several clips share one text: they are crops of one clip."""
     if len(shape := batch["video"].shape) > 5 and batch["text"].ndim == 2:
         raise UserError(
-            f"method tvtsv2 reads clips with a text each, and rows have {shape[1]} clips and one "
+            f"method tvtsv2 reads clips with a text each, but rows have {shape[1]} clips and one "
             "text: leave data.video.repeats at 1 and data.video.views at None, or ask for pieces"
         )
 

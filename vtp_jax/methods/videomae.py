@@ -8,27 +8,27 @@ Code:      MCG-NJU/VideoMAE @14ef8d8 and OpenGVLab/VideoMAEv2 @29eab1e. CC-BY-NC
 Data:      videos; V2: several crops of each decode
 Parity:    official nets, fp64, 1e-9: predictions, loss, logits, gradients; V2's decoder masks and
            parameter counts
-Idea:      hide 90 % of a video's tubes; an encoder reads the rest, a small decoder restores the
-           hidden cubes, each normalised by itself: L = mean squared error over hidden cubes.
-           V2 masks the decoder too: it is asked at half of the places only, "running cells" that
-           advance by one place each frame, and of these the hidden places count in the loss.
+Idea:      hide 90 % of a video's tubes; an encoder reads the rest, a small decoder predicts the
+           hidden cubes, each normalised separately: L = mean squared error over hidden cubes.
+           V2 also masks the decoder, which predicts only half of the places: "running cells" that
+           advance by one place each frame. Only hidden places count in the loss.
 Command:   vtp train --config videomae/pretrain_k400 --workdir DIR
            vtp train --config videomae_v2/pretrain_hybrid --workdir DIR
 Published: VideoMAE, K400 top-1 at 16 x 224^2, 5 x 3 views: S 79.0, B 81.5, L 85.2, H 86.6; SSv2,
            2 x 3 views: S 66.8, B 70.8; UCF101 91.3.
-           V2-g: K400 87.2, by way of K710 88.4; SSv2 77.0. Decoder masking costs 0.1 of SSv2 top-1
+           V2-g: K400 87.2, via K710 88.4; SSv2 77.0. Decoder masking costs 0.1 of SSv2 top-1
            (70.28 -> 70.15, B, 800 epochs) and saves 27 % of the multiplications (35.4 -> 25.8 G).
 
-Two papers, one file: V2's net, targets and loss are VideoMAE's, number for number, where
-decoder_ratio is 0. What else V2 adds is elsewhere: several masked views of one decoded clip are
-the batch's "b v t h w c" (data.video.repeats), ViT-g is a size, and post-pretraining on K710 is the
-task `classify`.
+Two papers share this file: with decoder_ratio=0, V2's net, targets and loss equal VideoMAE's. V2's
+other additions are elsewhere: several masked views of one decoded clip are the batch's
+"b v t h w c" (data.video.repeats), ViT-g is a size, and post-pretraining on K710 is the task
+`classify`.
 
 Deviations, each with its reason:
-- Only visible cubes are embedded and only cubes that are asked for become targets: the same
-  numbers for less work (the references embed all and then choose).
-- Decoders are as VideoMAE's: 12 blocks for L and H. V2's configs ask for its 4 of width 512.
-- Pictures ask for every hidden cube, also of a net whose decoder was trained on half of the places.
+- Only visible cubes are embedded, and only predicted cubes become targets: the same result for less
+  work (the references embed all cubes and then select).
+- Decoders are VideoMAE's: 12 blocks for L and H. V2's configs set its 4 blocks of width 512.
+- Reconstructions predict every hidden cube, even if the decoder was trained on half of the places.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class Recipe(NamedTuple):
 class Draws(NamedTuple):
     """All randomness of the loss except drop path."""
 
-    mask: TokenMask  # of the cubes that the encoder sees
-    ask: Int[Array, "b a"]  # places that the decoder is asked at
-    scored: Bool[Array, "b a"]  # those of them that were hidden, which count
+    mask: TokenMask  # of the encoder's cubes
+    ask: Int[Array, "b a"]  # places that the decoder predicts
+    scored: Bool[Array, "b a"]  # those that were hidden, which count in the loss
 
 
 def draw(net: MaskedAutoencoder, recipe: Recipe, rng: Array, video: Any) -> Draws:
-    """Tubes for the encoder; for the decoder all that is hidden (VideoMAE), or V2's cells."""
+    """Tubes for the encoder; for the decoder all hidden places (VideoMAE), or V2's cells."""
     mask_key, cell_key = jax.random.split(rng)
     b, grid = video.shape[0], embed.grid_of(video.shape, net.cube)
     mask = masking.of_video(recipe.mask, mask_key, b, grid, recipe.ratio)
@@ -94,7 +94,7 @@ def forward(
     draws: Draws,
     rng: Array | None = None,
 ) -> tuple[Float[Array, "b a p"], Float[Array, "b a p"]]:
-    """(predicted cubes, their targets) at the places that were asked for."""
+    """(predicted cubes, their targets) at the places `draws.ask`."""
     predicted = bind(net, params, rng).restore(batch["video"], draws.mask, draws.ask)
     return predicted, reconstruction.target(batch["video"], net.cube, draws.ask)
 
@@ -135,7 +135,7 @@ def encode_video(
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """All cubes, none hidden, as the references test."""
+    """All cubes, none hidden, as the references evaluate."""
     bound = bind(net, params, rng)
     return bound.describe(bound.see(batch["video"]).raw)
 
@@ -148,7 +148,7 @@ def reconstruct(
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """For people, masks drawn with `rng`: see `reconstruction.pictures`."""
+    """Reconstructions for display, with masks drawn from `rng`: see `reconstruction.pictures`."""
     recipe = recipe._replace(decoder_ratio=0.0)
     draws = draw(net, recipe, jax.random.key(0) if rng is None else rng, batch["video"])
     predicted, _ = forward(net, params, batch, draws)
@@ -173,10 +173,10 @@ def build(
 ) -> tuple[MaskedAutoencoder, Recipe]:
     """VideoMAE and VideoMAE V2.
 
-    size, decoder: names in `nn.sizes`, or (width, depth, heads, mlp); the decoder's is `size`
-    unless given. cube: frames, rows and columns of a token. mask: a name in `masking.MASKS`. ratio:
-    of cubes hidden from the encoder. decoder_ratio: of places that the decoder is not asked at: 0
-    is VideoMAE, 0.5 is V2. drop_path: of the encoder's blocks. dtype: of activations and matrix
+    size, decoder: names in `nn.sizes`, or (width, depth, heads, mlp); the decoder's default is
+    `size`. cube: frames, rows and columns of a token. mask: a name in `masking.MASKS`. ratio: of
+    cubes hidden from the encoder. decoder_ratio: of places that the decoder does not predict: 0 is
+    VideoMAE, 0.5 is V2. drop_path: of the encoder's blocks. dtype: of activations and matrix
     products; remat, unroll, attention: see nn.transformer.Stack.
     """
     net = MaskedAutoencoder(

@@ -1,7 +1,7 @@
-"""Attention: one function, and the ways to compute it.
+"""Attention: one function, and the kernels that compute it.
 
 Shapes: b rows, n queries, m keys, h heads, k width of a head. Logits and softmax are fp32 or wider
-in every kernel; the products run in the dtype of what is given.
+in every kernel; the products run in the dtype of the arguments.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from jaxtyping import Array, Bool, Float
 
 from vtp_jax.types import UserError, wide
 
-# Keys that may be attended to: by every query, or by each query its own.
+# Keys that may be attended to: one set for all queries, or one for each query.
 Mask = Bool[Array, "b m"] | Bool[Array, "#b #n m"] | None
 Drop = Callable[[Array], Array]  # dropout of the weights
-# What a mesh may split of queries "b n h k", and of keys and values "b m h k": where it splits
-# tokens, each of its devices asks for its own and reads all.
+# Logical axes of queries "b n h k", and of keys and values "b m h k". Where a mesh splits tokens,
+# each device computes its own queries over all keys.
 ASKING = ("act_batch", "act_len", "act_heads", None)
 ASKED = ("act_batch", "act_keys", "act_heads", None)
-LONG = 1024**2  # from this many pairs of a query and a key on, their weights are not stored
+LONG = 1024**2  # query-key pairs; from here on, the weights are not stored
 
 
 def attend(
@@ -36,16 +36,16 @@ def attend(
     kernel: str = "auto",
 ) -> Float[Array, "b n h k"]:
     """Scaled dot-product attention: softmax(q k^T / sqrt k) v. Keys where `mask` is False are not
-    attended to, by any query or, with an axis more, by query n.
+    attended to: by any query if the mask is "b m", by query n if it is "b n m".
 
     kernel: "xla"    products and a softmax, weights "b h n m" stored for the backward pass
-            "heads"  one head of one row at a time, weights made again for the backward pass: they
-                     stay in a CPU's cache
+            "heads"  one head of one row at a time, weights recomputed in the backward pass, so
+                     that they stay in a CPU's cache
             "cudnn"  the fused kernel of NVIDIA's library, bf16 and fp16
             "flash"  the fused Pallas kernel for TPUs
-            "auto"   what suits the platform, the shapes and the mesh, see `choose`
-    With `drop` there are weights to be dropped, which "xla" alone has. Raises UserError on an
-    unknown kernel, and where a kernel that was asked for by name cannot take the arguments.
+            "auto"   chosen by platform, shapes and mesh, see `choose`
+    `drop` needs explicit weights, so "xla" always computes it. Raises UserError on an unknown
+    kernel, and where a kernel chosen by name cannot take the arguments.
     """
     q = nn.with_logical_constraint(q, ASKING)
     k, v = (nn.with_logical_constraint(x, ASKED) for x in (k, v))
@@ -59,8 +59,8 @@ def attend(
 
 
 def around() -> tuple[jax.sharding.AbstractMesh, Any]:
-    """The ambient mesh, and the device that it is of (which may be of a machine that is not here),
-    or else this machine's."""
+    """The ambient mesh and its kind of device (possibly of another machine, when compiling for it),
+    or else this machine's device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh, mesh.abstract_device or jax.devices()[0]
 
@@ -71,7 +71,7 @@ def on_one_cpu() -> bool:
 
 
 def choose(q: Array, k: Array, mask: Mask, drop: Drop | None) -> str:
-    """The kernel for arguments of `attend` on the platform that is `around`."""
+    """The kernel for these arguments of `attend` on the platform that `around` returns."""
     _, device = around()
     n, m, width = q.shape[1], k.shape[1], q.shape[-1]
     plain = mask is None or mask.ndim == 2
@@ -102,7 +102,7 @@ def by_xla(
 def weigh(
     q: Float[Array, "b n h k"], k: Float[Array, "b m h k"], mask: Mask = None
 ) -> Float[Array, "b h n m"]:
-    """The weights softmax(q k^T / sqrt k) by which `attend` averages v, in fp32 or wider."""
+    """The attention weights softmax(q k^T / sqrt k), in fp32 or wider."""
     logits = wide(jnp.einsum("bnhk,bmhk->bhnm", q * q.shape[-1] ** -0.5, k))
     if mask is not None:
         logits = jnp.where(spread(mask), logits, jnp.finfo(logits.dtype).min)
@@ -112,15 +112,15 @@ def weigh(
 def received(
     weights: Float[Array, "b h n m"], query: Float[Array, "b n"] | None = None
 ) -> Float[Array, "b m"]:
-    """The attention that each key receives: its weights averaged over heads, summed over queries.
-    query: how much each query counts; None: 1."""
+    """The attention that each key receives: weights averaged over heads and summed over queries.
+    query: the weight of each query in the sum; None: 1."""
     if query is None:
         return weights.mean(axis=1).sum(axis=1)
     return jnp.einsum("bnm,bn->bm", weights.mean(axis=1), query)
 
 
 def spread(mask: Bool[Array, "b *n m"]) -> Bool[Array, "b 1 #n m"]:
-    """A mask as it stands beside logits "b h n m"."""
+    """A mask with axes that broadcast against logits "b h n m"."""
     return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
 
 
@@ -148,19 +148,20 @@ def one_by_one(
     v: Float[Array, "g m k"],
     bias: Float[Array, "g m"],
 ) -> Float[Array, "g n k"]:
-    """Attention of g heads, one after the other; `bias` is added to logits and has no gradient."""
+    """Attention of g heads, one after the other; `bias` is added to the logits and gets no
+    gradient."""
     return jax.lax.map(lambda some: attend_one(*some)[0], (q, k, v, bias))
 
 
 def attend_one(
     q: Float[Array, "n k"], k: Float[Array, "m k"], v: Float[Array, "m k"], bias: Float[Array, " m"]
 ) -> tuple[Float[Array, "n k"], Float[Array, " n"]]:
-    """One head's output, and the logarithm of the sum of its exponentials."""
+    """One head's output, and the log-sum-exp of its logits."""
     logits = (q * q.shape[-1] ** -0.5) @ k.T + bias
     high = logits.max(axis=-1, keepdims=True)
     weights = jnp.exp(logits - high)
     total = weights.sum(axis=-1, keepdims=True)
-    # Divided after the product: n k numbers and not n m.
+    # Divided after the product: n k divisions instead of n m.
     out = (weights.astype(v.dtype) @ v) / total
     return out.astype(v.dtype), (high + jnp.log(total))[:, 0]
 
@@ -192,11 +193,11 @@ def by_cudnn(
     mask: Mask = None,
 ) -> Float[Array, "b n h k"]:
     def fused(q: Array, k: Array, v: Array, mask: Mask = None) -> Array:
-        if mask is not None:  # the kernel wants whole matrices, though not one for each head
+        if mask is not None:  # the kernel needs full n x m masks, but not one for each head
             mask = jnp.broadcast_to(spread(mask), (len(q), 1, q.shape[1], k.shape[1]))
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
-    # The compiler splits this kernel over rows and heads, not over queries.
+    # The compiler can split this kernel over rows and heads, but not over queries.
     return split_by_hand(fused, q, k, v, mask)
 
 
@@ -214,8 +215,8 @@ def by_flash(
 
 
 def split_by_hand(kernel: Callable[..., Array], q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    """kernel(q, k, v, mask), each device of the mesh for its rows, heads and queries: what a
-    compiler cannot split. What the mesh does not divide stays whole."""
+    """kernel(q, k, v, mask) by shard_map, each device computing its rows, heads and queries: for
+    kernels that the compiler cannot split. Dimensions that the mesh does not divide stay whole."""
     mesh, _ = around()
     given = (q, k, v) if mask is None else (q, k, v, mask)
     if mesh.size <= 1:
@@ -234,7 +235,7 @@ def split_by_hand(kernel: Callable[..., Array], q: Array, k: Array, v: Array, ma
 def divided(
     shape: tuple[int, ...], names: tuple[str | None, ...], mesh: jax.sharding.AbstractMesh
 ) -> jax.sharding.PartitionSpec:
-    """The mesh axes behind logical `names`, for the dimensions that these divide."""
+    """The mesh axes of logical `names`, for the dimensions that they divide."""
     found = []
     for size, axes in zip(shape, nn.logical_to_mesh_axes(names) or (), strict=True):
         several = (axes,) if isinstance(axes, str) else axes or ()
@@ -244,8 +245,8 @@ def divided(
 
 
 def flash(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """The kernel's tiles are whole: tokens are filled up, and keys told apart by numbers: 1 may be
-    attended to, 0 may not."""
+    """The Pallas kernel. It takes whole tiles only, so tokens are padded; segment ids mask keys: 1
+    may be attended to, 0 may not."""
     from jax.experimental.pallas.ops.tpu import flash_attention as kernels
 
     n, width = q.shape[1], q.shape[-1]
@@ -264,7 +265,7 @@ def flash(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 
 def fill(x: Array, tile: int = 128) -> Array:
-    """Zeros after the tokens, up to whole tiles."""
+    """Pads the token axis with zeros to a multiple of `tile`."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile)) + ((0, 0),) * (x.ndim - 2))
 
 

@@ -1,10 +1,11 @@
 """CoCa's text decoder (arXiv 2205.01917): the lower half reads words only, the upper half also
-attends to the video and predicts the next word. Both are causal, so that one pass over a text
-serves contrast, by a class token at its end, and captioning.
+attends to the video and predicts the next word. Both are causal, so one pass over a text serves
+both contrast, through a class token at its end, and captioning.
 
 Details that the paper does not specify are as in OpenCLIP: norms before the class token's
-projection and the head, which have no biases. The class token has a position of its own, so that
-padding moves nothing; the tokens that the upper half attends to have one norm for all layers.
+projection and before the head, neither of which has a bias. The class token takes no row of the
+position table, so padding does not change its position. The tokens that the upper half attends to
+are normalised once for all layers.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from vtp_jax.types import UserError
 
 
 class Captioner(nn.Module):
-    """The verbs: `read` is the lower half, `tell` the upper one; `begin` and `go_on` are both of
-    them, for words that are written one by one.
+    """The verbs: `read` runs the lower half, `tell` the upper half, and `begin` and `go_on` run
+    both, for generation word by word.
 
-    size: of the lower half; layers: of the upper one; length: rows of the position table
-    The rest as in `nn.transformer.Stack`.
+    size: of the lower half; layers: depth of the upper half; length: rows of the position table
+    The rest is as in `nn.transformer.Stack`.
     """
 
     size: Size
@@ -64,7 +65,7 @@ class Captioner(nn.Module):
     def read(
         self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b d"]]:
-        """(the words' tokens, the text's embedding)."""
+        """(tokens of the words, embedding of the text)."""
         words = self.embed_all(ids)
         last = jnp.broadcast_to(
             self.class_token.astype(words.dtype), (len(ids), 1, self.size.width)
@@ -80,18 +81,19 @@ class Captioner(nn.Module):
         memory: Float[Array, "c q d"],
         mask: Bool[Array, "#b l m"],
     ) -> Float[Array, "b l v"]:
-        """Logits of the word after each, from the lower half's tokens and what is seen."""
+        """Logits of the word after each token, from the lower half's tokens and the video's
+        (`memory`). mask: the words that each word may attend to."""
         return self.head(self.norm(self.upper(words, mask, self.memory_norm(memory))))
 
     def begin(self, ids: Int[Array, "b l"], memory: Float[Array, "b q d"]) -> Float[Array, "b l v"]:
-        """Logits of the word after each of a whole row of words; fills a cache (nn.transformer)."""
+        """Logits of the word after each token of whole rows; fills a cache (`nn.transformer`)."""
         mask = causal(ids.shape[1])
         return self.tell(self.lower(self.embed_all(ids), mask), memory, mask)
 
     def go_on(
         self, token: Int[Array, " r"], place: Int[Array, " r"], memory: Float[Array, "c q d"]
     ) -> Float[Array, "r v"]:
-        """Logits of the word after one more of each row, with a cache of `length` places."""
+        """Logits of the word after one more token in each row, with a cache of `length` places."""
         mask = (jnp.arange(self.length) <= place[:, None])[:, None]
         words = self.lower(self.embed(token[:, None], place[:, None]), mask)
         return self.tell(words, memory, mask)[:, 0]

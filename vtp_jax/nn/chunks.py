@@ -1,4 +1,4 @@
-"""Accumulation inside a loss: the expensive part runs over some rows at a time."""
+"""Accumulation inside a loss: the expensive part runs on one chunk of rows at a time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ T = TypeVar("T")
 
 
 def in_chunks(f: Callable[..., T], n: int) -> Callable[..., T]:
-    """f(rng, *rows) for the rows of n chunks, one after the other.
+    """f(rng, *rows), computed in n chunks of rows, one after the other.
 
-    rows: trees of arrays that rows lead, and so f's result, of which row i may depend on row i of
-    the arguments and on what f closes over, parameters among it. The backward pass makes each chunk
-    anew, so that activations of one chunk are held at a time; gradients are exact, also of losses
-    that compare rows of several chunks. rng: a key, split into one for each chunk, or None.
+    rows: trees of arrays whose first axis is rows, as in the result of f. Row i of the result may
+    depend only on row i of the arguments and on what f closes over, such as parameters. The
+    backward pass recomputes each chunk, so only one chunk's activations are held at a time.
+    Gradients are exact, even for losses that compare rows of several chunks. rng: a key, which is
+    split into one for each chunk, or None.
 
-    A chunk is every n-th row: it has rows of all devices that split them. Raises UserError where n
-    does not divide the rows.
+    A chunk takes every n-th row, so it has rows from every device that rows are split over. Raises
+    UserError unless n divides the number of rows.
     """
 
     def run(rng: Array | None, *rows: Any) -> T:

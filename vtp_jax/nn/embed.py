@@ -20,7 +20,8 @@ Triple = tuple[int, int, int]
 
 
 def grid_of(shape: tuple[int, ...], cube: Triple) -> Triple:
-    """How many cubes a video "... t h w c" has along t, h and w."""
+    """The number of cubes along t, h and w of a video "... t h w c". Raises UserError unless the
+    cube's sides divide the video's."""
     sides = shape[-4:-1]
     if any(side % c for side, c in zip(sides, cube, strict=True)):
         raise UserError(
@@ -32,8 +33,8 @@ def grid_of(shape: tuple[int, ...], cube: Triple) -> Triple:
 
 
 def cut(video: Shaped[Array, "b t h w c"], cube: Triple) -> Shaped[Array, "b n p"]:
-    """A video as a row of cubes, time first, then rows, then columns. Inside a cube p runs over
-    (t, h, w, c), colours fastest."""
+    """The cubes of a video, ordered by time, then rows, then columns. Within a cube, p runs over
+    (t, h, w, c), channels fastest."""
     b, *_, c = video.shape
     (t, h, w), (p, q, r) = grid_of(video.shape, cube), cube
     x = video.reshape(b, t, p, h, q, w, r, c)
@@ -41,7 +42,7 @@ def cut(video: Shaped[Array, "b t h w c"], cube: Triple) -> Shaped[Array, "b n p
 
 
 def join(cubes: Shaped[Array, "b n p"], grid: Triple, cube: Triple) -> Shaped[Array, "b t h w c"]:
-    """The video that `cut` made the cubes from."""
+    """The inverse of `cut`: the video of the cubes."""
     b = cubes.shape[0]
     (t, h, w), (p, q, r) = grid, cube
     x = cubes.reshape(b, t, h, w, p, q, r, -1)
@@ -49,21 +50,22 @@ def join(cubes: Shaped[Array, "b n p"], grid: Triple, cube: Triple) -> Shaped[Ar
 
 
 def to_unit(x: Num[Array, "*n"]) -> Float[Array, "*n"]:
-    """uint8 -> [0, 1]; floats are taken to be there already."""
+    """uint8 -> [0, 1]; floats are assumed to be in [0, 1] already."""
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32) / 255
 
 
 def standardise(
     cubes: Float[Array, "b n p"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "b n p"]:
-    """Per channel, as the backbone's weights expect; channels run fastest in p."""
+    """(cubes - mean) / std per channel, as the backbone's weights expect; channels run fastest in
+    p."""
     repeats = cubes.shape[-1] // len(mean)
     m, s = (jnp.tile(jnp.asarray(v, cubes.dtype), repeats) for v in (mean, std))
     return (cubes - m) / s
 
 
 class Cubes(NamedTuple):
-    """Standardised cubes, and their places, flat over the grid (t, h, w)."""
+    """Standardised cubes, and their flat indices in the grid (t, h, w)."""
 
     cubes: Float[Array, "b k p"]
     index: Int[Array, "b k"]
@@ -77,8 +79,9 @@ def visible(
     std: tuple[float, ...],
     hide: TokenMask | None = None,
 ) -> Cubes:
-    """The cubes of a video (uint8, or floats in [0, 1]) that are not hidden. The video is cut as it
-    is: only what is visible becomes floats. Raises UserError unless the mask fits the grid."""
+    """The cubes of a video (uint8, or floats in [0, 1]) that are not hidden. The video is cut in
+    its own dtype; only visible cubes become floats. Raises UserError unless the mask fits the
+    grid."""
     grid, cubes = grid_of(video.shape, cube), cut(video, cube)
     b, n, _ = cubes.shape
     if hide is None:
@@ -92,7 +95,7 @@ def visible(
 
 def sinusoid(n: int, d: int) -> Float[np.ndarray, "n d"]:
     """Fixed position table in fp64: column j of row p is sin or cos (even or odd j) of
-    p / 10000^(2 (j // 2) / d). p is the flat index of the token: t, h, w are not told apart."""
+    p / 10000^(2 (j // 2) / d). p is the flat index of the token over (t, h, w)."""
     angle = np.arange(n)[:, None] / np.power(10000.0, 2 * (np.arange(d) // 2) / d)[None]
     return np.where(np.arange(d) % 2 == 0, np.sin(angle), np.cos(angle))
 
@@ -104,8 +107,8 @@ def positions(n: int, d: int, dtype: Any) -> Float[Array, "n d"]:
 
 def plane(grid: Triple, d: int) -> Float[np.ndarray, "n d"]:
     """Fixed positions of cubes on a grid, fp64: the sine and cosine of the row, then of the column,
-    at d / 4 frequencies 10000^(-4 j / d) each (MoCo v3, arXiv 2104.02057). To those of frame t is
-    added what `sinusoid` has at t beyond what it has at 0: the first frame's are a picture's."""
+    at d / 4 frequencies 10000^(-4 j / d) each (MoCo v3, arXiv 2104.02057). Frame t adds
+    `sinusoid` at t minus `sinusoid` at 0, so the first frame has the positions of a picture."""
     if d % 4:
         raise UserError(f"positions on a plane need a width that 4 divides, not {d}")
     t, h, w = grid
@@ -117,14 +120,14 @@ def plane(grid: Triple, d: int) -> Float[np.ndarray, "n d"]:
 
 
 def torch_conv_init(fan_in: int) -> Callable[..., Array]:
-    """PyTorch's default for convolutions, weight and bias alike: U(+-1 / sqrt(fan in))."""
+    """PyTorch's default for the weights and biases of convolutions: U(+-1 / sqrt(fan in))."""
     bound = 1 / math.sqrt(fan_in)
     return lambda rng, shape: jax.random.uniform(rng, shape, jnp.float32, -bound, bound)
 
 
 class CubeEmbed(nn.Module):
-    """Cubes of normalised pixels -> tokens: the convolution with stride = kernel of ViT, as one
-    matrix product, so that only the cubes that are looked at cost anything. CLIP's has no bias."""
+    """Cubes of normalised pixels -> tokens: ViT's convolution with stride = kernel, as one matrix
+    product, so that only visible cubes are computed. CLIP's has no bias."""
 
     width: int
     cube: Triple
@@ -146,10 +149,10 @@ class CubeEmbed(nn.Module):
 class WordEmbed(nn.Module):
     """BERT's embedding module: word + position + token type 0, layer norm (eps 1e-12), dropout.
 
-    The padding word's row gets no gradient, as with PyTorch's `padding_idx`; nothing reads it
-    anyway unless means run over padding. Dropout acts when a `dropout` rng is given.
+    The padding word's row gets no gradient, as with PyTorch's `padding_idx`; it would only get one
+    where means include padding. Dropout is active when a `dropout` rng is given.
 
-    tasks: words of the method's own, beyond the vocabulary: their ids are vocab_size and on
+    tasks: number of words that the method adds to the vocabulary, with ids from vocab_size on
     """
 
     vocab_size: int

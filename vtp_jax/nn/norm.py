@@ -1,4 +1,4 @@
-"""Norms beyond the Transformer's."""
+"""Normalisation layers other than the Transformer's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vtp_jax.types import wide
 def batch_norm(
     x: Float[Array, "b d"], where: Bool[Array, " b"], eps: float = 1e-5
 ) -> Float[Array, "b d"]:
-    """Every column with mean 0 and deviation 1 over the rows where `where` holds, on all devices
-    together (PyTorch's SyncBatchNorm in training); in fp32 or wider, in two passes.
+    """Every column normalised to mean 0 and standard deviation 1 over the rows where `where` is
+    True, across all devices (as PyTorch's SyncBatchNorm in training); fp32 or wider, in two passes.
 
-    Rows where it does not hold are moved and scaled as the others, and count for nothing.
+    The other rows are shifted and scaled alike but do not enter the statistics.
     """
     x = wide(x)
     counts, rows = where[:, None], jnp.maximum(where.sum(dtype=x.dtype), 1)
@@ -26,7 +26,7 @@ def batch_norm(
 
 class BatchNorm(nn.Module):
     """`batch_norm`, then a learned scale and bias. It has no running statistics: it is for heads
-    that only training reads."""
+    that are used in training only."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"], where: Bool[Array, " b"]) -> Float[Array, "b d"]:

@@ -13,7 +13,7 @@ from vtp_jax.types import wide
 
 
 def mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b d"]:
-    """The mean over tokens, over those where `mask` holds when it is given; in fp32 or wider."""
+    """The mean over tokens (those where `mask` is True, if given), in fp32 or wider."""
     x = wide(x)
     if mask is None:
         return x.mean(axis=1)
@@ -22,9 +22,9 @@ def mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Fl
 
 
 class AttentionPool(nn.Module):
-    """n learned queries that attend to tokens of any number and width: the attentional pooler of
-    CoCa (arXiv 2205.01917), one layer of attention and nothing more. Queries and tokens are
-    normalised first, as in OpenCLIP, whose queries start as N(0, 1) too.
+    """n learned queries that attend to any number of tokens of any width: CoCa's attentional pooler
+    (arXiv 2205.01917), a single attention layer. Queries and tokens are normalised first and
+    queries are initialised from N(0, 1), both as in OpenCLIP.
     """
 
     queries: int

@@ -1,4 +1,4 @@
-"""Fitting pretrained weights to other inputs: once, when they are loaded, in numpy."""
+"""Fits pretrained weights to other input sizes, once, in numpy, when they are loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vtp_jax.types import UserError
 
 
 def cubic(n: int, m: int) -> Float[np.ndarray, "m n"]:
-    """What each of n samples gives to each of m: row j holds at most four weights, with sum 1.
+    """Interpolation weights from n samples to m: row j has at most four nonzero ones, with sum 1.
 
     PyTorch's `interpolate(mode="bicubic", align_corners=False)`: Keys' kernel with a = -0.75
     (`jax.image.resize` has -0.5), at (j + 0.5) n / m - 0.5, edges repeated, no antialiasing.
@@ -31,11 +31,11 @@ def cubic(n: int, m: int) -> Float[np.ndarray, "m n"]:
 def grid_positions(
     table: Float[np.ndarray, "n d"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[np.ndarray, "m d"]:
-    """A learned position table for another grid (rows, columns); of its dtype, fp64 inside.
+    """A learned position table resized to another grid (rows, columns): same dtype, computed in
+    fp64.
 
-    Rows before the grid's (a class token's) are kept. Bicubic as PyTorch's default, which is what
-    MAE, BEiT and DeiT do to theirs; OpenCLIP and newer timm blur first (antialias) when a table
-    shrinks, with another kernel.
+    Rows before the grid's (a class token's) are kept. Bicubic with PyTorch's defaults, as in MAE,
+    BEiT and DeiT; OpenCLIP and newer timm use another kernel and, when a table shrinks, antialias.
     """
     (h, w), first = old, len(table) - old[0] * old[1]
     if first < 0:
@@ -49,24 +49,24 @@ def grid_positions(
 def positions(table: Float[np.ndarray, "n d"], rows: int) -> Float[np.ndarray, "m d"]:
     """`grid_positions` from one square grid to another, both with a class token or both without.
 
-    Raises UserError where the two numbers of rows are not of that kind.
+    Raises UserError unless both numbers of rows fit such grids.
     """
     for first in (0, 1):
         old, new = math.isqrt(len(table) - first), math.isqrt(rows - first)
         if (old * old + first, new * new + first) == (len(table), rows):
             return grid_positions(table, (old, old), (new, new))
     raise UserError(
-        f"position tables of {len(table)} and {rows} rows are not of two square grids; resize with "
-        "vtp_jax.nn.resize.grid_positions, which is told the grids"
+        f"position tables of {len(table)} and {rows} rows do not belong to two square grids; use "
+        "vtp_jax.nn.resize.grid_positions, which takes the two grids as arguments"
     )
 
 
 def inflate(
     kernel: Float[np.ndarray, "1 h w c d"], frames: int, how: str
 ) -> Float[np.ndarray, "t h w c d"]:
-    """A kernel for pictures as one for cubes of `frames` (I3D, arXiv 1705.07750; ViViT,
-    arXiv 2103.15691). "mean": copies / t, so that a still gives what its picture gave; "centre":
-    the middle frame has the kernel, the others nothing."""
+    """An image kernel inflated to cubes of `frames` frames (I3D, arXiv 1705.07750; ViViT,
+    arXiv 2103.15691). how: "mean": copies divided by `frames`, so that a still clip gives the same
+    output as its picture; "centre": the kernel in the middle frame, zeros in the others."""
     if how == "mean":
         return np.repeat(kernel / kernel.dtype.type(frames), frames, axis=0)
     if how == "centre":

@@ -28,17 +28,17 @@ ENCODERS = {
     "g": Size(1408, 40, 16, 6144),
 }
 
-# VideoMAE's decoders for the same names (official code; facts of SimVTP-B agree with "B").
+# VideoMAE's decoders for encoders of the same names (official code; SimVTP-B's agrees with "B").
 DECODERS = {
     "tiny": Size(64, 1, 1, 256),
     "S": Size(192, 4, 3, 768),
     "B": Size(384, 4, 6, 1536),
     "L": Size(512, 12, 8, 2048),
     "H": Size(640, 12, 8, 2560),
-    "g": Size(512, 4, 8, 2234),  # the MLP is 48 / 11 as wide, rounded down, here too
+    "g": Size(512, 4, 8, 2234),  # mlp = width x 48 / 11, rounded down, as in the encoder
 }
 
-# CLIP's text towers for its image towers of the same names (OpenAI's B and L, OpenCLIP's H).
+# CLIP's text towers for image towers of the same names (OpenAI's B and L, OpenCLIP's H).
 TEXTS = {
     "tiny": Size(64, 2, 2, 256),
     "B": Size(512, 12, 8, 2048),
@@ -48,7 +48,9 @@ TEXTS = {
 
 
 def pick(table: dict[str, Size], size: str | Sequence[int], where: str) -> Size:
-    """A size by name, or as given: (width, depth, heads, mlp)."""
+    """The size of a name in `table`, or of four numbers (width, depth, heads, mlp). On anything
+    else, and where the heads do not divide the width, raises UserError, which begins with
+    `where`."""
     if isinstance(size, str):
         if size not in table:
             raise UserError(f"{where}: no size '{size}'; known: {', '.join(table)}")

@@ -1,5 +1,5 @@
-"""Text towers that published video-text methods start from: CLIP's (arXiv 2103.00020), causal, and
-BERT (1810.04805), which reads both ways and, given other tokens, attends to them (ALBEF, BLIP)."""
+"""Text towers that published video-text methods start from: CLIP's causal one (arXiv 2103.00020)
+and BERT (1810.04805), which is bidirectional and can cross-attend to other tokens (ALBEF, BLIP)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vtp_jax.types import UserError
 
 
 def causal(n: int) -> Bool[Array, "1 n n"]:
-    """The mask under which a token sees itself and those before it."""
+    """The mask under which a token attends to itself and to the tokens before it."""
     return jnp.tril(jnp.ones((1, n, n), bool))
 
 
@@ -35,12 +35,12 @@ class CausalText(nn.Module):
     """CLIP's text tower: ids -> tokens -> one vector, that of the end-of-text token.
 
     The verbs, in order: `embed`, `encode` (the last block's output), `pool`. Padding after the end
-    needs no mask: no token sees what follows it.
+    needs no mask: no token attends to later ones.
 
     features: width of the projection after pooling, without bias
-    end_id:   the id whose first place is pooled; None: the largest id of the row, which in CLIP's
-              vocabulary is the end of text
-    The rest as in `nn.transformer.Stack`. Weights start as CLIP's but for the blocks' own.
+    end_id:   the id whose first position is pooled; None: the largest id of the row, which in
+              CLIP's vocabulary is the end of text
+    The rest is as in `nn.transformer.Stack`. Initialisation is CLIP's, except in the blocks.
     """
 
     size: Size
@@ -81,15 +81,15 @@ class CausalText(nn.Module):
 
 
 class Bert(nn.Module):
-    """BERT, all words of segment 0. Its blocks' last norm is part of the blocks.
+    """BERT with all words in segment 0. The blocks are post-norm, so no final norm follows them.
 
-    The verbs, in order: `embed`, `encoder`, `pool`; `encode` is the first two; calling the module
-    is all, and creates all parameters. `encoder` also takes other tokens (see `Stack`), whose
-    parameters an init makes that gives it some.
+    The verbs, in order: `embed`, `encoder`, `pool`; `encode` is the first two. Calling the module
+    runs all of them and creates all parameters. `encoder` also takes other tokens (see `Stack`);
+    the parameters for these exist only if `init` is called with some.
 
-    dropout: BERT's three places: embeddings, branches and attention weights
-    tasks:   words of the method's own, see `nn.embed.WordEmbed`
-    The rest as in `nn.transformer.Stack` and `nn.embed.WordEmbed`.
+    dropout: rate in BERT's three places: embeddings, branches and attention weights
+    tasks:   number of words that the method adds, see `nn.embed.WordEmbed`
+    The rest is as in `nn.transformer.Stack` and `nn.embed.WordEmbed`.
     """
 
     size: Size
@@ -141,8 +141,8 @@ class Bert(nn.Module):
 
 
 class WordHead(nn.Module):
-    """BERT's prediction of words: a layer, GELU, a norm, and the products with the table of words
-    that the tokens were embedded by, plus a bias."""
+    """BERT's prediction of words: a linear layer, GELU, a norm, then products with the word
+    embedding table (tied weights) plus a bias."""
 
     eps: float = BERT.eps
     dtype: Any = jnp.float32

@@ -1,4 +1,4 @@
-"""Cross-entropy over classes: words of a vocabulary, match or no match, labels."""
+"""Cross-entropy over classes: words of a vocabulary, pair or not, labels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def cross_entropy(
     groups: int = 1,
     smoothing: float = 0.0,
 ) -> Mean:
-    """-log softmax(logits)[target] over the entries where `where` holds, in fp32 or wider.
+    """-log softmax(logits)[target] over the entries where `where` is True, in fp32 or wider.
 
     groups: 1 is the mean over all entries; g is the mean of the means of g blocks of rows, which
-    is what averaging per-device losses amounts to. Blocks without an entry do not count.
+    is what averaging per-device losses computes. Blocks without an entry do not count.
     smoothing: the share of the target that is spread over all classes, see `smooth`.
     """
     logits = wide(logits)
@@ -32,8 +32,8 @@ def cross_entropy(
 def soft_cross_entropy(
     logits: Float[Array, "b *n c"], target: Float[Array, "b *n c"], where: Bool[Array, "b *n"]
 ) -> Mean:
-    """-sum_c target log softmax(logits) over the entries where `where` holds, in fp32 or wider.
-    target: distributions over the classes, as `smooth` and mixing make them."""
+    """-sum_c target log softmax(logits) over the entries where `where` is True, in fp32 or wider.
+    target: distributions over the classes, as from `smooth` and `augment.mix`."""
     logits = wide(logits)
     return Mean.of(-(target * jax.nn.log_softmax(logits)).sum(axis=-1), where)
 
@@ -52,7 +52,7 @@ def accuracy(
     where: Bool[Array, "b *n"],
     k: int = 1,
 ) -> Mean:
-    """Share of entries whose target is among the k largest logits; ties go to lower classes."""
+    """Share of entries whose target is among the k largest logits; ties go to the lower class."""
     best = jax.lax.top_k(logits, k)[1]
     return Mean.of((best == target[..., None]).any(axis=-1).astype(jnp.float32), where)
 
@@ -64,7 +64,7 @@ def scored(
     groups: int = 1,
     smoothing: float = 0.0,
 ) -> tuple[Mean, Mean]:
-    """(`cross_entropy`, `accuracy`) of the same logits. groups, smoothing: of the loss alone."""
+    """(`cross_entropy`, `accuracy`) of the same logits. groups, smoothing: for the loss only."""
     loss = cross_entropy(logits, target, where, groups, smoothing)
     return loss, accuracy(logits, target, where)
 
@@ -76,7 +76,7 @@ def log_odds(logits: Float[Array, "*b 2"]) -> Float[Array, "*b"]:
 
 
 def grouped(values: Float[Array, "b *n"], where: Bool[Array, "b *n"], groups: int) -> Mean:
-    """Mean over all entries (groups=1), or over the means of blocks of rows that have any."""
+    """Mean over all entries (groups=1), or over the means of those blocks that have entries."""
     if groups == 1:
         return Mean.of(values, where)
     blocks = jax.vmap(Mean.of)(values.reshape(groups, -1), where.reshape(groups, -1))

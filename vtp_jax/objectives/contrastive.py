@@ -13,8 +13,8 @@ from vtp_jax.objectives.classification import grouped, soft_cross_entropy
 from vtp_jax.objectives.momentum import soft_targets
 from vtp_jax.types import Mean, UserError, wide
 
-# Cosines are divided by temperatures down to .01. On GPUs and TPUs a product in fp32 is made of
-# TF32 or bf16 unless told otherwise: a cosine off by 2^-9, a logit by .2.
+# Cosines are divided by temperatures down to 0.01. By default, GPUs and TPUs compute fp32 products
+# in TF32 or bf16: an error of 2^-9 in a cosine is 0.2 in a logit.
 cosines = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -35,10 +35,11 @@ def info_nce(
 ) -> Mean:
     """-log softmax over keys of cos(query_i, key_j) / temperature at j = i: one direction.
 
-    Rows where `where` is False ask nothing and are nobody's negative. groups: negatives come from
-    the row's own block of b / groups rows only. chunks: the logits are made, forward and backward,
-    for b / groups / chunks keys at a time and never stand side by side: the same numbers, in
-    1 / chunks of the memory, for one more product of queries and keys.
+    Rows where `where` is False are neither queries nor negatives. groups: negatives come from the
+    row's own block of b / groups rows only. chunks: logits are computed, forward and backward, for
+    b / groups / chunks keys at a time and are never all in memory: the result is the same, in
+    1 / chunks of the memory, at the cost of one more product of queries and keys. Raises UserError
+    unless groups x chunks divides b.
     """
     if where.shape[0] % (groups * chunks):
         raise UserError(
@@ -53,18 +54,18 @@ def info_nce(
     def block(
         carry: tuple[Array, Array, Array], some: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array, Array], None]:
-        """Takes the keys of one chunk into the largest logit, the sum of exponentials relative to
-        it, and the right key's logit, "g i" each."""
+        """Adds one chunk of keys to the running largest logit, the sum of exponentials relative to
+        it, and the logit of the right key, "g i" each."""
         (best, total, right), (k, here, column) = carry, some
         logits = cosines("gid,gjd->gij", q, k) / temperature
         logits = jnp.where(here[:, None, :], logits, least)
-        # Any shift cancels, so that none is differentiated.
+        # Any shift cancels, so the shift needs no gradient.
         high = jax.lax.stop_gradient(jnp.maximum(best, logits.max(axis=-1)))
         total = total * jnp.exp(best - high) + jnp.exp(logits - high[..., None]).sum(axis=-1)
         right += jnp.where(row[..., None] == column[:, None], logits, 0).sum(axis=-1)
         return (high, total, right), None
 
-    # Every chunk-th key: each chunk has keys of all devices, which split the rows.
+    # A chunk takes every n-th key, so it has keys from every device that rows are split over.
     def part(x: Shaped[Array, "g n *d"]) -> Shaped[Array, "c g j *d"]:
         return jnp.moveaxis(x.reshape(groups, -1, chunks, *x.shape[2:]), 2, 0)
 
@@ -101,8 +102,8 @@ def compare(
     *,
     temperature: float | Float[Array, ""],
 ) -> Float[Array, "b k"]:
-    """Logits of contrast against any keys, as queues hold them: cosines / temperature, and the
-    least number there is where a query does not see a key."""
+    """Contrastive logits against any keys, such as those of a queue: cosines / temperature, and the
+    smallest finite number where `seen` is False."""
     logits = cosines("bd,kd->bk", normalise(query), normalise(key)) / temperature
     return jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
 
@@ -110,8 +111,8 @@ def compare(
 def namesakes(
     name: Int[Array, " b"], names: Int[Array, " k"], seen: Bool[Array, "b k"]
 ) -> Float[Array, "b k"]:
-    """Targets of contrast with labels (UniCL, arXiv 2204.03610): spread evenly over the keys that
-    a row sees and that have its name; zeros where there are none."""
+    """Targets of contrast with labels (UniCL, arXiv 2204.03610): uniform over the keys that a row
+    sees and that have its name; zeros where there are none."""
     same = (name[:, None] == names[None]) & seen
     return same / jnp.maximum(same.sum(axis=1, keepdims=True), 1)
 
@@ -126,13 +127,14 @@ def with_twin(
     temperature: float | Float[Array, ""],
     alpha: float | Float[Array, ""],
 ) -> tuple[Mean, tuple[Float[Array, "b b"], Float[Array, "b b"]]]:
-    """Contrast of two kinds of features with a momentum twin's, of this batch and of the past
-    (ALBEF, arXiv 2107.07651; BLIP), where rows of one name are each other's positives (UniCL).
+    """Contrast between two kinds of features, with a momentum twin's features of this and of past
+    batches as keys (ALBEF, arXiv 2107.07651; BLIP). Rows of the same name are each other's
+    positives (UniCL).
 
-    mine, twin: features of the two kinds; past: the twin's, with their names and whether they are
-    real; near: which rows of the batch a row sees, itself if it counts. alpha: the share of the
-    targets that the twin's own softmax has. Returns the mean of both directions, and for each the
-    logits of this batch.
+    mine, twin: features of both kinds; past: the twin's past ones, with their names and whether
+    they are real; near: the rows of the batch that a row sees, including itself if it is valid.
+    alpha: weight of the twin's own softmax in the targets. Returns the mean of both directions,
+    and for each direction the logits within this batch.
     """
     held, real = past[:2], jnp.broadcast_to(past[3], (len(name), len(past[3])))
     seen = jnp.concatenate([near, real], axis=1)

@@ -1,7 +1,7 @@
-"""Contrast with several weighted positives a row: its key, and the key's nearest neighbours among
-past rows (SNCLR, arXiv 2303.17142; NNCLR, 2104.14548).
+"""Contrast with several weighted positives for each row: its key, and the key's nearest neighbours
+among past rows (SNCLR, arXiv 2303.17142; NNCLR, 2104.14548).
 
-All vectors but `query` have length one. b rows, c candidates of each, k neighbours, d width.
+All vectors except `query` have length one. b rows, c candidates of each, k neighbours, d width.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def nearest(
     k: int,
     groups: int = 1,
 ) -> tuple[Float[Array, "b k d"], Bool[Array, "b k"]]:
-    """The k real rows of the largest cosine to each query, falling, and which of them there are:
-    False where fewer than k rows are real. No gradient flows through them.
+    """The k real rows with the largest cosine to each query, in descending order, and a mask of
+    those that exist: False where fewer than k rows are real. No gradient flows through them.
 
-    groups: the queries of a block of b / g see the block's own n / g rows, see `queue.push`.
+    groups: each block of b / g queries searches its own n / g rows, see `queue.push`. Raises
+    UserError unless g divides b and n, and k is at most n / g.
     """
     (b, d), n = query.shape, rows.shape[0]
     if n % groups or b % groups or k > n // groups:
@@ -34,8 +35,8 @@ def nearest(
     if not k:
         return jnp.zeros((b, 0, d), query.dtype), jnp.zeros((b, 0), bool)
     size = n // groups
-    # top_k gathers what it is given, whose rows may be split over devices. So it is given less: the
-    # k best places lie in the k columns of a table (m, c) that have the largest maxima.
+    # top_k gathers its operand, whose rows may be split over devices. To gather less: the k best
+    # places lie in those k columns of a table (m, c) that have the largest maxima.
     m = max(i for i in range(1, math.isqrt(size // k) + 1) if size % i == 0)
     query = jax.lax.stop_gradient(query).reshape(groups, b // groups, d)
     table = jax.lax.stop_gradient(rows).reshape(groups, m, size // m, d).astype(query.dtype)
@@ -55,9 +56,9 @@ def positiveness(
     real: Bool[Array, "b k"],
     threshold: float = 0.0,
 ) -> Float[Array, "b k"]:
-    """How much a query supports each neighbour: a softmax of their cosines over the real ones, of
-    which weights of `threshold` and less become 0. With no real one all are 0."""
-    # Cosines are at most 1: no maximum has to be taken away, and k may be 0.
+    """The weight of each neighbour for a query: the softmax of their cosines over the real
+    neighbours, where weights up to `threshold` become 0. All are 0 where no neighbour is real."""
+    # Cosines are at most 1, so no maximum need be subtracted, and k may be 0.
     raw = jnp.where(real, jnp.exp(cosines("bd,bkd->bk", normalise(query), near)), 0)
     weight = raw / jnp.maximum(raw.sum(axis=1, keepdims=True), 1e-8)
     return jnp.where(weight > threshold, weight, 0)
@@ -73,14 +74,16 @@ def soft_info_nce(
     temperature: float,
     weighted: str = "outside",
 ) -> Mean:
-    """With p the softmax of cos(query_i, candidate) / temperature over all real candidates of all
-    rows, and j over row i's own, the mean over rows of
+    """InfoNCE with weighted positives. p is the softmax of cos(query_i, candidate) / temperature
+    over all real candidates of all rows, and j runs over the candidates of row i; the result is the
+    mean over rows of
 
         "outside":  - sum_j weight_ij log p_ij
         "inside":   - log sum_j weight_ij p_ij
 
-    in fp32 or wider. Rows where `where` is False ask nothing. A row has a real candidate whose
-    weight is not 0; with one of weight 1 for each row both are `contrastive.info_nce`.
+    in fp32 or wider. Rows where `where` is False are not queries. Every row needs a real candidate
+    with a weight other than 0; with one candidate of weight 1 for each row, both equal
+    `contrastive.info_nce`.
     """
     query = normalise(query)
     everyone = cosines("id,jcd->ijc", query, candidate) / temperature

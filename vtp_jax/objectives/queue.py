@@ -1,12 +1,12 @@
-"""Queues of the rows of past batches (MoCo, arXiv 1911.05722; ALBEF, 2107.07651), which live in a
+"""Queues of rows from past batches (MoCo, arXiv 1911.05722; ALBEF, 2107.07651), which live in a
 method's `extra`. The momentum twins that fill them are in `objectives.momentum`.
 
 A queue is a plain dict of arrays, visible to checkpoints and sharding rules:
 
     {<column>: "n ..." for each column, "real": bool "n", "next": i32 ""}
 
-`real`: which places hold a row. `next`: the place that is written next, which is the oldest row's
-once the queue is full. All arrays may be split over devices along n.
+`real`: which places hold a row. `next`: the next place to write, which holds the oldest row once
+the queue is full. All arrays may be split over devices along n.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ STATE = ("real", "next")  # in addition to the columns
 
 
 def init(size: int, **columns: jax.ShapeDtypeStruct) -> Queue:
-    """A queue of `size` places, none of them real. columns: the shape and dtype of a row of each,
-    as in init(65536, video=ShapeDtypeStruct((256,), jnp.float32))."""
+    """An empty queue of `size` places. columns: the shape and dtype of one row of each column, as
+    in init(65536, video=ShapeDtypeStruct((256,), jnp.float32))."""
     zeros = {name: jnp.zeros((size, *one.shape), one.dtype) for name, one in columns.items()}
     return {**zeros, "real": jnp.zeros(size, bool), "next": jnp.zeros((), jnp.int32)}
 
@@ -36,12 +36,12 @@ def push(
     valid: Bool[Array, " b"],
     groups: int = 1,
 ) -> Queue:
-    """The queue with b rows in the places of the b oldest; `rows` has all of its columns.
+    """The queue with b new rows in place of the b oldest; `rows` has all of its columns.
 
-    Rows that are not valid also take a place, because counts are static; they are stored as zeros
-    that are not real. No gradient flows into a queue. groups: g queues of n / g places, one after
-    the other, each of which takes the b / g rows of its block of the batch (the references' "per
-    GPU"). Raises UserError if there are more rows than places, or unless g divides both.
+    Rows that are not valid also take a place, because counts are static: they are stored as zeros
+    with `real` False. No gradient flows into a queue. groups: g queues of n / g places, one after
+    the other; each takes the b / g rows of its block of the batch (the references' "per GPU").
+    Raises UserError if there are more rows than places, or unless g divides both numbers.
     """
     n, b = queue["real"].shape[0], valid.shape[0]
     if n % groups or b % groups:

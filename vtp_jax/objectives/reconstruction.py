@@ -1,5 +1,5 @@
-"""Pixels as targets (MAE, VideoMAE, SimVTP). Everything is computed in fp32 or wider: the eps of
-1e-6 makes rounding visible on cubes of almost one colour."""
+"""Pixels as targets (MAE, VideoMAE, SimVTP). Everything is computed in fp32 or wider, because with
+an eps of 1e-6 rounding errors become visible on cubes of almost one colour."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def by_channel(cubes: Float[Array, "b n p"], channels: int) -> Float[Array, "b n
 def centre(
     cubes: Float[Array, "b n p"], channels: int
 ) -> tuple[Float[Array, "b n q c"], Float[Array, "b n 1 c"]]:
-    """The cubes less their mean, and the mean, by channel. The mean is taken from the first pixel
-    on: a cube of one colour is 0 exactly, not an ulp of its colour, which the division by the eps
-    would make a target of."""
+    """The cubes minus their mean, and the mean, per channel. The mean is computed relative to the
+    first pixel, so that a cube of one colour becomes exactly 0: a rounding error, divided by the
+    eps, would be a target of its own."""
     x = by_channel(cubes, channels)
     origin = x[:, :, :1]
     shift = (x - origin).mean(axis=2, keepdims=True)
@@ -34,20 +34,21 @@ def centre(
 
 
 def deviation(centred: Float[Array, "b n q c"]) -> Float[Array, "b n 1 c"]:
-    """Of each cube and channel over its pixels: unbiased, + 1e-6."""
+    """The standard deviation of each cube and channel over its pixels: unbiased, plus 1e-6."""
     return centred.std(axis=2, keepdims=True, ddof=1) + EPS
 
 
 def statistics(
     cubes: Float[Array, "b n p"], channels: int = 3
 ) -> tuple[Float[Array, "b n 1 c"], Float[Array, "b n 1 c"]]:
-    """Mean and deviation of each cube and channel over its pixels. Channels run fastest in p."""
+    """Mean and standard deviation of each cube and channel over its pixels. Channels run fastest in
+    p."""
     centred, mean = centre(cubes, channels)
     return mean, deviation(centred)
 
 
 def normalise(cubes: Float[Array, "b n p"], channels: int = 3) -> Float[Array, "b n p"]:
-    """Every cube with mean 0 and (almost) deviation 1 in each channel: the target."""
+    """The target: every cube with mean 0 and (almost) standard deviation 1 in each channel."""
     centred, _ = centre(cubes, channels)
     return (centred / deviation(centred)).reshape(cubes.shape)
 
@@ -55,7 +56,7 @@ def normalise(cubes: Float[Array, "b n p"], channels: int = 3) -> Float[Array, "
 def target(
     video: Num[Array, "b t h w c"], cube: tuple[int, int, int], ask: Int[Array, "b a"]
 ) -> Float[Array, "b a p"]:
-    """The normalised cubes at places `ask` of a video, uint8 or floats in [0, 1]."""
+    """The normalised cubes of a video (uint8, or floats in [0, 1]) at the indices `ask`."""
     return normalise(embed.to_unit(masking.take(embed.cut(video, cube), ask)))
 
 
@@ -64,7 +65,7 @@ def restore(
     mean: Float[Array, "b n 1 c"],
     std: Float[Array, "b n 1 c"],
 ) -> Float[Array, "b n p"]:
-    """Pixels from predicted normalised cubes: what `normalise` took away, put back."""
+    """Pixels of predicted normalised cubes: the inverse of `normalise` for a given mean and std."""
     x = by_channel(prediction, mean.shape[-1])
     return (x * std + mean).reshape(prediction.shape)
 
@@ -74,9 +75,9 @@ def from_neighbours(
     dropped: Bool[Array, "b n"],
     grid: tuple[int, int, int],
 ) -> Float[Array, "b n 1 c"]:
-    """The values of hidden cubes guessed from the visible ones: their mean weighted by the inverse
-    square of the distance on the grid. Visible cubes keep their own. For pictures that use no
-    statistics of what is hidden."""
+    """Values with those of hidden cubes estimated from the visible ones: their mean, weighted by
+    the inverse square of the distance on the grid. For pictures that use no statistics of hidden
+    cubes."""
     axes = jnp.meshgrid(*(jnp.arange(side) for side in grid), indexing="ij")
     place = jnp.stack([a.reshape(-1) for a in axes], axis=-1).astype(jnp.float32)
     square = jnp.sum((place[:, None] - place[None]) ** 2, axis=-1)
@@ -92,11 +93,11 @@ def pictures(
     mask: TokenMask,
     cube: tuple[int, int, int],
 ) -> Mapping[str, Any]:
-    """What a person looks at, from the predicted normalised cubes at the hidden places.
+    """Videos for display, from the predicted normalised cubes of the hidden places.
 
-    video f32 [0, 1] "b t h w c"; hidden bool "b t h w"; restored: {statistics: f32 "b t h w c"}:
-    hidden cubes get the mean and deviation of the visible cubes around them ("visible"), their own
-    true ones ("true", as the references draw them), or grey ("normalised").
+    video f32 [0, 1] "b t h w c"; hidden bool "b t h w"; restored: {statistics: f32 "b t h w c"}.
+    Hidden cubes get the mean and deviation of the visible cubes around them ("visible"), their own
+    true ones ("true", as the references draw them), or constants around grey ("normalised").
     """
     true, grid = embed.to_unit(embed.cut(video, cube)), embed.grid_of(video.shape, cube)
     dropped, own = mask.dropped[..., None], statistics(true)
@@ -124,7 +125,8 @@ def squared_error(
     target: Float[Array, "b n p"],
     where: Bool[Array, " b"] | Bool[Array, "b n"],
 ) -> Mean:
-    """(prediction - target)^2 over all numbers of the rows, or cubes, where `where` holds."""
+    """(prediction - target)^2 over all values of the rows or cubes where `where` is True, in fp32
+    or wider."""
     error = (wide(prediction) - wide(target)) ** 2
     asked = where.reshape(*where.shape, *[1] * (error.ndim - where.ndim))
     return Mean.of(error, jnp.broadcast_to(asked, error.shape))

@@ -11,8 +11,7 @@ from vtp_jax.types import Mean, UserError
 
 
 def weights(given: Mapping[str, float] | None, defaults: Mapping[str, float]) -> dict[str, float]:
-    """`defaults`, with the weights that `given` has in place of theirs. Raises UserError on a name
-    that `defaults` lacks."""
+    """`defaults`, overridden by `given`. Raises UserError on a name that `defaults` lacks."""
     found = {**defaults, **(given or {})}
     if wrong := sorted(set(found) - set(defaults)):
         raise UserError(f"method.weights: no loss '{wrong[0]}'; known: {', '.join(defaults)}")
@@ -20,7 +19,8 @@ def weights(given: Mapping[str, float] | None, defaults: Mapping[str, float]) ->
 
 
 def choose(name: str, value: str, known: Collection[str], where: str = "method") -> str:
-    """`value`. Raises UserError, which begins with `{where}.{name}=`, unless it is in `known`."""
+    """Returns `value`; unless it is in `known`, raises UserError that begins with
+    `{where}.{name}=`."""
     if value not in known:
         raise UserError(f"{where}.{name}={value!r}; known: {', '.join(known)}")
     return value

@@ -1,4 +1,4 @@
-"""Averaged weights, as a method around a method."""
+"""Averaged weights, as a method that wraps another one."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ NAME = "ema"
 def average(method: Method, decay: float | Mapping[str, Any]) -> Method:
     """The method with a moving average of its parameters, and `encode["ema/..."]` that use it.
 
-    After every update average <- decay average + (1 - decay) parameters. It starts as the
-    parameters do, is fp32 whatever they are (in bf16 a decay of 0.9998 never moves it), and lives
-    in `extra["ema"]`, whose leaves are sharded as the parameters whose names and shapes they have.
-    decay: a number below 1, or a schedule of `schedules.make`. Raises UserError on another number,
-    and where the method has an "ema" of its own.
+    After every update, average <- decay average + (1 - decay) parameters. The average starts equal
+    to the parameters, is fp32 whatever their dtype (in bf16 a decay of 0.9998 would never move it),
+    and lives in `extra["ema"]`, sharded like the parameters of the same names and shapes.
+    decay: a number below 1, or a schedule as for `schedules.make`. Raises UserError on other
+    numbers, and if the method has an "ema" of its own.
     """
     if not isinstance(decay, Mapping) and not 0 <= decay < 1:
-        raise UserError(f"average={decay}: a decay is at least 0 and below 1")
+        raise UserError(f"average={decay}: the decay must be at least 0 and below 1")
     rate = schedules.make(decay, "average")
 
     def start(rng: Array, spec: Spec, params: Params) -> Extra:
         own = method.start(rng, spec, params)
         if NAME in own:
-            raise UserError(f"average: the method carries an '{NAME}' already")
+            raise UserError(f"average: the method already has an '{NAME}' of its own")
         return {**own, NAME: jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)}
 
     def loss(
@@ -72,5 +72,5 @@ def average(method: Method, decay: float | Mapping[str, Any]) -> Method:
 
 
 def own(extra: Extra) -> Extra:
-    """The extra of the method itself."""
+    """The extra of the wrapped method."""
     return {name: leaf for name, leaf in extra.items() if name != NAME}

@@ -2,9 +2,9 @@
 
 Each is a folder `WORKDIR/checkpoints/STEP`: `state` (step, params, opt, extra; written by orbax),
 `meta.json` (the resolved config and a table of names, shapes, dtypes) and `sha256.json` (the hash
-of every file). All of it is written under another name and renamed as a whole, so that a folder
-named after a step is complete; hashes are checked before anything is restored. `metrics.json` (the
-numbers of an evaluation) is added later, if the step is evaluated.
+of every file). It is written under a temporary name and renamed as a whole, so a folder named after
+a step is always complete; hashes are checked before anything is restored. `metrics.json` (the
+results of an evaluation) is added later, if the step is evaluated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vtp_jax import tree
 from vtp_jax.types import State, UserError
 
 META, HASHES, METRICS = "meta.json", "sha256.json", "metrics.json"
-# Written after the hashes, two of them by orbax on committing; nothing in them is restored.
+# Written after the hashes, two of them by orbax at commit time; nothing in them is restored.
 UNHASHED = (HASHES, METRICS, "_CHECKPOINT_METADATA", "commit_success.txt")
 
 T = TypeVar("T")
@@ -40,10 +40,10 @@ Table = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 class Source(NamedTuple):
-    """A checkpoint elsewhere, from which leaves of a state were loaded that its own checkpoints do
-    not hold (`types.is_teacher`).
+    """Another checkpoint, from which those leaves of a state were loaded that the run's own
+    checkpoints do not hold (`types.is_teacher`).
 
-    sha256: of its table of hashes. names: name in the state -> name there
+    sha256: of its table of hashes. names: name in the state -> name in that checkpoint
     """
 
     path: str
@@ -56,8 +56,8 @@ class Meta(NamedTuple):
     """The description of a checkpoint, in its meta.json.
 
     table: name -> (shape, dtype), with the names of tree.flatten(State)
-    metrics: numbers at this step; best: the metric that ranks checkpoints, and 'max' or 'min'
-    teachers: where the leaves are that the checkpoint does not hold
+    metrics: results at this step; best: the metric that ranks checkpoints, and 'max' or 'min'
+    teachers: the sources of the leaves that the checkpoint does not hold
     """
 
     step: int
@@ -69,11 +69,11 @@ class Meta(NamedTuple):
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run, and restores it. Paths are local or gs://.
+    """Writes the checkpoints of one run, and restores from them. Paths are local or gs://.
 
-    every: steps between two checkpoints; keep: number of the newest that are kept; best: (metric,
-    'max' or 'min'), which keeps the best one by that metric too. While open it holds a lock on the
-    working directory: a second run there is a UserError.
+    every: steps between two checkpoints; keep: the number of newest ones to keep; best: (metric,
+    'max' or 'min'), to also keep the best one by that metric. While open, it holds a lock on the
+    working directory: a second run there raises UserError.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Checkpoints:
         config: Mapping[str, Any] | None = None,
     ):
         if every < 1 or keep < 1:
-            raise UserError(f"checkpoint: every={every}, keep={keep}; both are at least 1")
+            raise UserError(f"checkpoint: every={every}, keep={keep}; both must be at least 1")
         if best is not None and (len(best) != 2 or best[1] not in ("max", "min")):
             raise UserError(f"checkpoint: best={best!r}; write (metric, 'max') or (metric, 'min')")
         self._every, self._config = every, dict(config or {})
@@ -101,7 +101,7 @@ class Checkpoints:
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._retention,
-                # Reads nothing of old checkpoints: a damaged one must not stop the start.
+                # Does not read old checkpoints: a damaged one must not prevent the start.
                 lightweight_initialize=True,
                 cleanup_tmp_directories=True,
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
@@ -109,7 +109,7 @@ class Checkpoints:
         )
 
     def due(self, step: int) -> bool:
-        """Whether the step is one of every `every`."""
+        """Whether the step is a positive multiple of `every`."""
         return step > 0 and step % self._every == 0
 
     def save(self, step: int, state: State) -> None:
@@ -133,9 +133,8 @@ class Checkpoints:
             )
 
     def rank(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds the numbers of a step's evaluation to its checkpoint, if there is one. A checkpoint
-        without the ranking metric is never the best; one that a better one replaces is deleted at
-        the next save."""
+        """Adds the results of a step's evaluation to its checkpoint, if there is one. A checkpoint
+        without the ranking metric is never the best; a former best is deleted at the next save."""
         self.wait()
         if step not in self._manager.all_steps():
             return
@@ -145,12 +144,12 @@ class Checkpoints:
             (self._folder / str(step) / METRICS).write_text(json.dumps(numbers, indent=1))
 
     def ranked(self, step: int) -> bool:
-        """Whether the checkpoint of a step has the numbers of an evaluation."""
+        """Whether the checkpoint of a step has the results of an evaluation."""
         meta = _try_meta(self._folder, step)
         return meta is not None and bool(meta.metrics)
 
     def _seal(self) -> None:
-        """Adds meta.json and the hashes once orbax's files are complete, before the renaming."""
+        """Adds meta.json and the hashes once orbax's files are complete, before the rename."""
         if jax.process_index():
             return
         step, meta = self._saving
@@ -160,16 +159,18 @@ class Checkpoints:
                 hashes = {name: _sha256(file) for name, file in _files(path).items()}
                 (path / HASHES).write_text(json.dumps(hashes, indent=1))
                 return
-        raise FileNotFoundError(f"checkpoint {step} vanished from {self._folder} while written")
+        raise FileNotFoundError(
+            f"checkpoint {step} vanished from {self._folder} while it was being written"
+        )
 
     def restore_latest(self, shapes: State) -> State | None:
         """The state of the newest good checkpoint, or None if there is none at all.
 
-        `shapes`: ShapeDtypeStructs; a leaf that has a sharding becomes an array so sharded,
-        whatever the mesh it was saved from, and one that has none becomes numpy. A damaged
-        checkpoint is named in the log and renamed `broken-STEP`. The leaves of `teachers`, which is
-        set as the checkpoint has it, are returned as they are in `shapes`. Raises UserError if the
-        newest good one is of another network or optimizer, and if all are damaged.
+        `shapes`: ShapeDtypeStructs; a leaf with a sharding becomes an array with that sharding,
+        whatever mesh it was saved from, and one without becomes numpy. Damaged checkpoints are
+        logged and renamed `broken-STEP`. `teachers` is set from the checkpoint; its leaves are
+        returned as they are in `shapes`. Raises UserError if the newest good checkpoint is of
+        another network or optimizer, or if all are damaged.
         """
         self.wait()
         if not _steps(self._folder):
@@ -183,15 +184,15 @@ class Checkpoints:
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step < 0:
             raise UserError(
-                f"no checkpoint in {self._folder} is usable (the log names the faults); "
-                f"move that folder away to start anew"
+                f"no checkpoint in {self._folder} is usable (the log has the reasons); "
+                f"move that folder away to start from scratch"
             )
         self._manager.reload()
         self.teachers = _read_meta(self._folder, step).teachers
         return _restore(self._folder, step, shapes)
 
     def wait(self) -> None:
-        """Blocks until everything saved is on the disk."""
+        """Blocks until every save has been written to disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -229,6 +230,7 @@ def find_step(workdir: Path, which: int | str = "latest") -> int:
     """The step of an undamaged checkpoint, for evaluation and export.
 
     which: a step, 'latest' (the newest good one), or 'best' (by the run's own `checkpoint.best`).
+    Raises UserError if there is none, or if it is damaged.
     """
     folder = _folder(workdir)
     steps = _steps(folder)
@@ -237,7 +239,7 @@ def find_step(workdir: Path, which: int | str = "latest") -> int:
     if which == "latest":
         step = _newest_good(folder)
         if step < 0:
-            raise UserError(f"no checkpoint in {folder} is usable (the log names the faults)")
+            raise UserError(f"no checkpoint in {folder} is usable (the log has the reasons)")
         return step
     if which == "best":
         best = next((m.best for s in reversed(steps) if (m := _try_meta(folder, s))), None)
@@ -260,9 +262,9 @@ def read_meta(workdir: Path, step: int) -> Meta:
 
 
 def restore_part(workdir: Path, step: int, shapes: T) -> T:
-    """Some fields of the state of a step: `shapes` is a dict such as dict(params=..., extra=...) of
+    """Some fields of the state of a step. `shapes` is a dict such as dict(params=..., extra=...) of
     ShapeDtypeStructs, with shardings for arrays on devices and without for numpy. The leaves of
-    its teachers are returned as they are in `shapes`.
+    the checkpoint's teachers are returned as they are in `shapes`.
 
     Raises UserError if names, shapes or dtypes within these fields differ.
     """
@@ -281,10 +283,10 @@ def restore_params(workdir: Path, which: int | str = "latest") -> dict[str, Any]
 
 
 def lock(workdir: Path) -> TextIO | None:
-    """Claims a local working directory until the file is closed or the process ends.
+    """Locks a local working directory until the file is closed or the process ends.
 
-    Raises UserError if another process has it. POSIX locks: forked loader processes that outlive
-    the run do not hold them.
+    Raises UserError if another process holds the lock. It is a POSIX lock, which forked loader
+    processes that outlive the run do not hold.
     """
     if "://" in os.fspath(workdir):
         return None
@@ -319,12 +321,12 @@ def fault(path: epath.Path) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return f"{HASHES} or a file it names cannot be read ({error})"
     if foreign := sorted(set(files) - set(hashes)):
-        logging.warning("checkpoint %s holds a file of others, unused: %s", path, foreign[0])
+        logging.warning("checkpoint %s has a file that is not part of it: %s", path, foreign[0])
     return None
 
 
 def _newest_good(folder: epath.Path) -> int:
-    """The newest step without a fault, or -1; names the faults of newer ones in the log."""
+    """The newest step without a fault, or -1; logs the faults of newer ones."""
     for step in reversed(_steps(folder)):
         what = fault(folder / str(step))
         if what is None:
@@ -342,7 +344,7 @@ def _set_aside(path: epath.Path) -> None:
 
 
 def digest(workdir: Path, step: int) -> str:
-    """The SHA-256 of a checkpoint's table of hashes, and so of all its files."""
+    """The SHA-256 of a checkpoint's table of hashes, which covers all its files."""
     return _sha256(_folder(workdir) / str(step) / HASHES)
 
 
@@ -403,7 +405,7 @@ def _table(values: Any) -> Table:
 
 
 def _nested(values: Any, without: Container[str] = ()) -> dict[str, Any]:
-    """Nested dicts by name: a layout on disk without classes of this project or of optax."""
+    """Nested dicts by name: a layout on disk that needs no class of this project or of optax."""
     flat = {name: x for name, x in tree.flatten(values).items() if name not in without}
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -414,7 +416,7 @@ def _folder(workdir: Path) -> epath.Path:
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    """The steps on the disk, ascending."""
+    """The steps on disk, in ascending order."""
     if not folder.exists():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
@@ -443,7 +445,7 @@ def _sha256(path: epath.Path) -> str:
 def _read_meta(folder: epath.Path, step: int) -> Meta:
     meta = Meta(**json.loads((folder / str(step) / META).read_text()))
     table = {k: (tuple(shape), dtype) for k, (shape, dtype) in meta.table.items()}
-    # A kill may cut the numbers short; without them the checkpoint is whole, but not ranked.
+    # If a kill truncated the results, the checkpoint is still complete, but not ranked.
     with contextlib.suppress(OSError, ValueError):
         metrics = json.loads((folder / str(step) / METRICS).read_text())
         meta = meta._replace(metrics={**meta.metrics, **metrics})
@@ -467,7 +469,7 @@ def _metrics(folder: epath.Path) -> dict[int, Mapping[str, float]]:
 
 
 def _best_step(metrics: Mapping[int, Mapping[str, float]], best: tuple[str, str]) -> int | None:
-    """The step with the best number; the newer of two equals; None if none has the metric."""
+    """The step with the best value of the metric, the newer one on a tie; None if none has it."""
     sign = 1 if best[1] == "max" else -1
     ranked = [(sign * m[best[0]], step) for step, m in metrics.items() if best[0] in m]
     return max(ranked)[1] if ranked else None

@@ -1,4 +1,4 @@
-"""Numbers for people: files of metrics, a live line of progress, tables."""
+"""Reporting of numbers: metrics files, a live progress line, tables."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vtp_jax.types import Mean
 class Writer:
     """Writes numbers to `metrics.jsonl`, and to TensorBoard where TensorFlow is installed.
 
-    A line is `{"step": 100, "time": seconds since 1970, "loss": 3.2, ...}`; numbers that are not
-    finite are null, as JSON has none. Started at step s, it drops lines after s, so that a resumed
-    run has one curve; in TensorBoard it is a run of its own, `tensorboard/from_<s>`. Only process 0
-    writes.
+    A line is `{"step": 100, "time": seconds since 1970, "loss": 3.2, ...}`; non-finite numbers are
+    written as null, because JSON has none. Started at step s, it drops lines after s, so that a
+    resumed run has a single curve; in TensorBoard it is a run of its own, `tensorboard/from_<s>`.
+    Only process 0 writes.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start: int = 0):
@@ -67,7 +67,7 @@ class Writer:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """The lines of a `metrics.jsonl`, without a last line that was truncated by a kill."""
     lines = []
     with open(path, encoding="utf-8") as file:
         for text in file:
@@ -82,7 +82,7 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read(path) if line["step"] <= step]
-    # Replaced whole: a kill in between leaves the old file or the new one.
+    # Replaced atomically: a kill leaves either the old file or the new one.
     new = path.with_suffix(".jsonl.new")
     new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     os.replace(new, path)
@@ -99,8 +99,8 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def merge(window: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
-    """Means over the steps of a window. Skipped steps count in none of them but `skipped`, which is
-    their share; where all were skipped, the last one's numbers are given."""
+    """Means over the steps of a window. Skipped steps count only in `skipped`, which is their
+    share; if all were skipped, the numbers are those of the last one."""
     good = [one for one in window if not one["skipped"].total] or window[-1:]
     found = {}
     for name in good[0]:
@@ -111,9 +111,9 @@ def merge(window: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
 
 
 class Rates(NamedTuple):
-    """Speed over a recent window; NaN until two points are known.
+    """Speed over a recent window; NaN until there are two points.
 
-    clips: rows a second; waited: share of the time spent waiting for data; eta: seconds to go.
+    clips: rows per second; waited: share of the time spent waiting for data; eta: seconds left.
     """
 
     clips: float
@@ -124,9 +124,9 @@ class Rates(NamedTuple):
 class Progress:
     """A live bar on a terminal, plain lines elsewhere; process 0 only.
 
-    Writes to `out`, a text stream, or to stdout. Call `show` after every few steps; rates come from
-    the last `window` calls, so that the first one, which includes compiling, counts in none. Time
-    inside `paused()` (evaluation, saving) counts in no rate either.
+    Writes to `out`, a text stream, or to stdout. Call `show` every few steps; rates are measured
+    between the last `window` + 1 calls, so the time before the first one, which includes compiling,
+    does not count. Nor does time inside `paused()` (evaluation, saving).
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Progress:
     def show(self, step: int, terms: Mapping[str, Any], waited: float = 0.0) -> Rates:
         """Shows step `step` of the run with these numbers.
 
-        `waited`: seconds waited for data so far in all (`Prefetch.waited`).
+        `waited`: total seconds spent waiting for data so far (`Prefetch.waited`).
         """
         self._points.append((step, self._clock() - self._idle, waited))
         rates = self._rates()
@@ -169,7 +169,7 @@ class Progress:
         return rates
 
     def say(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Prints a line, above the bar if there is one."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         elif not self._quiet:
@@ -227,7 +227,7 @@ def _line(step: int, steps: int, terms: Mapping[str, Any], rates: Rates) -> str:
 
 
 def number(value: Any) -> str:
-    """A number for people: whole ones as they are, others with three figures."""
+    """A number as text: whole numbers as they are, others with three significant digits."""
     value = float(value)
     if not math.isfinite(value):
         return str(value)
@@ -252,9 +252,9 @@ def print_table(
     rows: Sequence[Sequence[Any]],
     out: Any = None,
 ) -> None:
-    """A table of final numbers: drawn on a terminal, aligned plain text elsewhere.
+    """A table of final numbers: with borders on a terminal, as aligned plain text elsewhere.
 
-    Numbers are aligned to the right. out: a text stream, stdout by default.
+    Numbers are right-aligned. out: a text stream, stdout by default.
     """
     file: TextIO = sys.stdout if out is None else out
     cells = [[c if isinstance(c, str) else number(c) for c in row] for row in rows]
@@ -282,8 +282,8 @@ def print_table(
 
 
 def is_terminal(file: Any) -> bool:
-    """Whether control characters may be written: a terminal, and one that understands them.
+    """Whether control characters may be written: a terminal that supports them.
 
-    Not rich's own test, which an environment variable can force where the output is a file.
+    rich's own test is not used, because an environment variable can force it even for files.
     """
     return file.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,7 +1,7 @@
 """AdamW with rates, decay and freezing by rules on parameter names.
 
 The update is torch.optim.AdamW's, in fp32: decoupled decay (Loshchilov and Hutter 2019, arXiv
-1711.05101) scaled by the rate of its leaf, eps outside the square root, both moments corrected.
+1711.05101) scaled by the leaf's rate, eps outside the square root, bias correction of both moments.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Setting:
 
     lr: factor on the rate; a list has one per layer of stacked blocks (axis 0)
     wd: factor on the weight decay
-    frozen: never changes, and costs no gradient, moment or norm. A list has one per layer of
-        stacked blocks; its frozen layers are in no norm either, but the loop over all layers
-        computes their gradients, and their moments are kept, as zeros
+    frozen: never changes; no gradient is computed, no moments are kept, and no norm includes it. A
+        list has one per layer of stacked blocks; norms exclude its frozen layers too, but the loop
+        over all layers computes their gradients, and their moments are kept as zeros
     """
 
     lr: float | Sequence[float] = 1.0
@@ -40,7 +40,7 @@ class Setting:
 
     @property
     def whole(self) -> bool:
-        """Whether all of it is frozen."""
+        """Whether the whole parameter is frozen."""
         return bool(np.all(self.frozen))
 
 
@@ -64,9 +64,9 @@ class Optim(NamedTuple):
 
 
 def settings(rules: Rules, shapes: Any) -> Any:
-    """The tree of the `Setting` that the rules `(regex, dict(lr=, wd=, frozen=))` give each
-    parameter. Raises UserError on unknown keys, on a list that does not fit axis 0, and as
-    tree.match does on uncovered parameters and idle rules."""
+    """The tree with the `Setting` of each parameter, by the rules `(regex, dict(lr=, wd=,
+    frozen=))`. Raises UserError on unknown keys, on a list that does not fit axis 0, and, as
+    tree.match does, on uncovered parameters and idle rules."""
     known = [f.name for f in dataclasses.fields(Setting)]
     for regex, values in rules:
         if unknown := sorted(set(values) - set(known)):
@@ -97,7 +97,7 @@ def make(
 ) -> Optim:
     """AdamW for parameters of these shapes.
 
-    `lr` is a schedule, read at the step that `update` is given, so that a skipped step does not
+    `lr` is a schedule, evaluated at the step given to `update`, so that a skipped step does not
     shift it; the moments count their own updates. `clip` bounds the global norm of the gradients as
     torch.nn.utils.clip_grad_norm_ does. Moments have the parameters' dtype, at least fp32.
     """
@@ -114,7 +114,7 @@ def make(
         return 1.0 - _per_layer(flat[name].frozen, p)
 
     def thaw(name: str, x: Array) -> Array:
-        """x without its frozen layers, that is with zeros there."""
+        """x with zeros in its frozen layers."""
         return jnp.where(live(name, x) > 0, x, 0) if np.any(flat[name].frozen) else x
 
     def init(params: Params) -> PyTree:
@@ -147,12 +147,12 @@ def make(
 
 
 def norm(values: PyTree) -> Float[Array, ""]:
-    """The Euclidean norm over all leaves of a tree, at least fp32."""
+    """The Euclidean norm over all leaves of a tree, in fp32 or wider."""
     return optax.tree.norm(_wide(values))
 
 
 def finite(*numbers: Float[Array, ""]) -> Bool[Array, ""]:
-    """Whether all are finite: a step is taken if finite(loss, grad_norm)."""
+    """Whether all are finite. A step is taken only if finite(loss, grad_norm)."""
     return jnp.isfinite(jnp.stack([n.astype(jnp.float32) for n in numbers])).all()
 
 
@@ -162,7 +162,7 @@ def keep(good: Bool[Array, ""], new: T, old: T) -> T:
 
 
 def _per_layer(values: bool | float | Sequence[bool] | Sequence[float], p: Array) -> np.ndarray:
-    """A number, or one for each layer, against the axes of a parameter."""
+    """A number, or one for each layer, in a shape that broadcasts against a parameter."""
     array = np.asarray(values, np.float64)
     return array.reshape(array.shape + (1,) * (p.ndim - array.ndim))
 

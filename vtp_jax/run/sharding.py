@@ -1,9 +1,9 @@
 """Meshes, shardings by rules on names, and moving batches from the host to the mesh.
 
-Four mesh axes: rows of a batch are split over `data` and `fsdp`, tokens of a row over `sequence`,
-parameters over `fsdp` and `tensor`. Rules `(regex, spec)` on parameter names (tree.match) define
-the split of each, where a spec is `()` (replicated), `"fsdp"` (the largest dimension that the axis
-divides), or a tuple with one entry per dimension: an axis, a tuple of axes, or None.
+There are four mesh axes: the rows of a batch are split over `data` and `fsdp`, the tokens of a row
+over `sequence`, parameters over `fsdp` and `tensor`. Rules `(regex, spec)` on parameter names
+(tree.match) define how each is split; a spec is `()` (replicated), `"fsdp"` (the largest dimension
+that the axis divides), or a tuple with one entry per dimension: an axis, a tuple of axes, or None.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Rules = Sequence[Sequence[Any]]  # [(regex, Spec)], lists where JSON made them
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = ("data", "fsdp")
-EXTRA = "extra/"  # how rules begin that are for a state's `extra`
+EXTRA = "extra/"  # prefix of the rules for a state's `extra`
 
-# Logical axes of activations, for nn.with_logical_constraint: how a network names axes without
-# knowing a mesh. Residual activations stay whole over `tensor`, heads and hidden units are split.
-# Keys and values are gathered over `sequence`, for the queries of each of its devices to read.
+# Logical axes of activations, for nn.with_logical_constraint: a network names axes without knowing
+# the mesh. Residual activations stay whole over `tensor`; heads and hidden units are split over it.
+# Keys and values are gathered over `sequence`, since each device's queries need all of them.
 ACTIVATIONS = (
     ("act_batch", ROWS),
     ("act_len", "sequence"),
@@ -56,15 +56,17 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """The mesh of all devices (or of `devices`); one axis may be -1, to take the remaining ones.
+    """The mesh of all devices (or of `devices`). One axis may be -1: it takes the remaining ones.
 
-    Axes are Auto: the compiler propagates shardings from what is put on the mesh.
+    Axes are Auto: the compiler propagates shardings from the arrays that are placed on the mesh.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = dict(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor)
     asked = ", ".join(f"{k}={v}" for k, v in sizes.items())
     if wrong := [k for k, v in sizes.items() if v < 1 and v != -1]:
-        raise UserError(f"mesh: {wrong[0]}={sizes[wrong[0]]}; an axis is at least 1, or -1 to fill")
+        raise UserError(
+            f"mesh: {wrong[0]}={sizes[wrong[0]]}; an axis must be at least 1, or -1 to fill"
+        )
     open_axes = [k for k, v in sizes.items() if v == -1]
     if len(open_axes) > 1:
         raise UserError(f"mesh: {asked}: only one axis can be -1")
@@ -80,7 +82,7 @@ def make_mesh(
     kinds = (AxisType.Auto,) * len(AXES)
     if slices == 1:
         return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
-    # Slices are joined by the data centre's network, which is slow: only rows go over it.
+    # Slices are connected by the slower data-centre network, so only `data` spans them.
     if sizes["data"] % slices:
         raise UserError(f"mesh: data={sizes['data']} does not divide over {slices} slices")
     inner = {**sizes, "data": sizes["data"] // slices}
@@ -94,11 +96,11 @@ def make_mesh(
 def specs(
     rules: Rules, shapes: Any, mesh: Mesh, note: Callable[[str], None] = logging.warning
 ) -> Any:
-    """The tree of PartitionSpecs that the rules give a tree of shapes.
+    """The tree of PartitionSpecs for a tree of shapes, by the rules.
 
-    A dimension that its axes do not divide stays whole; `note` gets one line on it. Raises
-    UserError on an axis that the mesh lacks, on an axis used twice, on a spec longer than the rank,
-    and as tree.match does on uncovered parameters and idle rules.
+    A dimension that its axes do not divide stays whole and is reported to `note` in one line.
+    Raises UserError on an axis that the mesh lacks, on an axis used twice, on a spec longer than
+    the rank, and, as tree.match does, on uncovered parameters and idle rules.
     """
     makers = [(regex, functools.partial(_spec, spec)) for regex, spec in rules]
     chosen = tree.match(makers, shapes, "sharding")
@@ -111,7 +113,7 @@ def _spec(
     if isinstance(spec, str):
         if spec != "fsdp":
             raise UserError(
-                f"sharding: '{spec}' for {name} is no spec; write 'fsdp', (), or a tuple of axes"
+                f"sharding: '{spec}' for {name} is not a spec; write 'fsdp', (), or a tuple of axes"
             )
         fits = [i for i, n in enumerate(shape) if n % mesh.shape["fsdp"] == 0]
         if not fits:
@@ -128,7 +130,7 @@ def _spec(
     axes = [a for group in groups for a in group]
     if unknown := [a for a in axes if a not in mesh.shape]:
         raise UserError(
-            f"sharding: '{unknown[0]}' for {name} is no axis of the mesh; "
+            f"sharding: '{unknown[0]}' for {name} is not an axis of the mesh; "
             f"axes: {', '.join(mesh.shape)}"
         )
     if len(set(axes)) < len(axes):
@@ -151,10 +153,10 @@ def state_shardings(
 ) -> State:
     """The NamedSharding of every leaf of a state (of arrays or shapes).
 
-    Parameters go by `rules`. Rules that begin with "extra/" are for `extra`, such as
-    ("extra/queue/feature", (("data", "fsdp"),)). Leaves of `extra` without such a rule, and the
-    optimizer's leaves, are split as the parameter of the same shape whose name is the end of
-    theirs; all others are replicated.
+    Parameters are split by `rules`. Rules that begin with "extra/" apply to `extra`, such as
+    ("extra/queue/feature", (("data", "fsdp"),)). Leaves of `extra` without such a rule, and leaves
+    of the optimizer, are split like the parameter of the same shape whose name is a suffix of the
+    leaf's; all others are replicated.
     """
     of_extra = [rule for rule in rules if rule[0].startswith(EXTRA)]
     own = [(r.removeprefix(EXTRA), functools.partial(_spec, s)) for r, s in of_extra]
@@ -172,7 +174,7 @@ def state_shardings(
     makers = tree.match([*own, (".*", follow)], state.extra, "sharding of extra", idle_ok=True)
     used = jax.tree.leaves(makers)
     if idle := [regex for regex, make in own if make not in used]:
-        raise UserError(f"sharding: the rule '{EXTRA}{idle[0]}' matches nothing of extra")
+        raise UserError(f"sharding: the rule '{EXTRA}{idle[0]}' matches nothing in extra")
     chosen = state._replace(
         step=P(),
         params=params,
@@ -185,7 +187,7 @@ def state_shardings(
 
 
 def with_shardings(shapes: T, shardings: Any) -> T:
-    """The tree of ShapeDtypeStructs with these shardings, as checkpoint.restore_latest takes it."""
+    """The tree of ShapeDtypeStructs with these shardings, as for checkpoint.restore_latest."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
@@ -197,8 +199,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
-    """Raises UserError unless data x fsdp divides the rows of every batch. rows: by the name of the
-    value that sets them."""
+    """Raises UserError unless data x fsdp divides the rows of every batch. rows: the number of rows
+    by the name of the config value that sets it."""
     ways = math.prod(mesh.shape[a] for a in ROWS)
     for where, count in rows.items():
         if count % ways:
@@ -208,7 +210,7 @@ def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
 def put(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows (numpy) -> global arrays on the mesh.
 
-    On CPU an array may share memory with its numpy source, which must not be written to afterwards.
+    On CPU an array may share memory with its numpy source, which must not be modified afterwards.
     """
     sharding = batch_sharding(mesh)
     check_rows({"batch": jax.process_count() * next(iter(batch.values())).shape[0]}, mesh)
@@ -218,11 +220,12 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
 
 
 class Prefetch(Generic[T]):
-    """Iterates `put(item)` for the items of an iterator, computed ahead in a thread of its own.
+    """Iterates over `put(item)` for the items of an iterator, computed ahead in a thread.
 
-    At most `depth` results wait. An exception of the iterator or of `put` is raised to the consumer
-    at its place in the order. `waited` is the time in seconds that the consumer has waited so far:
-    what data cost the run. `close` (or leaving a `with`) stops the thread and closes the iterator.
+    At most `depth` results are queued. An exception in the iterator or in `put` is raised in the
+    consumer at its place in the order. `waited` is the total time in seconds that the consumer has
+    waited: the cost of data. `close` (or leaving a `with`) stops the thread and closes the
+    iterator.
     """
 
     def __init__(self, iterator: Iterator[Any], put: Callable[[Any], T], depth: int = 2):
@@ -244,12 +247,12 @@ class Prefetch(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - raised again in the consumer
             self._offer((None, error))
         finally:
-            # Here and not in `close`: a generator can only be closed by the thread that runs it.
+            # Here, not in `close`: a generator can only be closed by the thread that runs it.
             if hasattr(iterator, "close"):
                 iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _offer(self, item: tuple[T | None, BaseException | None]) -> bool:
-        """Queues an item; False if the consumer has gone."""
+        """Queues an item; returns False once `close` has been called."""
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put(item, timeout=0.1)
@@ -271,7 +274,7 @@ class Prefetch(Generic[T]):
         return item  # pyright: ignore[reportReturnType]
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stops; waits up to `timeout` seconds for the item that is being made."""
+        """Stops; waits up to `timeout` seconds for the item in progress."""
         self._stop.set()
         self._thread.join(timeout)
 
@@ -289,16 +292,16 @@ def prefetch(iterator: Iterator[Any], put: Callable[[Any], T], depth: int = 2) -
 
 @contextlib.contextmanager
 def activate(mesh: Mesh) -> Iterator[None]:
-    """Gives nn.with_logical_constraint a mesh and the meaning of ACTIVATIONS, while tracing.
+    """Sets the mesh and the rules ACTIVATIONS for nn.with_logical_constraint while tracing.
 
-    Outside it the constraints have no effect. `with mesh:` would drop them silently.
+    Outside this context the constraints have no effect. `with mesh:` would silently drop them.
     """
     with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
         yield
 
 
 def table(shapes: Any, **columns: Any) -> str:
-    """One line per leaf: name, shape, dtype, and for each column its leaf of a tree of the same
+    """One line per leaf: name, shape, dtype, and one column for each further tree of the same
     structure, as in `table(shapes, sharding=specs(...))`."""
     names = list(tree.flatten(shapes))
     leaves = jax.tree.leaves(shapes)

@@ -1,4 +1,4 @@
-"""One step of training, as it is compiled: loss, gradients, update, and what a bad step keeps."""
+"""One compiled training step: loss, gradients, update, and the handling of non-finite steps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Step = Callable[[State, Batch], tuple[State, Numbers]]
 
 
 def make_step(method: Method, optimizer: optim.Optim, seed: int) -> Step:
-    """(state, batch) -> (state, numbers): a whole step of training, to be jitted.
+    """(state, batch) -> (state, numbers): a whole training step, to be jitted.
 
-    Loss, rate and `after_update` see the step count before the update. A step whose loss or
-    gradient is not finite keeps the old parameters, optimizer state and extra; only the step count
+    Loss, rate and `after_update` get the step count before the update. A step with a non-finite
+    loss or gradient keeps the old parameters, optimizer state and extra; only the step count
     advances, and the step is reported as `skipped`.
     """
 
@@ -35,7 +35,7 @@ def make_step(method: Method, optimizer: optim.Optim, seed: int) -> Step:
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
         new, opt, info = optimizer.update(grads, state.opt, trainable, state.step)
         params, extra = method.after_update(tree.merge(new, frozen), out.extra, state.step)
-        extra = tree.map_named(  # a changed teacher would be lost at the next checkpoint
+        extra = tree.map_named(  # checkpoints do not hold teachers: a change would be lost
             lambda name, x, old: old if is_teacher(f"extra/{name}") else x, extra, state.extra
         )
         good = optim.finite(value, info["grad_norm"])
@@ -50,14 +50,15 @@ def make_step(method: Method, optimizer: optim.Optim, seed: int) -> Step:
 
 
 def jit_step(step: Step, placed: State, mesh: jax.sharding.Mesh) -> Any:
-    """The jitted step: the new state has the shardings `placed` and reuses the old one's memory."""
+    """The jitted step. The new state has the shardings `placed` and reuses the old state's memory,
+    which is donated."""
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
 
 
 def check_step(step: Step, shapes: State, spec: Spec) -> None:
-    """Raises UserError unless a step returns the shapes and dtypes of the state that it takes:
-    with others, every step would silently be compiled again."""
+    """Raises UserError unless a step returns the shapes and dtypes of the state that it takes;
+    otherwise, every step would be silently recompiled."""
     new = tree.flatten(jax.eval_shape(step, shapes, dict(spec))[0])
     for name, old in tree.flatten(shapes).items():
         got = new.get(name)

@@ -1,4 +1,4 @@
-"""A graceful end on SIGTERM: the step is finished and the state is saved."""
+"""Graceful stop on SIGTERM: the current step is finished and the state is saved."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the number of steps done: whether SIGTERM asks the run to end there.
+    """Yields a function: number of steps done -> whether SIGTERM asks the run to end there.
 
-    With several processes, the signal may reach each at another moment; all of them end at the
-    same step (JAX listens for SIGTERM there).
+    With several processes, the signal may reach them at different times; they all end at the same
+    step (JAX handles SIGTERM there).
     """
     event = threading.Event()
     if jax.process_count() > 1:
