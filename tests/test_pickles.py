@@ -61,9 +61,9 @@ class Evil:
 @pytest.mark.parametrize(
     "data, message",
     [
-        (pickle.dumps(Evil()), "wants .*system.* of Python.*nothing was run"),
-        (pickle.dumps({"a": np.arange(3)}), "wants 'numpy.* of Python"),
-        (b"cos\nsystem\n(S'true'\ntR.", "wants 'os.system'"),
+        (pickle.dumps(Evil()), "refers to Python's .*system.*nothing was executed"),
+        (pickle.dumps({"a": np.arange(3)}), "refers to Python's 'numpy"),
+        (b"cos\nsystem\n(S'true'\ntR.", "refers to Python's 'os.system'"),
         (b"(S'true'\nios\nsystem\n.", "instruction INST"),
         (b"P1\n.", "instruction PERSID"),
         (b"cnumpy.core.multiarray\nscalar\n(S'i8'\nS'x'\ntR.", "without a type"),

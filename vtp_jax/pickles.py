@@ -1,8 +1,8 @@
 """Pickles, read without executing them.
 
-A pickle is a program. Here it is interpreted, instruction by instruction, by a machine that knows
-only data: a name in the pickle is looked up in a table of this project's functions, or refused;
-nothing of Python is imported or called. The reader of a kind of file has the table:
+A pickle is a program. Here it is interpreted, instruction by instruction, by a machine that handles
+only data: a name in the pickle is looked up in a table of this project's functions, or rejected; no
+Python name is imported or called. The reader of each kind of file supplies the table:
 `convert.torch_files` for tensors, `read` below for plain data, such as captions.
 """
 
@@ -39,7 +39,7 @@ KEYS = (str, int, float, bool, bytes, type(None))
 
 
 class Inert:
-    """A placeholder of an object that is not made: its class's name, the arguments, the state."""
+    """A placeholder for an object that is not created: its class's name, arguments and state."""
 
     def __init__(self, name: str, *args: Any):
         self.name, self.args = name, args
@@ -51,15 +51,15 @@ def unpickle(
     look_up: Callable[[str], Any],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The value of one pickle; `file` is then at its end.
+    """The value of one pickle; leaves `file` at the end of that pickle.
 
     look_up: "module name" -> the function or value that replaces it; raises UserError otherwise
-    persistent: persistent id -> the value that replaces it; None refuses such ids
+    persistent: persistent id -> the value that replaces it; None rejects such ids
 
     A machine over `pickletools.genops`, which only disassembles, with the instructions that data
-    use. Its stack holds plain data, `Inert` and the results of `look_up` and `persistent`, and no
-    other function or class: there is nothing else to call. Raises UserError for what it refuses,
-    and Python's own errors for instructions that make no sense.
+    need. Its stack holds plain data, `Inert` and the results of `look_up` and `persistent`, but no
+    other function or class, so nothing else can be called. Raises UserError for anything it
+    rejects, and Python's own errors for instructions that make no sense.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -128,14 +128,16 @@ def unpickle(
             case "BINPERSID" if persistent is not None:
                 stack.append(persistent(stack.pop()))
             case _:
-                raise UserError(f"uses the pickle instruction {name}, which no data needs; refused")
+                raise UserError(
+                    f"uses the pickle instruction {name}, which data do not need; rejected"
+                )
     raise EOFError("a pickle without an end")
 
 
 def check(holds: bool, wrong: str) -> None:
     """Raises UserError, its pickle `wrong`, unless `holds`."""
     if not holds:
-        raise UserError(f"its pickle {wrong}; refused")
+        raise UserError(f"its pickle {wrong}; rejected")
 
 
 def _set_items(top: Any, items: list[Any]) -> None:
@@ -160,7 +162,7 @@ def read(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except DAMAGE as error:
-        raise UserError(f"{path} is no pickle, or a damaged one: {error}") from None
+        raise UserError(f"{path} is not a pickle, or is damaged: {error}") from None
 
 
 def _first(value: Any = None, *_: Any) -> Any:
@@ -168,7 +170,7 @@ def _first(value: Any = None, *_: Any) -> Any:
 
 
 def _list(items: Any = (), *_: Any) -> list[Any]:
-    check(isinstance(items, (list, tuple)), "makes a list of what is none")
+    check(isinstance(items, (list, tuple)), "makes a list of something else")
     return list(items)
 
 
@@ -193,7 +195,7 @@ def _scalar(dtype: Any, raw: Any) -> Any:
 PLAIN: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": _dict,
     "collections defaultdict": _dict,
-    "builtins list": _list,  # this and the next: what a defaultdict makes
+    "builtins list": _list,  # this and the next: default factories of a defaultdict
     "builtins dict": _dict,
     "builtins set": _list,
     "builtins frozenset": _list,
@@ -215,6 +217,6 @@ def _look_up(name: str) -> Any:
     if function := PLAIN.get(rename(name)):
         return function
     raise UserError(
-        f"wants {name.replace(' ', '.')!r:.80} of Python, more than plain data needs; refused, "
-        "nothing was run (where you trust the file, load it and save it as JSON)"
+        f"refers to Python's {name.replace(' ', '.')!r:.80}, which plain data do not need; "
+        "rejected, nothing was executed (if you trust the file, load it and save it as JSON)"
     )

@@ -123,7 +123,7 @@ def test_one_tokenizer_has_the_words_of_all_sources():
         (dict(evals=dict(val=dict(of="pictures", clips=2))), "evals.val.of: .*also has images"),
         (
             dict(train=dict(clips=4, caption="question", label="size")),
-            "caption='question' has labels of its own",
+            "caption='question' has its own labels",
         ),
         (dict(train=dict(clips=4, caption="rhyme")), "caption='rhyme'; known: attributes"),
     ],

@@ -119,7 +119,7 @@ def test_published_vocabularies_have_known_sizes_and_ids():
     words = dict(kind="sentencepiece", length=9, path="no", vocab_size=64_000)
     assert outline.describe(dict(data, text=words), 4).facts["vocab_size"] == 64_000
     del words["vocab_size"]
-    with pytest.raises(UserError, match="only no has the number of its pieces; set data.text"):
+    with pytest.raises(UserError, match="only no defines the number of pieces; set data.text"):
         outline.describe(dict(data, text=words), 4)
 
 

@@ -249,7 +249,7 @@ def test_pieces_of_files_need_a_caption_each(corpus, tmp_path):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        (dict(train=dict(clips=4, pieces=2, label="motion")), "has no one label"),
+        (dict(train=dict(clips=4, pieces=2, label="motion")), "has no single label"),
         (dict(video=dict(VIDEO, repeats=2)), "data.train.pieces=3 and data.video.repeats"),
         (dict(video=dict(VIDEO, views=(1, 1))), "data.evals.val.pieces=3 and data.video.views"),
     ],

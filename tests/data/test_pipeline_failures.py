@@ -180,7 +180,7 @@ def test_a_bug_is_not_taken_for_an_unreadable_video(monkeypatch):
         (dict(train=dict(mix={}, clips=3)), "data.train.mix takes sets by name"),
         (dict(evals=dict(v=dict(clip=3))), "data.evals.v: .*it takes clips, side"),
         (dict(text=dict(kind="wordpiece", length=8)), "'wordpiece' needs a path"),
-        (dict(text=dict(kind="sentencepiece", length=2)), "length=2 holds no word"),
+        (dict(text=dict(kind="sentencepiece", length=2)), "length=2 leaves no word"),
         (dict(text=dict(TEXT, path="no.model")), "no SentencePiece model 'no.model'"),
     ],
 )

@@ -66,7 +66,7 @@ def test_pieces_of_shards_are_those_of_files(corpus, tmp_path):
     (b,) = take(make(kind="shards", train=train | dict(root=str(tmp_path / "out")), **given), 1)
     np.testing.assert_array_equal(a["text"], b["text"])
     assert a["video"].shape == b["video"].shape and psnr(a["video"], b["video"]) > 28
-    with pytest.raises(UserError, match="has 2 captions, of pieces=3"):
+    with pytest.raises(UserError, match="has 2 captions, but pieces=3"):
         collect.choose_captions(records.Shards(tmp_path / "out")[0], 3, 0, 0, 0)
 
 

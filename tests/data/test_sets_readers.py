@@ -481,7 +481,7 @@ def test_a_pickle_that_runs_code_is_rejected(tmp_path):
     evil = b"cos\nsystem\n(S'touch ran'\ntR."
     (tmp_path / "raw-captions.pkl").write_bytes(evil)
     (tmp_path / "test_list.txt").write_text("x\n")
-    with pytest.raises(UserError, match="raw-captions.pkl: wants 'os.system' of Python"):
+    with pytest.raises(UserError, match="raw-captions.pkl: refers to Python's 'os.system'"):
         list(sets.read("msvd", "test", tmp_path))
 
 

@@ -514,7 +514,7 @@ def write_manifest(folder, name, count):
     "argv, told",
     [
         ("shards --list x --out x", "--list needs --root, the folder of its videos"),
-        ("shards --tars no.tar --out x", "'no.tar' is no .tar file"),
+        ("shards --tars no.tar --out x", "'no.tar' is not a .tar file"),
         ("shards --set ucf101 --out x", "--set needs --root, the folder of its files"),
         ("shards --root . --list no.csv --every 0 --out x", "--every must be 1 or more"),
         ("shards --root . --list x --workers 0 --out x", "--workers must be 1 or more"),

@@ -72,7 +72,7 @@ def test_columns_may_have_other_names(folder):
         (
             "c.json",
             '{"a.mp4": "x", "y.mp4": "x", "z.mp4": "x"}',
-            "names 2 of 3 files.*first 'y.mp4'.*max_absent",
+            "names 2 of 3 files.*such as 'y.mp4'.*max_absent",
         ),
     ],
 )

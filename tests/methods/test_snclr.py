@@ -260,7 +260,7 @@ def test_mistakes_are_reported_in_one_line(changes, message):
 
 
 def test_three_views_are_an_error():
-    with pytest.raises(UserError, match="sees two views of a clip, not 3"):
+    with pytest.raises(UserError, match="takes two views of a clip, not 3"):
         METHOD.loss(drawn(), started(), example(views=(3,)), KEY, STEP)
 
 

@@ -5,9 +5,9 @@
     vtp convert formats
 
 An import is a folder with a checkpoint, which `config.warm_start` and `export` read, and
-convert.json, which records where it came from. An export is of a run or of an import. Both end with
-a proof: the net and a reference that shares no code with it, on the same inputs; where they differ
-by more than the format's tolerance, nothing is written. Files are never executed.
+convert.json, which records its source. An export is made from a run or an import. Both end with a
+proof: the net and a reference that shares no code with it are run on the same inputs, and if they
+differ by more than the format's tolerance, nothing is written. Files are never executed.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def main(argv: Sequence[str]) -> None:
     commands = cli.Commands("convert", __doc__)
     bring = commands.add("import", import_file, "turn published weights into a checkpoint")
     bring.add_argument("--from", dest="source", required=True, help="a file, or its folder")
-    bring.add_argument("--format", required=True, choices=FORMATS, help="see `formats`")
+    bring.add_argument("--format", required=True, choices=FORMATS, help="listed by `formats`")
     bring.add_argument("--out", required=True, help="a new folder")
     for name in ("heads", "decoder-heads", "text-heads"):
-        bring.add_argument(f"--{name}", type=int, help="if not as in the published sizes")
+        bring.add_argument(f"--{name}", type=int, help="if other than in the published sizes")
     take = commands.add(
         "export", export_folder, "write the weights of a run or of an import to a file"
     )
@@ -76,7 +76,7 @@ def import_file(args: argparse.Namespace) -> None:
     heads = formats.heads_of(form, tensors, given)
     params = rules.to_ours(formats.table(form, heads, tensors.keys()), tensors)
     print(f"{source}: {describe(tensors)}; {list_heads(heads)}")
-    print_names("left aside, no part of the net", [*aside, *file.dropped])
+    print_names("left out, not part of the net", [*aside, *file.dropped])
     worst = prove(form, params, tensors, heads)
 
     facts = dict(
@@ -108,12 +108,12 @@ def export_folder(args: argparse.Namespace) -> None:
         path = new / export.FILES[args.format]
         wrapper = "model" if args.format == "torch" else ""
         files.write(path, form.untidy(tensors), hf_folder.METADATA, wrapper)
-        # What is proved is what was written, read back.
+        # The proof is of the written file, read back.
         written, _ = formats.sort_out(form, files.read(path).tensors)
         table = formats.table(form, source.heads, written.keys())
         back = tree.flatten(rules.to_ours(table, written))
         if changed := [n for n, x in flat.items() if not np.array_equal(x, back[n])]:
-            raise UserError(f"{path.name} has another {changed[0]} when it is read back")
+            raise UserError(f"{changed[0]} differs when {path.name} is read back")
         worst = prove(form, source.params, written, source.heads)
         export.furnish(new, source, name, worst)
     print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
@@ -127,7 +127,7 @@ def prove(
     worst, limit = formats.check(form, params, tensors, heads), form.proof.tolerance
     rows = [(name, f"{value:.1e}") for name, value in worst.items()]
     metrics.print_table(
-        f"largest difference from the reference, of the RMS (limit {limit:.0e})",
+        f"largest difference from the reference, relative to the RMS (limit {limit:.0e})",
         ("output", "difference"),
         rows,
     )
@@ -148,7 +148,7 @@ def new_folder(path: str) -> Path:
 
 @contextlib.contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` on success, and is removed otherwise."""
+    """A temporary folder that becomes `out` on success and is removed otherwise."""
     out.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

@@ -1,4 +1,4 @@
-"""What can be exported, and what an exported folder holds in addition to the weights."""
+"""What can be exported, and what an exported folder contains in addition to the weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vtp_jax.types import Params, UserError
 
 FACTS = "convert.json"  # in the folder of an import
 FILES = {"safetensors": "model.safetensors", "torch": "model.pth", "hf": "model.safetensors"}
-# The names that are written: Hugging Face's for `hf`, the authors' for the others.
+# Formats of Hugging Face exports (`hf`); the other kinds keep the authors' names.
 NAMES = {"videomae": "hf_videomae", "videomae_finetune": "hf_videomae_finetune"}
 # (method, task) of a run -> format
 RUNS = {
@@ -32,7 +32,7 @@ RUNS = {
     ("videomae", "classify"): "videomae_finetune",
 }
 
-# The nets' defaults, where a config has no value.
+# Defaults of the nets, for values that a config lacks.
 DEFAULTS: Mapping[str, Any] = {
     name: inspect.signature(simvtp.build).parameters[name].default
     for name in ("mean", "std", "pad_id", "dropout", "pool_padding")
@@ -40,9 +40,12 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 class Source(NamedTuple):
-    """params: nested numpy arrays; name: of the format that has their names; heads: of its stacks;
-    video: (frames, height, width) the net was made for; settings: fields of the method that no
-    tensor shows; labels: of classes; tokenizer: a file, or None; origin: for people."""
+    """The weights to export, and what describes them.
+
+    params: nested numpy arrays; name: of the format; heads: of its stacks; video: (frames, height,
+    width) that the net was made for; settings: fields of the method that tensors do not show;
+    labels: names of classes; tokenizer: a file, or None; origin: a description in words
+    """
 
     params: Params
     name: str
@@ -55,7 +58,8 @@ class Source(NamedTuple):
 
 
 def find(path: Path, which: str) -> Source:
-    """The run or the import in a folder. Raises UserError for nets without published names."""
+    """The `Source` of a folder with a run or an import. Raises UserError for nets without published
+    names."""
     if (path / FACTS).exists():
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
         return Source(
@@ -98,11 +102,11 @@ def written_name(name: str, kind: str) -> str:
         if name not in NAMES.values():
             raise UserError(f"Hugging Face has no net for {name}; export it as safetensors")
         return name
-    return {theirs: ours for ours, theirs in NAMES.items()}.get(name, name)
+    return {other: own for own, other in NAMES.items()}.get(name, name)
 
 
 def furnish(new: Path, source: Source, name: str, worst: Mapping[str, float]) -> None:
-    """Writes what goes along with the weights of format `name`."""
+    """Writes the files that accompany the weights of format `name`."""
     if name in ("simvtp", "simvtp_finetune"):
         config = simvtp_config(source, name)
         shutil.copy(pytorch.MODULE, new)
@@ -121,8 +125,7 @@ def furnish(new: Path, source: Source, name: str, worst: Mapping[str, float]) ->
 
 
 def sizes_of(source: Source, encoder: Params) -> dict[str, sizes.Size]:
-    """The sizes of the encoder, whose parameters are given, and of the decoder where there is
-    one."""
+    """The sizes of the encoder, whose parameters are given, and of the decoder if there is one."""
     found = dict(encoder=nets.size_of(encoder["encoder"]["blocks"], source.heads["heads"]))
     if "decoder" in source.params:
         blocks = source.params["decoder"]["blocks"]
@@ -131,7 +134,7 @@ def sizes_of(source: Source, encoder: Params) -> dict[str, sizes.Size]:
 
 
 def simvtp_config(source: Source, name: str) -> dict[str, Any]:
-    """config.json of the PyTorch module that goes along."""
+    """config.json of the PyTorch module that accompanies the weights."""
     towers = name == "simvtp_finetune"
     video, text = (source.params[kind] if towers else source.params for kind in ("video", "text"))
     return pytorch.config(
@@ -189,7 +192,7 @@ output's root mean square (the limit is {form.proof.tolerance:.0e}):
 |---|---|
 {rows}
 
-The weights have the licence of what they were trained from.
+The weights have the licence of the weights and data that they were trained from.
 """
 
 

@@ -1,9 +1,9 @@
-"""Reading and writing files of named tensors, without ever executing what is in them.
+"""Reading and writing files of named tensors, without ever executing their contents.
 
-Read: `.npz`, safetensors, PyTorch's files of every age (`torch_files`) and the folders in which
-Hugging Face and DeepSpeed keep them; by content, not by suffix. Nothing is allocated before the
-file is known to be long enough for it. PyTorch is needed only to write its own format. Facts: the
-description of safetensors, and the formats as safetensors 0.8 and numpy 2.4 write them.
+Read: `.npz`, safetensors, PyTorch's files of every version (`torch_files`) and folders of Hugging
+Face and DeepSpeed; by content, not by suffix. Nothing is allocated before the file is known to be
+long enough for it. PyTorch is needed only to write its own format. The formats are those of the
+safetensors specification, as safetensors 0.8 and numpy 2.4 write them.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ METADATA = "__metadata__"
 class File(NamedTuple):
     """The contents of a file.
 
-    tensors:  by their flat names; dtypes as in the file; they may be read-only, and views of one
-              memory where the file shares it
-    wrappers: what was removed, from the outside in: keys ("model"), then prefixes ("module.")
+    tensors:  by flat name; dtypes as in the file; may be read-only, and may share memory where
+              they share storage in the file
+    wrappers: removed wrappers, outermost first: keys ("model"), then prefixes ("module.")
     dropped:  names that were left out: not tensors, or next to a wrapper ("optimizer")
     metadata: the strings that safetensors and npz store with the tensors
-    sha256:   of each file read, by its name
+    sha256:   of each file read, by file name
     """
 
     tensors: dict[str, Tensor]
@@ -62,9 +62,9 @@ class File(NamedTuple):
 
 
 def read(path: str | os.PathLike) -> File:
-    """The tensors of a file, of a sharded file (its `.index.json`) or of a folder that has one.
+    """The tensors of a file, of a sharded file (its `.index.json`), or of a folder with such files.
 
-    Raises UserError, with its name, for a file that is missing, damaged, unknown or unsafe.
+    Raises UserError, with the path, if the file is missing, damaged, of unknown format or unsafe.
     """
     path = Path(path)
     if path.is_dir():
@@ -88,7 +88,7 @@ def read(path: str | os.PathLike) -> File:
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """Raises UserError, which names the tensors of `path` that hold a NaN or an infinity."""
+    """Raises UserError, with their names, if tensors of `path` contain a NaN or an infinity."""
     bad = [n for n, x in tensors.items() if x.dtype.kind not in "biu" and not np.isfinite(x).all()]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -101,11 +101,11 @@ def write(
     metadata: Mapping[str, str] | None = None,
     wrapper: str = "",
 ) -> None:
-    """Writes `.safetensors`, `.npz` or PyTorch's `.pth`, `.pt`, `.bin`, which the suffix chooses.
+    """Writes `.safetensors`, `.npz` or PyTorch's `.pth`, `.pt`, `.bin`, chosen by the suffix.
 
-    The file appears whole or not at all. `metadata` are strings that safetensors and npz keep;
-    `wrapper` is the key under which a PyTorch file holds the tensors, such as "model". Raises
-    UserError for a suffix, name or dtype the format does not have, and where the disk refuses.
+    The file is written atomically. `metadata`: strings that safetensors and npz store; `wrapper`:
+    the key of the tensors in a PyTorch file, such as "model". Raises UserError on a suffix, name or
+    dtype that the format lacks, and if writing fails.
     """
     path = Path(path)
     match path.suffix:
@@ -120,8 +120,8 @@ def write(
     arrays = {}
     for name, x in tensors.items():
         if x.dtype.name not in DTYPES or name == METADATA:
-            raise UserError(f"cannot write {path}: '{name}' of dtype {x.dtype} is no tensor")
-        arrays[name] = np.asarray(x, DTYPES[x.dtype.name], order="C")  # in our byte order
+            raise UserError(f"cannot write {path}: '{name}' of dtype {x.dtype} is not a tensor")
+        arrays[name] = np.asarray(x, DTYPES[x.dtype.name], order="C")  # native byte order
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(new, "wb") as f:
@@ -141,7 +141,7 @@ def _guard(reader: Callable[[Path], File], path: Path) -> File:
         return reader(path)
     except (OSError, UserError) as error:
         raise UserError(f"cannot read {path}: {_first_line(error)}") from error
-    except Exception as error:  # all that parsers raise on hostile bytes, MemoryError included
+    except Exception as error:  # anything that parsers raise on hostile bytes, even MemoryError
         text = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
         raise UserError(f"cannot read {path}: it is truncated or damaged ({text})") from error
 
@@ -208,7 +208,7 @@ def _read_safetensors(f: io.BufferedReader, size: int) -> File:
         stop = start + multiply(shape) * dtype.itemsize
         if offsets != [start, stop] or 8 + length + stop > size:
             raise UserError(
-                f"{name!r:.80} should lie at {start:,} to {stop:,}, the header says {offsets}, "
+                f"{name!r:.80} should be at {start:,} to {stop:,}; the header has {offsets}, "
                 f"the data end at {size - 8 - length:,}"
             )
         tensors[name] = np.frombuffer(f.read(stop - start), np.uint8).view(dtype).reshape(shape)
@@ -219,9 +219,9 @@ def _read_safetensors(f: io.BufferedReader, size: int) -> File:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without repeated names, on which readers would disagree."""
+    """A JSON object. Raises UserError on repeated names, which readers resolve differently."""
     if len(entries := dict(pairs)) < len(pairs):
-        raise UserError("its header names something twice")
+        raise UserError("its header has a name twice")
     return entries
 
 
@@ -240,7 +240,10 @@ def _read_zip(f: io.BufferedReader, size: int) -> File:
         f.seek(max(0, size - 2**16 - 22))  # the directory's end; damage before it can hide members
         counted = int.from_bytes(f.read().rpartition(b"PK\5\6")[2][6:8], "little")
         if counted not in (len(members), 2**16 - 1):
-            raise UserError(f"it has {len(members)} zip members and says {counted}; it is damaged")
+            raise UserError(
+                f"it has {len(members)} zip members, but its directory counts {counted}; it is "
+                "damaged"
+            )
         if sum(m.file_size for m in members) > 100 * size + 2**26:
             raise UserError("it would expand to more than 100 times its size")
         if roots := [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]:
@@ -265,8 +268,8 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             raise UserError(f"{member.filename!r:.80} holds Python objects, which are never loaded")
         size = multiply(shape) * dtype.itemsize
         data = f.read(size) if 0 <= size <= member.file_size else b""
-        if len(data) != size or f.read(1):  # reading to the end checks the checksum
-            raise UserError(f"{member.filename!r:.80} is not as long as its shape says")
+        if len(data) != size or f.read(1):  # reading to the end verifies the checksum
+            raise UserError(f"{member.filename!r:.80} is not as long as its shape requires")
     if dtype.str == "|V2":  # how numpy stores a bfloat16
         dtype = DTYPES["bfloat16"]
     x = np.ndarray(shape, dtype, data, order="F" if fortran else "C")
@@ -276,11 +279,11 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 def _write_safetensors(
     f: io.BufferedWriter, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    # Wide types first, so that each tensor is aligned when the file is mapped into memory.
+    # Wide dtypes first, so that each tensor is aligned when the file is memory-mapped.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     codes = {name: code for code, name in CODES.items()}
     header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
-    header |= dict.fromkeys(tensors)  # named in the order that was given
+    header |= dict.fromkeys(tensors)  # names keep their given order
     start = 0
     for name in names:
         x = tensors[name]

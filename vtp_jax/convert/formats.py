@@ -1,10 +1,10 @@
-"""File formats: which tensors a net of each has, how a conversion is proved, and how a step of its
-training is compared with the official code.
+"""File formats: the tensors of a net of each, the proof of a conversion, and the comparison of a
+training step with the official code.
 
 A conversion is proved by running both sides on the same inputs in fp64: this implementation's net
-on the converted parameters, and `reference`, which shares no code with it, on published tensors.
-A step of training gives outputs, losses and gradients under the official names, which anyone can
-compare with what the official code gives on the same weights and inputs.
+on the converted parameters, and `reference`, which shares no code with it, on the published
+tensors. A training step returns outputs, losses and gradients under the official names, for
+comparison with those of the official code on the same weights and inputs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from vtp_jax.types import Params, UserError
 Tensors = Mapping[str, Num[np.ndarray, "..."]]
 
 KNOWN = {s.width: s.heads for table in (sizes.ENCODERS, sizes.DECODERS) for s in table.values()}
-HEAD = 64  # the width of a head, unless a published size of that width has another
+HEAD = 64  # width of a head, unless a published size of that width has another
 
 
 class Proof(NamedTuple):
-    """How an import is proved.
+    """The proof of an import.
 
-    draw:      (tensors, random numbers) -> inputs of the reference
-    reference: (tensors, inputs, heads) -> outputs by the names of `Net.run`'s
+    draw:      (tensors, random generator) -> inputs of the reference
+    reference: (tensors, inputs, heads) -> outputs under the names of `Net.run`
     tolerance: of a difference, in units of the output's root mean square
     """
 
@@ -46,13 +46,13 @@ class Proof(NamedTuple):
 
 
 class Step(NamedTuple):
-    """How the official code trains.
+    """A training step of the official code.
 
     source: the repository and commit
-    inputs: the names of the arrays that a step cannot do without
-    about:  those arrays, and what comes out; for people
+    inputs: the names of the required input arrays
+    about:  a description of the inputs and outputs
     frozen: regex of official names that get no gradient
-    idle:   regex of official parameters that no output reads: their gradients are zeros
+    idle:   regex of official parameters that no output depends on: their gradients are zeros
     """
 
     source: str
@@ -65,16 +65,17 @@ class Step(NamedTuple):
 class Format(NamedTuple):
     """One set of published names.
 
-    about:    for people
-    stacks:   of blocks: the name of its number of heads -> a norm's weight, as wide as the stack
+    about:    a description
+    stacks:   for each stack of blocks, the name of its number of heads -> the name of a norm's
+              weight that is as wide as the stack
     rules:    numbers of heads, one for each stack -> names and layouts
     net:      (parameters in fp64, inputs, heads) -> this implementation's net at their sizes
-    unused:   regexes of tensors that files may hold and no net reads
-    optional: prefixes of parameters that a net may lack, all of one prefix together
-    tidy:     the tensors under the one set of names that `rules` and the reference use
-    untidy:   what is written: the tensors under every name that readers expect
-    proof:    None where there is no reference, so that files cannot be imported
-    step:     None where no method here trains such a net
+    unused:   regexes of tensors that files may contain but no net uses
+    optional: prefixes of parameters that a net may lack; those of a prefix occur together
+    tidy:     the tensors under the single set of names that `rules` and the reference use
+    untidy:   the tensors as they are written, under every name that readers expect
+    proof:    None without a reference; files of such a format cannot be imported
+    step:     None if no method in this project trains such a net
     """
 
     about: str
@@ -90,13 +91,14 @@ class Format(NamedTuple):
 
 
 def published_heads(stack: str, width: int) -> int:
-    """The heads of the published net of that width, 0 if there is none. CLIP's text towers have
-    heads of 64 at any width."""
+    """The number of heads of the published net of that width, 0 if there is none. CLIP's text
+    towers have heads of width 64 at any width."""
     return width // HEAD if stack == "text-heads" else KNOWN.get(width, 0)
 
 
 def heads_of_64(stack: str, width: int) -> int:
-    """Heads of 64, as every published size of SimVTP, and of VideoMAE up to L, has them."""
+    """Heads of width 64, as in every published size of SimVTP, and of VideoMAE up to L; 0 if 64
+    does not divide the width."""
     return 0 if width % HEAD else width // HEAD
 
 
@@ -106,14 +108,14 @@ def heads_of(
     given: Mapping[str, int | None],
     usual: Callable[[str, int], int] = published_heads,
 ) -> dict[str, int]:
-    """The number of heads of each stack, which no tensor shows: as given, or as `usual` has it.
+    """The number of heads of each stack, which tensors do not show: as given, or else from `usual`.
 
-    Raises UserError where a stack is missing, or its width does not divide into the heads.
+    Raises UserError if a stack is missing, or if the heads do not divide its width.
     """
     found = {}
     for name, norm in form.stacks.items():
         if norm not in tensors:
-            raise UserError(f"there is no tensor '{norm}': the file is of another format")
+            raise UserError(f"the tensor '{norm}' is missing: the file is of another format")
         width = tensors[norm].size
         heads = given.get(name) or usual(name, width)
         if not heads or width % heads:
@@ -126,8 +128,8 @@ def heads_of(
 
 
 def table(form: Format, heads: Heads, present: Set[str]) -> list[rules.Rule]:
-    """The rules of a net with these heads; of an optional part where `present` has any tensor or
-    parameter of it, so that a half of one is an error."""
+    """The rules of a net with these heads. Those of an optional part are included if `present` has
+    any of its tensors or parameters, so that an incomplete part is an error."""
     every = form.rules(*heads.values())
     lacking = tuple(
         prefix
@@ -150,7 +152,7 @@ def sort_out(form: Format, tensors: Tensors) -> tuple[dict[str, Any], list[str]]
 def fit(form: Format, params: Params, inputs: Arrays, heads: Heads) -> Net:
     """The net of parameters in fp64.
 
-    Raises UserError, with all of their names, where a tensor's shape contradicts the others.
+    Raises UserError, with all of their names, if shapes of tensors are inconsistent.
     """
     try:
         net = form.net(params, inputs, heads)
@@ -159,7 +161,7 @@ def fit(form: Format, params: Params, inputs: Arrays, heads: Heads) -> Net:
         raise
     except (ValueError, TypeError, IndexError, KeyError, FlaxError) as error:
         text = " ".join(str(error).split())[:300]
-        raise UserError(f"the tensors do not make one net: {text}") from error
+        raise UserError(f"the tensors do not form a net: {text}") from error
     given = tree.flatten(params)
     wrong = [n for n, x in given.items() if n in wanted and wanted[n].shape != x.shape]
     if wrong:
@@ -183,8 +185,8 @@ def check(form: Format, params: Params, tensors: Tensors, heads: Heads) -> dict[
 
 
 def difference(found: Num[np.ndarray, "..."], expected: Num[np.ndarray, "..."]) -> float:
-    """The largest difference in units of the expected array's root mean square; inf for NaN and
-    for different shapes."""
+    """The largest difference in units of the expected array's root mean square; inf if there is a
+    NaN or if shapes differ."""
     if found.shape != expected.shape:
         return math.inf
     if not found.size:
@@ -202,7 +204,7 @@ def fp64(params: Any) -> Any:
 
 
 class Case(NamedTuple):
-    """Official weights and inputs, ready: the net, its parameters and their rules."""
+    """Official weights and inputs after conversion: the net, its parameters and their rules."""
 
     net: Net
     params: Params
@@ -212,7 +214,8 @@ class Case(NamedTuple):
 def prepare(
     form: Format, tensors: Tensors, inputs: Arrays, heads: Mapping[str, int | None]
 ) -> Case:
-    """Raises UserError on tensors or inputs that do not fit together. Call under `enable_x64`."""
+    """The case of official tensors and inputs. Raises UserError if they do not fit together. Call
+    under `enable_x64`."""
     assert form.step is not None, "a format without a step"
     nets.need(inputs, form.step.inputs)
     kept, _ = sort_out(form, tensors)
@@ -230,7 +233,8 @@ def differentiate(net: Net, params: Params) -> tuple[Any, Mapping[str, Any], Par
 
 
 def official(form: Format, names: list[rules.Rule], gradient: Params) -> dict[str, Any]:
-    """A gradient under official names, without those that the official code does not train."""
+    """A gradient under official names, without the parameters that the official code does not
+    train."""
     frozen = form.step.frozen if form.step else ""
     found = form.untidy(rules.to_theirs(names, gradient))
     return {name: x for name, x in found.items() if not re.fullmatch(frozen, name)}
@@ -244,10 +248,10 @@ def run_step(
     heads: Mapping[str, int | None] | None = None,
     grads: bool = False,
 ) -> dict[str, np.ndarray]:
-    """One step as the official code trains, in fp64: its outputs, `loss` and the terms of it, and
-    with `grads` grad/<official name>. heads: those that are not 64 wide, by stack.
+    """One training step as in the official code, in fp64: its outputs, `loss` and its terms, and
+    with `grads` grad/<official name>. heads: by stack, where heads are not 64 wide.
 
-    Raises UserError on tensors or inputs that do not fit together.
+    Raises UserError if tensors and inputs do not fit together.
     """
     with jax.enable_x64(True):
         net, params, names = prepare(form, tensors, inputs, heads or {})

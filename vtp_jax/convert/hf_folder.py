@@ -84,8 +84,8 @@ def _config(
 def preprocessor_config(
     *, side: int, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """preprocessor_config.json: the largest square in the middle, `side` pixels wide, in units of
-    `std` from `mean`. `VideoMAEImageProcessor` of transformers 4 and 5 reads it."""
+    """preprocessor_config.json: the largest centred square, `side` pixels wide, normalised by
+    `mean` and `std`. `VideoMAEImageProcessor` of transformers 4 and 5 reads it."""
     return dict(
         image_processor_type="VideoMAEImageProcessor",
         do_resize=True,
@@ -102,14 +102,14 @@ def preprocessor_config(
 
 
 class Config(NamedTuple):
-    """What a folder's config.json defines and its tensors do not show.
+    """The fields of a folder's config.json that cannot be inferred from its tensors.
 
-    heads, decoder_heads: of the attention layers; decoder_heads counts in pretraining only
+    heads, decoder_heads: of the attention layers; decoder_heads matters in pretraining only
     eps:    of the norms in blocks and after the encoder; `fc_norm` and `decoder.norm` have 1e-5 in
             transformers, 1e-6 in the original
     frames, side: of a clip; side in pixels
-    labels: the names of the classes, where it has them
-    doubt:  what a person should check, in one line, or ""
+    labels: the names of the classes, if any
+    doubt:  a warning to check the config, in one line, or ""
     """
 
     architecture: str
@@ -125,11 +125,11 @@ class Config(NamedTuple):
 def read_config(folder: Path) -> Config:
     """The config.json of a folder that `save_pretrained` or `convert export` wrote.
 
-    Raises UserError where there is none, or where it describes another net than `methods.videomae`.
+    Raises UserError if there is none, or if it describes a net other than `methods.videomae`.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"no '{path}', which holds the number of heads of a Hugging Face folder")
+        raise UserError(f"no '{path}', which has the number of heads of a Hugging Face folder")
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -1,6 +1,7 @@
-"""What the families' nets share: sizes read off parameters, batches, and inputs drawn for a check.
+"""Shared by the families' nets: sizes inferred from parameters, batches, and random inputs for
+checks.
 
-Parameters come in fp64, and everything is computed in it, without dropout.
+Parameters are fp64, and everything is computed in fp64, without dropout.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from vtp_jax.types import Params, Spec, UserError
 Arrays = Mapping[str, Any]
 Heads = Mapping[str, int]
 
-ROWS, WORDS = 2, 6  # of drawn inputs, at most
-# ImageNet's statistics as the released code has them, in fp32. Nets whose targets are pixels take
-# pixels in [0, 1]; `batch_of` undoes the normalising of the inputs with the same numbers.
+ROWS, WORDS = 2, 6  # of random inputs, at most
+# ImageNet's statistics as in the released code, in fp32. Nets with pixel targets take pixels in
+# [0, 1]; `batch_of` undoes the normalisation of the inputs with the same numbers.
 MEAN, STD = (
     tuple(float(np.float32(x)) for x in v) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 )
 PIXELS: dict[str, Any] = dict(mean=MEAN, std=STD, dtype="float64")
-# Nets without pixel targets take normalised pixels as they come.
+# Nets without pixel targets take normalised pixels unchanged.
 NORMALISED: dict[str, Any] = dict(mean=(0.0,) * 3, std=(1.0,) * 3, dtype="float64")
 
 
 class Net(NamedTuple):
-    """This implementation's net at the sizes of some parameters, on given inputs.
+    """This implementation's net, at the sizes of given parameters and bound to given inputs.
 
     init: key -> parameters, traced for their shapes
-    run:  parameters -> outputs, under the names of the reference's
+    run:  parameters -> outputs, under the reference's names
     step: parameters -> (loss, outputs under the official code's names), as the official code
-          trains; "after" among them is a tree of parameters that the step has changed. None for
-          nets without a method here
+          trains; the output "after" is a tree of parameters after the step. None for nets without a
+          method in this project
     """
 
     init: Callable[[Any], Any]
@@ -46,7 +47,7 @@ class Net(NamedTuple):
 
 
 def size_of(blocks: Params, heads: int) -> sizes.Size:
-    """The size of stacked blocks; heads cannot be read off them."""
+    """The size of stacked blocks. The number of heads cannot be inferred from them."""
     depth, width, mlp = blocks["mlp"]["fc1"]["kernel"].shape
     return sizes.Size(width, depth, heads, mlp)
 
@@ -57,7 +58,7 @@ def cube_of(patch_embed: Params) -> embed.Triple:
 
 
 def side_of(position: Any, has_class: bool = True) -> int:
-    """Patches along a side of the square picture that a position table covers."""
+    """The number of patches along a side of the square picture that a position table covers."""
     return math.isqrt(len(position) - has_class)
 
 
@@ -73,7 +74,7 @@ def image_rows(image: Any) -> Any:
 
 def batch_of(inputs: Arrays, unit: bool) -> dict[str, Any]:
     """The batch of a method from official inputs: video "b 3 t h w", normalised; ids "b [k] l";
-    attention_mask. unit: pixels are brought back to [0, 1] with ImageNet's statistics."""
+    attention_mask. unit: pixels are converted back to [0, 1] with ImageNet's statistics."""
     batch: dict[str, Any] = {}
     if "video" in inputs:
         video = frames_last(inputs["video"])
@@ -91,7 +92,7 @@ def spec_of(batch: Mapping[str, Any]) -> Spec:
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
 
-# Inputs from a person: mistakes that would give numbers without a meaning.
+# User inputs: checks for mistakes that would otherwise give meaningless numbers.
 
 
 def check_pixels(inputs: Arrays, name: str = "video") -> None:
@@ -102,7 +103,7 @@ def check_pixels(inputs: Arrays, name: str = "video") -> None:
 
 
 def check_shapes(inputs: Arrays, **shapes: tuple[int, ...]) -> None:
-    """Raises UserError where an input that is given has another shape."""
+    """Raises UserError if one of the given inputs has another shape."""
     for name, shape in shapes.items():
         if name in inputs and np.shape(inputs[name]) != shape:
             raise UserError(f"inputs['{name}'] is {np.shape(inputs[name])}; it must be {shape}")
@@ -117,14 +118,14 @@ def check_ids(inputs: Arrays, words: int, **least: int) -> None:
 
 
 def same_count(inputs: Arrays, name: str) -> int:
-    """The number of True in each row. Raises UserError where rows differ."""
+    """The number of True entries in each row. Raises UserError unless all rows have the same."""
     counts = np.asarray(inputs[name], bool).sum(axis=1)
     if (counts != counts[0]).any():
         raise UserError(f"inputs['{name}'] marks different numbers of tokens in different rows")
     return int(counts[0])
 
 
-# Inputs drawn for a check: the smallest that use every tensor.
+# Random inputs for a check: the smallest that use every tensor.
 
 Draw = Callable[[Mapping[str, Any], np.random.Generator], dict[str, np.ndarray]]
 
@@ -143,7 +144,7 @@ def draw_video(kernel: str, cubes: int = 2) -> Draw:
 
 def draw_words(table: str, positions: str) -> Draw:
     """ids "b l", the second row two words shorter, and their attention_mask; l is WORDS, or the
-    rows of the position table where it has fewer."""
+    number of rows of the position table if that is smaller."""
 
     def draw(tensors: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         length, words = min(WORDS, len(tensors[positions])), len(tensors[table])
@@ -155,14 +156,14 @@ def draw_words(table: str, positions: str) -> Draw:
 
 
 def factors(n: int) -> tuple[int, int]:
-    """Rows and columns of a grid of n places, as nearly square as they can be."""
+    """Rows and columns of a grid of n places, as close to square as possible."""
     rows = next(r for r in range(math.isqrt(n), 0, -1) if n % r == 0)
     return rows, n // rows
 
 
 def draw_image(kernel: str, table: str) -> Draw:
-    """An image with as many patches as the position table has rows, without the class token's, and
-    half of them to keep."""
+    """An image with one patch for each row of the position table except the class token's, and half
+    of the patches to keep."""
 
     def draw(tensors: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         _, c, h, w = tensors[kernel].shape
@@ -179,11 +180,11 @@ def together(*draws: Draw) -> Draw:
 
 
 def named(heads: Heads) -> dict[str, int]:
-    """Numbers of heads as keyword arguments of the references."""
+    """Numbers of heads as keyword arguments for the references."""
     return {name.replace("-", "_"): n for name, n in heads.items()}
 
 
 def need(inputs: Arrays, names: Sequence[str]) -> None:
-    """Raises UserError where an input is missing."""
+    """Raises UserError if an input is missing."""
     if missing := [name for name in names if name not in inputs]:
         raise UserError(f"inputs have no '{missing[0]}'; needed: {', '.join(names)}")

@@ -1,9 +1,9 @@
-"""Names and layouts of published weights: rules that are written once and used both ways.
+"""Names and layouts of published weights: rules that are written once and used in both directions.
 
-A rule says that parameter `ours` of this implementation is tensor `theirs` of a published file, in
-layout `layout`. Where `theirs` has `{i}`, axis 0 of `ours` stacks the layers; where it is several
-names, their rows concatenated are one parameter. All layouts are linear, so gradients convert by
-the same rules as weights. `convert.families` holds the tables of the published nets.
+A rule maps the parameter `ours` of this implementation to the tensor `theirs` of a published file,
+by `layout`. If `theirs` has `{i}`, axis 0 of `ours` stacks the layers; if it is several names, the
+parameter is the concatenation of their rows. All layouts are linear, so gradients convert by the
+same rules as weights. `convert.families` has the tables of the published nets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Tensor = Num[np.ndarray, "..."]
 
 
 class Layout(NamedTuple):
-    """into: published -> this implementation's, out: the inverse; for one layer."""
+    """into: published layout -> this implementation's; out: the inverse. Both for one layer."""
 
     into: Callable[[np.ndarray], np.ndarray]
     out: Callable[[np.ndarray], np.ndarray]
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
     layout: Layout
 
     def names(self, layer: int | None = None) -> list[str]:
-        """The published names; those of one layer where there are layers."""
+        """The published names; those of layer `layer` if given."""
         names = [self.theirs] if isinstance(self.theirs, str) else list(self.theirs)
         return names if layer is None else [n.replace("{i}", str(layer)) for n in names]
 
@@ -58,7 +58,7 @@ ROW = Layout(lambda x: x.reshape(x.shape[-1]), lambda x: x.reshape(1, 1, -1))  #
 
 
 def fused_qkv(heads: int, parts: int = 3) -> Layout:
-    """(3 h k, d), rows q | k | v and head-major inside <-> (d, h, 3, k); k | v alone: 2 parts."""
+    """(3 h k, d), rows q | k | v, each head-major <-> (d, h, 3, k). parts: 2 for only k | v."""
 
     def into(x: np.ndarray) -> np.ndarray:
         return x.reshape(parts, heads, -1, x.shape[-1]).transpose(3, 1, 0, 2)
@@ -70,7 +70,7 @@ def fused_qkv(heads: int, parts: int = 3) -> Layout:
 
 
 def fused_bias(heads: int, parts: int = 3) -> Layout:
-    """(3 h k), q | k | v and head-major inside <-> (h, 3, k); k | v alone: 2 parts."""
+    """(3 h k), q | k | v, each head-major <-> (h, 3, k). parts: 2 for only k | v."""
     return Layout(
         lambda x: x.reshape(parts, heads, -1).transpose(1, 0, 2),
         lambda x: x.transpose(1, 0, 2).reshape(-1),
@@ -149,7 +149,7 @@ def _one(names: tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def under(rules: Sequence[Rule], ours: str = "", theirs: str = "") -> list[Rule]:
-    """The same rules with these prefixes: `ours` as in "text/", `theirs` as in "bert."."""
+    """The same rules with prefixes on both names, such as ours="text/" and theirs="bert."."""
 
     def prefixed(rule: Rule) -> Rule:
         names = tuple(theirs + name for name in rule.names())
@@ -172,7 +172,7 @@ def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, A
     unused, flat, missing, wrong = set(tensors), {}, [], []
     for rule in rules:
         layers = [None]
-        if rule.stacked:  # without any layer, the first one's tensors are reported as missing
+        if rule.stacked:  # if there are no layers, those of the first are reported as missing
             layers = range(max(1, depth(tensors, rule.names()[0].split(".{i}")[0])))
         names = [rule.names(i) for i in layers]
         lacking = [n for part in names for n in part if n not in tensors]
@@ -196,7 +196,7 @@ def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, A
 def to_theirs(rules: Sequence[Rule], params: Mapping[str, Any]) -> dict[str, Tensor]:
     """Published tensors from nested parameters (or gradients), all of which must be used.
 
-    Raises UserError with the names that only one side has.
+    Raises UserError with the names that only the parameters or only the rules have.
     """
     flat, tensors = tree.flatten(params), {}
     if odd := sorted(set(flat) ^ {rule.ours for rule in rules}):

@@ -1,9 +1,9 @@
 """PyTorch's files: read without PyTorch and without executing anything, written with PyTorch.
 
-Three kinds: the zip of `torch.save` since 1.6, the stream of pickles before it, and TorchScript
+Three kinds: the zip of `torch.save` since 1.6, the earlier stream of pickles, and TorchScript
 archives, of which only the weights are used. All three describe their tensors by a pickle, which is
 read without executing it (`vtp_jax.pickles`): the names in it are looked up in a table of functions
-below, and any other name is an error. Facts: the formats as torch 2.13 has them.
+below, and any other name is an error. The formats are those of torch 2.13.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vtp_jax.types import UserError
 
 Tensor = Shaped[np.ndarray, "..."]
 
-# Names of the storages of dtypes; without a name the storage is untyped.
+# Names of the storage classes of dtypes; "": only untyped storages.
 STORAGES = {
     "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "float64": "Double",
     "int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte",
@@ -37,11 +37,11 @@ DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in STORAGES}
 STREAM = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first bytes of a stream
 WRAPPERS = ("model", "module", "state_dict", "model_state", "model_state_dict", "teacher")
 ARRAY = "numpy array"
-EXPANDED = 1 << 24  # elements that a tensor may have beyond its storage (strides of 0)
+EXPANDED = 1 << 24  # maximum elements of a tensor that is larger than its storage (strides of 0)
 
 
 class Found(NamedTuple):
-    """Tensors by name, the keys they were under, the names that were left out."""
+    """Tensors by name, the keys that wrapped them, and the names that were left out."""
 
     tensors: dict[str, Any]  # Tensor; before they are read, Lazy or Inert
     wrappers: tuple[str, ...]
@@ -54,7 +54,7 @@ def read_zip(archive: zipfile.ZipFile, root: str) -> Found:
     def member(name: str) -> bytes:
         info = archive.getinfo(root + name)
         if info.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"its member {name!r:.80} is compressed, which PyTorch never does")
+            raise UserError(f"its member {name!r:.80} is compressed, unlike any written by PyTorch")
         return archive.read(info)  # checks its checksum
 
     little = root + "byteorder" not in archive.namelist() or member("byteorder") == b"little"
@@ -65,7 +65,7 @@ def read_zip(archive: zipfile.ZipFile, root: str) -> Found:
 
 
 def read_stream(f: io.BufferedReader, size: int) -> Found:
-    """The tensors of a stream of `size` bytes: five pickles, then the storages as they are."""
+    """The tensors of a stream of `size` bytes: five pickles, then the raw storages."""
     storages: dict[str, Storage] = {}
     _magic, _version, system, value, keys = (unpickle(f, storages) for _ in range(5))
     _check_order(system["little_endian"])
@@ -96,7 +96,7 @@ def write(f: io.BufferedWriter, tensors: Mapping[str, Tensor], wrapper: str = ""
 
     def tensor(x: np.ndarray) -> Any:
         bits = x.view(f"i{x.itemsize}") if x.dtype.name in vars(ml_dtypes) else x
-        # torch wants its arrays writable, which a copy is.
+        # torch requires writable arrays; a copy is writable.
         return torch.from_numpy(bits.copy()).view(getattr(torch, x.dtype.name))
 
     named = {name: tensor(x) for name, x in tensors.items()}
@@ -108,11 +108,11 @@ def _check_order(little: bool) -> None:
         raise UserError("written on a big-endian machine; save it again on a little-endian one")
 
 
-# What a pickle becomes ---------------------------------------------------------------------------
+# The value of a pickle ---------------------------------------------------------------------------
 
 
 class Storage(NamedTuple):
-    """Where numbers lie: `count` of them, in the file's storage `key`."""
+    """A storage of the file: `count` elements, under `key`."""
 
     dtype: np.dtype
     key: str
@@ -124,7 +124,7 @@ class Storage(NamedTuple):
 
 
 class Lazy(NamedTuple):
-    """A tensor before its numbers are read. Offset and strides count elements."""
+    """A tensor whose data have not been read. Offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -152,14 +152,14 @@ class Lazy(NamedTuple):
 
 
 def multiply(shape: tuple[int, ...] | list[int]) -> int:
-    """The product of a shape, which must have no more axes than numpy can hold."""
+    """The product of a shape. Raises UserError if it has more axes than numpy supports."""
     if len(shape) > 64:
         raise UserError(f"a tensor has {len(shape)} axes")
     return math.prod(shape)
 
 
 def _load(value: Any, storage: Callable[[Storage], np.ndarray]) -> Found:
-    """The tensors of an unpickled value; `storage` gives the bytes of one."""
+    """The tensors of an unpickled value; `storage` returns the bytes of a storage."""
     if isinstance(value, Inert) and value.name.startswith("__torch__"):
         value = dict(_attributes(value, "", set()))
     if type(value) is not dict:
@@ -173,8 +173,8 @@ def _load(value: Any, storage: Callable[[Storage], np.ndarray]) -> Found:
 
 
 def _unwrap(value: dict, depth: int = 4) -> Found:
-    """What is a tensor in `value`, or in the first of its wrappers that has any; not yet read."""
-    for key in WRAPPERS if depth else ():  # a dictionary may hold itself
+    """The tensors in `value`, or in the first of its wrappers that has any; not yet read."""
+    for key in WRAPPERS if depth else ():  # a dictionary may contain itself
         if type(value.get(key)) is dict and (inner := _unwrap(value[key], depth - 1)).tensors:
             others = (str(name) for name in value if name != key)
             return Found(inner.tensors, (key, *inner.wrappers), (*others, *inner.dropped))
@@ -188,8 +188,8 @@ def _unwrap(value: dict, depth: int = 4) -> Found:
 
 
 def _attributes(module: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """What a TorchScript module and those in it hold, by dotted names."""
-    seen.add(id(module))  # a module may hold itself
+    """The attributes of a TorchScript module and of its submodules, by dotted names."""
+    seen.add(id(module))  # a module may contain itself
     for name, value in (module.state or {}).items():
         if not isinstance(value, Inert):
             yield prefix + name, value
@@ -206,7 +206,7 @@ def _numpy(array: Inert) -> Tensor:
     return x.astype(dtype.newbyteorder("="), copy=False)
 
 
-# What a pickle may name --------------------------------------------------------------------------
+# The names that a pickle may use -----------------------------------------------------------------
 
 
 def _dtype(kind: str, *_: Any) -> Inert:
@@ -232,8 +232,8 @@ def _first(value: Any = None, *_: Any) -> Any:
     return value
 
 
-# By "module name", harmless functions of this file. Where a value does not matter, such as a set
-# among the training arguments, its contents replace it.
+# By "module name": harmless functions of this file. Values that do not matter, such as a set among
+# the training arguments, are replaced by their contents.
 CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor_of,
@@ -252,7 +252,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "builtins set": _first,
     "builtins frozenset": _first,
     "builtins bytes": _first,  # empty ones
-    "builtins dict": _dict,  # these two as what a defaultdict makes
+    "builtins dict": _dict,  # these two: default factories of a defaultdict
     "builtins list": _first,
     "argparse Namespace": functools.partial(Inert, "argparse Namespace"),
     "numpy dtype": _dtype,
@@ -275,17 +275,17 @@ def _look_up(name: str) -> Any:
     if name.startswith("__torch__"):  # a TorchScript class: only its attributes are of use
         return functools.partial(Inert, name)
     raise UserError(
-        f"wants {name.replace(' ', '.')!r:.80} of Python, more than tensors need; it is rejected, "
-        "nothing was run (if you trust the file, load it and save its state dict alone)"
+        f"refers to Python's {name.replace(' ', '.')!r:.80}, which tensors do not need; rejected, "
+        "nothing was executed (if you trust the file, load it and save only its state dict)"
     )
 
 
 def unpickle(file: io.BufferedReader | io.BytesIO, storages: dict[str, Storage]) -> Any:
-    """The value of one pickle, behind which `file` is left; the storages it names join `storages`.
-    Made of plain data, `Storage`, `Lazy`, `Inert` and what `_look_up` gives."""
+    """The value of one pickle, after which `file` is left; adds its storages to `storages`. The
+    value consists of plain data, `Storage`, `Lazy`, `Inert` and the results of `_look_up`."""
 
-    def storage(said: Any) -> Storage:
-        kind, dtype, key, _device, count, *view = said
+    def storage(given: Any) -> Storage:
+        kind, dtype, key, _device, count, *view = given
         plain = type(key) is str and type(count) is int and count >= 0 and not any(view)
         check(kind == "storage" and isinstance(dtype, np.dtype) and plain, "has odd storages")
         storages[key] = Storage(dtype, key, count)

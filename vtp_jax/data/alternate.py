@@ -1,7 +1,7 @@
 """Training on sources of different structure, such as images and clips: their batches alternate.
 
-The source of a step, and the number of its batches before, are functions of (seed, step): a
-run that starts at step k sees what an unbroken one sees there.
+The source of a step, and the number of its earlier batches, are functions of (seed, step): a run
+that starts at step k gets the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Training(NamedTuple):
 
 
 def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Training:
-    """Several sources as one: of every sum(turns) steps, part k has turns[k], in an order drawn
-    anew. `id` and `label` are numbered across the sources. The spec is the first's."""
+    """Several sources as one: in every sum(turns) steps, part k has turns[k], in a new random
+    order. `id` and `label` are numbered across the sources. The spec is that of the first."""
     if len(parts) == 1:
         return parts[0]
 
@@ -55,8 +55,8 @@ def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Tra
 
 
 def label_on(stream: Stream, before: Sequence[Training]) -> Stream:
-    """An evaluation stream with the classes of a source that comes after others (`before`): its
-    batches and its table have the numbers that training gives them."""
+    """An evaluation stream for the classes of a source that comes after others (`before`): labels
+    in its batches and its table are shifted to those of training."""
     classes = sum(part.classes for part in before)
     if not classes:
         return stream
@@ -71,7 +71,7 @@ def label_on(stream: Stream, before: Sequence[Training]) -> Stream:
 
 
 def turn(turns: Sequence[int], seed: int, step: int) -> tuple[int, list[int]]:
-    """(the source of a step, the number of steps that each source had before)."""
+    """(the source of a step, the number of earlier steps of each source)."""
     cycle, place = divmod(step, sum(turns))
     order = orders(tuple(turns), seed, cycle)
     had = [cycle * n + order[:place].count(k) for k, n in enumerate(turns)]

@@ -31,7 +31,7 @@ GOOD, PADDING = -1, -2  # codes of rows, in addition to the numbers of causes
 
 
 class TrainingRow(NamedTuple):
-    """Makes a row: which part of its clip it shows depends on (seed, epoch, index) alone."""
+    """Makes a training row. The part of the clip depends only on (seed, epoch, index)."""
 
     clips: Clips
     look: Look
@@ -47,7 +47,7 @@ class TrainingRow(NamedTuple):
 
 
 class EvalRow(NamedTuple):
-    """Makes a row of an evaluation stream: the middle of its clip, or all test views."""
+    """Makes an evaluation row: the middle of its clip, or all test views."""
 
     clips: Clips
     look: Look
@@ -66,8 +66,8 @@ class EvalRow(NamedTuple):
 def attempt(
     row: TrainingRow | EvalRow, clips: Clips, order: Order, place: int, out: Pixels
 ) -> tuple[int, sources.Clip | None]:
-    """Finds the clip of a place, once, and writes its pixels, or zeros; returns (code, clip). Any
-    error other than Unreadable is a bug, and raised."""
+    """Opens the clip of a place, once, and writes its pixels, or zeros; returns (code, clip). Any
+    error other than Unreadable is a bug and is raised."""
     step, at = divmod(place, order.rows)
     epoch, index = (int(column[at]) for column in rows_of(order, step))
     if index < 0:
@@ -85,8 +85,8 @@ def attempt(
 
 
 def encode(words: Words | None, captions: Sequence[str], pieces: int = 1) -> dict[str, Any]:
-    """text, text_mask and maskable "b l" of captions; "b k l" where each row has k = `pieces`
-    captions, one after the other."""
+    """text, text_mask and maskable "b l" of captions; "b k l" if each row has k = `pieces`
+    consecutive captions."""
     if words is None:
         return {}
     ids, mask, maskable = words.tokenizer.encode(captions, words.length)
@@ -97,7 +97,7 @@ def encode(words: Words | None, captions: Sequence[str], pieces: int = 1) -> dic
 
 
 def classify(clips: Sequence[sources.Clip | None], classes: int) -> dict[str, Any]:
-    """The labels "b" of clips, -1 for those without; nothing where the source has no classes."""
+    """The labels "b" of clips, -1 for those without; empty if the source has no classes."""
     if not classes:
         return {}
     labels = (None if clip is None else clip.label for clip in clips)
@@ -140,11 +140,11 @@ def train_batches(
 def choose_captions(
     clip: sources.Clip | None, pieces: int, seed: int, epoch: int, index: int
 ) -> Sequence[str]:
-    """One of a video's captions, or those of its pieces, which are all of them."""
+    """One of a video's captions, or all of them, one for each piece."""
     captions = () if clip is None else clip.captions
     if pieces > 1:
         if clip is not None and len(captions) not in (0, pieces):
-            raise UserError(f"'{clip.path}' has {len(captions)} captions, of pieces={pieces}")
+            raise UserError(f"'{clip.path}' has {len(captions)} captions, but pieces={pieces}")
         return captions or [""] * pieces
     if len(captions) < 2:
         return captions or [""]
@@ -153,7 +153,7 @@ def choose_captions(
 
 
 class Ledger:
-    """Counts rows, and failures by cause; names each unreadable clip once in the log."""
+    """Counts rows, and failures by cause; logs each unreadable clip once."""
 
     def __init__(self, source: sources.Source, max_failed: float):
         self.source = source
@@ -164,14 +164,14 @@ class Ledger:
     def clear(self) -> None:
         self.rows = 0
         self.failed: collections.Counter[str] = collections.Counter()
-        # Batches are made ahead, by another thread; each waits here until its step is asked for.
+        # Batches are made ahead in another thread; each entry waits here until its step is used.
         self.waiting: collections.deque[tuple[int, int, Sequence[str]]] = collections.deque()
         self.used_rows = 0
         self.used_failed: collections.Counter[str] = collections.Counter()
 
     def counts(self, step: int) -> dict[str, int]:
         """rows, failed, and failed/<cause> for the causes that occurred, in the batches of the
-        steps before `step`, which must not decrease from one call to the next."""
+        steps before `step`, which must not decrease between calls."""
         while self.waiting and self.waiting[0][0] < step:
             _, rows, causes = self.waiting.popleft()
             self.used_rows += rows
@@ -200,12 +200,12 @@ class Ledger:
             first = ", ".join(map(repr, list(self.named.values())[:3]))
             raise UserError(
                 f"{self.failed.total()} of {self.rows} rows cannot be read ({by_cause}), more than "
-                f"max_failed={self.max_failed}; first {first}; look with vtp_jax.prepare check"
+                f"max_failed={self.max_failed}; first {first}; see `vtp prepare check`"
             )
 
     def too_many(self) -> bool:
-        """Whether more clips have failed than may at all, or more rows than can be chance where as
-        many clips fail as may."""
+        """Whether more clips have failed than allowed in total, or more rows than chance explains
+        if the share of failing clips is the allowed one."""
         clips, rows = (self.max_failed * n for n in (len(self.source.clips), self.rows))
         return len(self.named) > clips or self.failed.total() > rows + CHANCE * math.sqrt(rows)
 
@@ -226,8 +226,8 @@ def open_streams(
     make_order: Callable[[int], Order],
     run: Run,
 ) -> dict[str, Stream]:
-    """`name`: every video once; `name/captions`, where words are read: every caption once. Records
-    of shards are read once for the table of both, and once a row."""
+    """`name`: every video once; `name/captions`, if there is a tokenizer: every caption once.
+    Records of shards are read once for the table of both, and once per row."""
     known = known_clips(clips.source)
     table = make_table(clips.source, known)
     streams = {name: stream_videos(clips, look, words, make_order, run, table)}
@@ -293,7 +293,7 @@ def stream_captions(
 
 
 def make_table(source: sources.Source, known: Sequence[sources.Clip]) -> dict[str, Any]:
-    """By id: `caption` (the first), `captions` (all), `label` (None where it has none), `path`."""
+    """Columns by id: `caption` (the first), `captions` (all), `label` (None without), `path`."""
     return dict(
         caption=[clip.captions[0] if clip.captions else "" for clip in known],
         captions=[clip.captions for clip in known],

@@ -1,7 +1,7 @@
-"""Inputs of shards: the clips of file lists, tars and TFDS, cut into tasks.
+"""Inputs of shards: the clips of file lists, tars and TFDS, divided into tasks.
 
-A task makes one shard. Tasks depend on the collection alone, so the same command makes the same
-ones again.
+A task makes one shard. Tasks depend only on the collection, so the same command always gives the
+same tasks.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Items = Callable[[], Iterator[Item | tars.Refused]]
 
 
 class Task(NamedTuple):
-    """A shard to be made. name: of its file; items: what may come into it; count: the
-    approximate number of items."""
+    """A shard to be made. name: of its file; items: its candidates; count: their approximate
+    number."""
 
     name: str
     items: Items
@@ -52,8 +52,8 @@ class FromFiles(NamedTuple):
 
 
 class FromTar(NamedTuple):
-    """The samples of a tar. field: of .json, with the captions, where there is no .txt; prefix: of
-    all ids."""
+    """The samples of a tar. field: the key of captions in the .json, if there is no .txt; prefix:
+    of all ids."""
 
     path: str
     field: str
@@ -94,8 +94,8 @@ class FromTar(NamedTuple):
 
 
 class FromTfds(NamedTuple):
-    """Examples `start` to `stop` of a TFDS set that is prepared already. columns: the features with
-    frames, caption, label and id, "" where there is none."""
+    """Examples `start` to `stop` of a TFDS set that has been prepared. columns: the features with
+    frames, caption, label and id, "" if there is none."""
 
     name: str
     data_dir: str | None
@@ -129,7 +129,7 @@ def plan_files(source: Source, per_shard: int) -> list[Task]:
     """Tasks of `per_shard` clips each. Raises UserError on ids that repeat."""
     ids = collections.Counter(clip.id or clip.path for clip in source.clips)
     if twice := [name for name, count in ids.items() if count > 1]:
-        raise UserError(f"{len(twice)} ids are repeated, first '{twice[0]}'; make them unique")
+        raise UserError(f"{len(twice)} ids are repeated, such as '{twice[0]}'; make them unique")
     starts = range(0, len(source.clips), per_shard)
     parts = [tuple(source.clips[i : i + per_shard]) for i in starts]
     return [
@@ -139,14 +139,14 @@ def plan_files(source: Source, per_shard: int) -> list[Task]:
 
 
 def plan_tars(paths: Sequence[str], field: str, source: str, licence: str) -> list[Task]:
-    """A task for each tar, named after it; of a folder, for each tar in it. Where two tars have
-    samples of one name, all ids begin with the tar's name."""
+    """A task for each tar, named after it; for a folder, one for each tar in it. If two tars have
+    samples of the same name, all ids are prefixed with the tar's name."""
     found: list[Path] = []
     for path in map(Path, paths):
         found += sorted(path.glob("*.tar")) if path.is_dir() else [path]
     for path in found:
         if path.suffix != ".tar" or not path.is_file():
-            raise UserError(f"'{path}' is no .tar file; unpack compressed ones first")
+            raise UserError(f"'{path}' is not a .tar file; decompress compressed ones first")
     if not found:
         raise UserError(f"no .tar files in {', '.join(map(str, paths))}")
     names = [path.stem for path in found]
@@ -174,7 +174,7 @@ def plan_tfds(
     source: str,
     licence: str,
 ) -> list[Task]:
-    """Tasks of `per_shard` examples each, of a split or a part of one, such as train[:60%]."""
+    """Tasks of `per_shard` examples each, for a split or a part of one, such as train[:60%]."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:

@@ -1,8 +1,8 @@
 """The part of a video that is shown: its frames, the crop, the number of views.
 
-A sampling of frames has a row in `SAMPLINGS`, a crop a row in `BOXES`; nothing else branches on
-their names. Frames are chosen before they are decoded: a reader calls `frames(length)` with the
-number of frames that a video has, and `boxes(h, w)` with the size of its picture.
+Each sampling of frames is an entry of `SAMPLINGS`, each crop an entry of `BOXES`; no other code
+branches on their names. Frames are chosen before they are decoded: a reader calls `frames(length)`
+with the number of frames of a video, and `boxes(h, w)` with the size of its picture.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Look(NamedTuple):
     """The part of a video that is shown.
 
     frames, stride: the number of frames, and the distance between them
-    size:     pixels of a side of the square picture
+    size:     side of the square picture, in pixels
     crop:     in training: `multiscale` (random, SimVTP's), `resized` (random, Inception's),
-              `window` (random, at its own scale) or `centre`
+              `window` (random, not rescaled) or `centre`
     repeats:  crops of one decoded clip in training, as views "v t h w c" if there are several
     views:    in evaluation: (segments, crops) of SimVTP's test, or None for one clip in the middle
     sampling: `windows` of frames that are `stride` apart, or `segments`: one frame from each of
@@ -95,9 +95,9 @@ BOXES: Mapping[str, Callable[..., ops.Box]] = dict(
 )
 
 
-# What a reader is given. These are classes, not functions made for each row: under pytest jaxtyping
-# decorates every `def` where it is executed, and beartype's decorating is slow and not safe in
-# several threads at once. A method is decorated once, when its module is imported.
+# The arguments of a reader. These are classes, not functions created for each row: under pytest,
+# jaxtyping decorates every `def` when it is executed, and beartype's decoration is slow and not
+# thread-safe. A method is decorated once, when its module is imported.
 
 
 class Drawn(NamedTuple):
@@ -146,7 +146,7 @@ class Spread(NamedTuple):
 
 @runtime_checkable
 class Reader(Protocol):
-    """A clip that has been found, and its frames. Both methods raise video.Unreadable."""
+    """An open clip and its frames. `read` and `show` raise video.Unreadable."""
 
     @property
     def clip(self) -> Clip: ...
@@ -156,19 +156,18 @@ class Reader(Protocol):
         ...
 
     def show(self, choose: video.Choose, boxes: Boxes, out: UInt8[np.ndarray, "v t s s c"]) -> None:
-        """Writes each of the parts that `boxes(h, w)` chooses of the chosen frames to `out`,
-        resized to its size."""
+        """Writes the parts `boxes(h, w)` of the chosen frames to `out`, resized to its size."""
         ...
 
 
 def show(reader: Reader, choice: Drawn | Middle, out: Pixels) -> None:
-    """A row's pixels "[v] t h w c": the frames of all pieces, in order, of each box."""
+    """Writes a row's pixels "[v] t h w c": for each box, the frames of all pieces in order."""
     frames, side = choice.pieces * choice.look.frames, choice.look.size
     reader.show(choice.frames, choice.boxes, out.reshape(-1, frames, side, side, 3))
 
 
 def show_views(reader: Reader, look: Look, out: Pixels) -> None:
-    """SimVTP's test views, "v t h w c", v = segments * crops, crops fastest."""
+    """Writes SimVTP's test views, "v t h w c", v = segments * crops, crops fastest."""
     segments, crops = look.views or (1, 1)
     frames = reader.read(Spread(look, segments).frames)
     views = ops.crop_views(frames, look.size, crops)  # crops (segments t) h w c

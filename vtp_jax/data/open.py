@@ -1,7 +1,7 @@
 """From the sections of `config.data` to sets of clips, a look and a tokenizer.
 
-A set is opened by its kind (`OPENERS`), and several are mixed into one. A row finds its clip once
-(`Clips.open`): captions, label and frames come from that one reading of its record.
+A set is opened by its kind (`OPENERS`), and several can be mixed into one. Each row opens its clip
+once (`Clips.open`): captions, label and frames come from a single read of its record.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Clips(NamedTuple):
     """A source and how its clips are read.
 
     open:   index -> the clip and its frames; raises video.Unreadable
-    pieces: the number of equal parts of a video of which a row shows a clip each, in order,
-            "v t h w c", with the parts' captions "v l", which are all captions of the video;
-            1 shows one clip of the whole video, and one caption
-    every:  frames between two that are stored; the others show the stored one before
+    pieces: the number of equal parts of a video; a row has one clip of each, in order, "v t h w c",
+            and the captions of the parts, "v l", which are all captions of the video; 1: one clip
+            of the whole video, and one caption
+    every:  distance between stored frames; for the others, the stored one before is shown
     sets:   of a mixture, the number of clips of each set, and its weight
     """
 
@@ -54,7 +54,7 @@ class Words(NamedTuple):
 
 
 class More(NamedTuple):
-    """A further source of training batches. train: as `make`'s; video: what differs from `make`'s;
+    """A further source of training batches. train: as in `make`; video: overrides of `make`'s;
     batch: rows, `make`'s by default; turns: the number of its batches in a round."""
 
     train: Mapping[str, Any]
@@ -98,11 +98,11 @@ def list_parts(
 
 
 def rename(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A set's section with today's names of keys: those of older runs are read, and reported."""
+    """A set's section under the current names of keys: old names are accepted, with a warning."""
     given = dict(given)
     for old, new in RENAMED.items():
         if old in given and new in given:
-            raise UserError(f"{where}: '{old}' is the old name of '{new}'; give one of them")
+            raise UserError(f"{where}: '{old}' is the old name of '{new}'; give only '{new}'")
         if old in given:
             logging.warning("%s: '%s' is now called '%s'", where, old, new)
             given[new] = given.pop(old)
@@ -121,7 +121,7 @@ def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Cli
         return fit(where, OPENERS[kind], given, split)
     parts = {name: dict(one) for name, one in given.pop("mix").items()}
     if given or not parts:
-        raise UserError(f"{where}.mix takes sets by name, and no other key may be next to it")
+        raise UserError(f"{where}.mix takes sets by name; no other key is allowed next to it")
     weights = [float(one.pop("weight", 1.0)) for one in parts.values()]
     return mix(
         [open_set(f"{where}.mix.{name}", kind, one, split) for name, one in parts.items()], weights
@@ -129,10 +129,10 @@ def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Cli
 
 
 def choose_kind(where: str, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The kind and arguments of a set of a config whose kind is `shards`.
+    """The kind and arguments of a set in a config whose kind is `shards`.
 
-    A config's sets name lists of files, and no flag removes a key. So what only files have is
-    dropped for shards, and a set other than training's that has no shards is read from files.
+    The sets of a config name lists of files, and no flag removes a key. Keys that only files have
+    are therefore dropped for shards, and an evaluation set without shards is read from files.
     """
     if "list" in given and not where.startswith("data.train") and not holds_shards(given):
         logging.info("%s: no shards in %s, so files are read", where, given.get("root"))
@@ -182,8 +182,8 @@ def open_files(
     max_absent: float = 0.0,
     pieces: int = 1,
 ) -> Clips:
-    """The videos that the file `list` names: see `sources.load`. `split` changes nothing. pieces:
-    above 1, the number of captions of each video, which are those of its equal parts, in order."""
+    """The videos that the file `list` names: see `sources.load`. `split` has no effect. pieces:
+    if above 1, the number of captions of each video: those of its equal parts, in order."""
     source = sources.load(
         root,
         list,
@@ -202,7 +202,7 @@ def open_files(
 
 
 class Drawing(NamedTuple):
-    """A clip of the shapes corpus, or several in order, drawn when they are read."""
+    """A clip of the shapes corpus, or several in order, drawn when read."""
 
     clip: sources.Clip
     plan: shapes.Plan
@@ -237,11 +237,11 @@ def open_shapes(
 ) -> Clips:
     """The first `clips` of a split of the shapes corpus.
 
-    label: the attribute that is the class, if any; caption: what it describes, see `shapes.source`
-    pieces: above 1, `clips` longer videos, each of `pieces` clips that follow each other
+    label: the attribute that is the class, if any; caption: its kind, see `shapes.source`
+    pieces: if above 1, `clips` longer videos, each of `pieces` consecutive clips
     """
     if pieces > 1 and label is not None:
-        raise UserError("shapes: a video of several pieces has no one label; drop label or pieces")
+        raise UserError("shapes: a video of several pieces has no single label; drop one of them")
     count = clips * pieces
     plan = shapes.Plan(train=count, val=count, side=side, frames=frames, seed=seed)
     source = sources.in_a_row(shapes.source(plan, split, label, caption), pieces)
@@ -258,13 +258,13 @@ def open_community(
     answers: int | str = 1500,
     max_absent: float = 0.0,
 ) -> Clips:
-    """A split of one of the community's data sets, by name: see `sets.load`."""
+    """A split of a public data set, by name: see `sets.load`."""
     return from_source(sets.load(set, split, root, answers=answers, max_absent=max_absent))
 
 
 def open_shards(split: str, *, root: str, pieces: int = 1) -> Clips:
-    """The clips of a folder that `vtp_jax.prepare shards` wrote. `split` changes nothing; `pieces`
-    as of `open_files`."""
+    """The clips of a folder that `vtp_jax.prepare shards` wrote. `split` has no effect; `pieces` is
+    as in `open_files`."""
     clips = records.Shards(root)
     if pieces > 1 and (fewest := clips.facts.captions) < pieces:
         raise UserError(
@@ -279,7 +279,7 @@ OPENERS: Mapping[str, Callable[..., Clips]] = dict(
 
 
 class Member(NamedTuple):
-    """A clip of a set that is mixed with others, by its whole path."""
+    """A clip of a set that is mixed with others, by its full path."""
 
     clip: sources.Clip
     reader: Reader
@@ -326,12 +326,12 @@ def make_order(clips: Clips, rows: int, process: tuple[int, int], seed: int) -> 
 
 
 def unknown_clip(index: int, error: video.Unreadable) -> sources.Clip:
-    """What is known of a clip whose record is damaged: a name for the log."""
+    """The clip of a damaged record: only a name for the log."""
     return sources.Clip(f"clip {index} ({error.detail})", ())
 
 
 def known_clips(source: sources.Source) -> list[sources.Clip]:
-    """All clips of a source. Each record of a shard is read for it."""
+    """All clips of a source. For shards, this reads every record's header."""
     return [known_clip(source, index) for index in range(len(source.clips))]
 
 
@@ -353,14 +353,14 @@ def open_text(
     path: str | None = None,
     vocab_size: int | None = None,
 ) -> Words:
-    """The tokenizer at `path`; without one, SentencePiece trained here and now on the captions of
-    `source`, which is for small corpora.
+    """The tokenizer at `path`; without a path, SentencePiece trained on the spot on the captions of
+    `source`, for small corpora.
 
-    vocab_size: the number of pieces; an upper bound, 256 by default, where the tokenizer is
-    trained. A file's own number is used where it differs, and that is reported.
+    vocab_size: the number of pieces; if the tokenizer is trained, an upper bound, 256 by default.
+    If a file has another number, the file's is used, with a warning.
     """
     if length < 3:
-        raise UserError(f"data.text.length={length} holds no word between [CLS] and [SEP]")
+        raise UserError(f"data.text.length={length} leaves no word between [CLS] and [SEP]")
     if path is None:
         if kind != "sentencepiece":
             raise UserError(f"data.text: kind {kind!r} needs a path")
@@ -375,7 +375,7 @@ def open_text(
     return Words(tokenizer, length)
 
 
-# Checks of what fits together.
+# Consistency checks.
 
 
 def check_captions(source: sources.Source, where: str) -> None:
@@ -394,12 +394,12 @@ def check_views(clips: Clips, where: str, name: str, asked: bool) -> None:
 def check_stride(clips: Clips, where: str, look: Look) -> None:
     if look.sampling == "segments" and clips.every > 1:
         raise UserError(
-            f"{where}: data.video.sampling='segments' takes any frame of a video, and the shards "
+            f"{where}: data.video.sampling='segments' needs all frames of a video, but the shards "
             f"hold every {clips.every}th; prepare them with --every 1"
         )
     if look.frames > 1 and look.stride % clips.every:
         raise UserError(
-            f"{where}: frames {look.stride} apart are asked for, of shards that hold every "
+            f"{where}: frames {look.stride} apart are requested, but the shards hold every "
             f"{clips.every}th; set data.video.stride to a multiple, or prepare them with "
             f"--every {math.gcd(look.stride, clips.every)}"
         )

@@ -1,7 +1,7 @@
 """Sampling of frames and crops by SimVTP's rules, in numpy and Pillow.
 
-Random choices draw from a generator that the caller makes from (seed, epoch, index). The rules are
-those of the table in docs/data.md, which follows the SimVTP code.
+Random choices use a generator that the caller creates from (seed, epoch, index). The rules are
+those of the table in docs/data.md, which follows SimVTP's code.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side, for `box_multiscale`
-SNAP = 3  # pixels: a crop this near to the target's size takes that size
-# Places of a crop, in quarters of the room: corners, centre, edges' middles, quarter points.
+SNAP = 3  # pixels: a crop this close to the target's size takes that size
+# Places of a crop, in quarters of the free space: corners, centre, edge centres, quarter points.
 PLACES = (
     *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2)),
     *((0, 2), (4, 2), (2, 4), (2, 0)),
@@ -28,9 +28,9 @@ def sample_frames(
 ) -> Int[np.ndarray, "t"]:
     """Numbers of `frames` frames, `stride` apart, from a random start in a video of `length`.
 
-    As SimVTP: the start is uniform in [0, length - window + 1) with window = frames * stride, or 0
-    in a video shorter than that; a number advances only to frames before the video's last one, and
-    repeats when there is none left.
+    As in SimVTP: the start is uniform in [0, length - window + 1) with window = frames * stride, or
+    0 in a shorter video; numbers advance only to frames before the video's last one, and repeat
+    when none is left.
     """
     starts = length - frames * stride + 1
     return walk(length, frames, stride, int(rng.integers(starts)) if starts > 0 else 0)
@@ -48,8 +48,8 @@ def walk(length: int, frames: int, stride: int, start: int) -> Int[np.ndarray, "
 
 def segment_frames(length: int, frames: int, rng: np.random.Generator) -> Int[np.ndarray, "t"]:
     """Numbers of a random frame from each of `frames` equal parts of the whole video, of length //
-    frames frames each (TSN's; VideoMAE is fine-tuned so on Something-Something). In a video of
-    fewer than `frames` frames, always the first."""
+    frames frames each (as in TSN, and in VideoMAE's fine-tuning on Something-Something). In a video
+    with fewer than `frames` frames, always the first."""
     part = length // frames
     if part:
         return part * np.arange(frames) + rng.integers(part, size=frames)
@@ -59,7 +59,7 @@ def segment_frames(length: int, frames: int, rng: np.random.Generator) -> Int[np
 def segment_views(length: int, frames: int, segments: int) -> Int[np.ndarray, "s t"]:
     """Numbers of the frames of `segments` test clips, each over the whole video, interleaved
     (VideoMAE, Something-Something): frame i of clip k is int(length / frames * (i + k / segments)).
-    One segment has the middles of all parts."""
+    A single segment has the middles of all parts."""
     place = np.arange(segments)[:, None] / segments if segments > 1 else 0.5
     return (
         (length / frames * (np.arange(frames) + place)).astype(np.int64).reshape(segments, frames)
@@ -69,8 +69,8 @@ def segment_views(length: int, frames: int, segments: int) -> Int[np.ndarray, "s
 def in_parts(
     parts: int, choose: Callable[[int], Int[np.ndarray, "t"]], length: int
 ) -> Int[np.ndarray, "n"]:
-    """Applies `choose`, which maps the length of a video to numbers of its frames, to each of
-    `parts` equal parts of a longer video; returns the numbers in that video, part by part."""
+    """Applies `choose`, which maps the length of a video to frame numbers, to each of `parts` equal
+    parts of a longer video; returns the numbers in that video, part by part."""
     part = length // parts
     return np.concatenate([i * part + choose(part) for i in range(parts)])
 
@@ -78,9 +78,9 @@ def in_parts(
 def view_frames(length: int, frames: int, stride: int, segments: int) -> Int[np.ndarray, "s t"]:
     """Numbers of the frames of `segments` test clips, spread evenly over the whole video.
 
-    As SimVTP: of every `stride`-th frame (the last of them repeated up to `frames`), clip k starts
-    at int(k * step), step = (count - frames) / (segments - 1) with `count` strided frames. One
-    segment is the middle one.
+    As in SimVTP: among every `stride`-th frame (the last one repeated up to `frames`), clip k
+    starts at int(k * step), step = (count - frames) / (segments - 1), where `count` is the number
+    of strided frames. A single segment is the middle one.
     """
     strided = np.arange(0, length, stride)
     strided = np.pad(strided, (0, max(frames - len(strided), 0)), mode="edge")
@@ -89,7 +89,7 @@ def view_frames(length: int, frames: int, stride: int, segments: int) -> Int[np.
 
 
 def spread(room: int, count: int) -> Int[np.ndarray, "n"]:
-    """`count` starts from 0 to `room`, evenly spaced and rounded down; the middle if only one."""
+    """`count` starts from 0 to `room`, evenly spaced, rounded down; a single one is the middle."""
     if count == 1:
         return np.asarray([room // 2])
     return (np.arange(count) * (room / (count - 1))).astype(np.int64)
@@ -107,8 +107,8 @@ class Box(NamedTuple):
 def box_multiscale(full_h: int, full_w: int, size: int, rng: np.random.Generator) -> Box:
     """A random part of a picture, to be shown at `size`.
 
-    As SimVTP: width and height are neighbours among four scales of the short side, which gives ten
-    pairs, and the place is one of thirteen.
+    As in SimVTP: width and height are equal or adjacent among four scales of the short side, ten
+    pairs in total, and the place is one of thirteen.
     """
     sides = [snap(int(min(full_h, full_w) * scale), size) for scale in SCALES]
     pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
@@ -119,9 +119,9 @@ def box_multiscale(full_h: int, full_w: int, size: int, rng: np.random.Generator
 
 
 def box_resized(full_h: int, full_w: int, size: int, rng: np.random.Generator) -> Box:
-    """A random part, to be shown at any size: 8 % to all of the area, the sides' ratio 3 / 4 to
-    4 / 3, log-uniform (Inception's; VideoMAE and SimVTP fine-tune with it). After ten that do not
-    fit, the largest square in the middle."""
+    """A random part, to be shown at any size: 8 % to 100 % of the area, aspect ratio 3 / 4 to
+    4 / 3, log-uniform (Inception's; VideoMAE and SimVTP fine-tune with it). After ten draws that do
+    not fit, the largest square in the middle."""
     for _ in range(10):
         area = full_h * full_w * rng.uniform(0.08, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -133,7 +133,8 @@ def box_resized(full_h: int, full_w: int, size: int, rng: np.random.Generator) -
 
 
 def box_window(full_h: int, full_w: int, size: int, rng: np.random.Generator) -> Box:
-    """A random square of `size`, shown as it is; of a smaller picture, the largest there is."""
+    """A random square of side `size`, which is not resized; in a smaller picture, the largest
+    square."""
     side = min(full_h, full_w, size)
     x, y = rng.integers(full_w - side + 1), rng.integers(full_h - side + 1)
     return Box(int(y), int(x), side, side)
@@ -150,7 +151,7 @@ def snap(side: int, size: int) -> int:
 
 
 def cut(video: UInt8[np.ndarray, "t h w c"], box: Box, size: int) -> UInt8[np.ndarray, "t s s c"]:
-    """The same part of every frame, resized to `size` (bilinear, as Pillow does it)."""
+    """The same part of every frame, resized to `size` (bilinear, as in Pillow)."""
     return resize(video[:, box.y : box.y + box.h, box.x : box.x + box.w], size, size)
 
 
@@ -159,8 +160,8 @@ def crop_views(
 ) -> UInt8[np.ndarray, "n t s s c"]:
     """`crops` squares spread along the long side, the short side resized to `size`.
 
-    As SimVTP: int(c * (long - size) / (crops - 1)), along the height where h >= w. One crop is the
-    middle one. The resize is plain bilinear without smoothing, as OpenCV's.
+    As in SimVTP: crop c starts at int(c * (long - size) / (crops - 1)), along the height if h >= w.
+    A single crop is the middle one. Resizing is bilinear without antialiasing, as in OpenCV.
     """
     full_h, full_w = video.shape[1:3]
     if full_h <= full_w:
@@ -175,7 +176,7 @@ def crop_views(
 
 
 def resize(video: UInt8[np.ndarray, "t h w c"], h: int, w: int) -> UInt8[np.ndarray, "t h2 w2 c"]:
-    """Bilinear as in Pillow: when shrinking, every pixel counts."""
+    """Bilinear as in Pillow: antialiased when shrinking."""
     if video.shape[1:3] == (h, w):
         return video
     bilinear = Image.Resampling.BILINEAR
@@ -185,7 +186,7 @@ def resize(video: UInt8[np.ndarray, "t h w c"], h: int, w: int) -> UInt8[np.ndar
 def resize_plain(
     video: UInt8[np.ndarray, "t h w c"], h: int, w: int
 ) -> UInt8[np.ndarray, "t h2 w2 c"]:
-    """Bilinear as in OpenCV: between the four nearest pixels, also when shrinking."""
+    """Bilinear as in OpenCV: between the four nearest pixels, even when shrinking."""
     full_h, full_w = video.shape[1:3]
     if (full_h, full_w) == (h, w):
         return video
@@ -195,7 +196,7 @@ def resize_plain(
 
 
 def resize_plane(plane: UInt8[np.ndarray, "h w"], h: int, w: int) -> UInt8[np.ndarray, "h2 w2"]:
-    # In floats: on bytes Pillow rounds down, which darkens by 0.4 of a grey level.
+    # In floats: on bytes, Pillow rounds down, which darkens by 0.4 grey levels.
     image = Image.fromarray(plane.astype(np.float32))
     scale = (image.width / w, 0, 0, 0, image.height / h, 0)
     affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR

@@ -1,8 +1,8 @@
 """Which clip is at which place of a run: functions of (seed, position), in constant memory.
 
-Nothing is shuffled in memory and nothing is remembered: a permutation is computed where it is
-needed, so that a million records cost the same as a thousand, and step 1,000,000 the same as step
-1. The global sequence does not depend on the number of processes: each takes its rows out of it.
+Nothing is shuffled or kept in memory: permutations are computed on demand, so that a million
+records cost the same as a thousand, and step 1,000,000 the same as step 1. The global sequence does
+not depend on the number of processes: each takes its rows from it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from jaxtyping import Int, UInt64
 from vtp_jax.types import UserError
 
 ORDER, DEAL = 1, 5  # purposes of random generators; those of the other modules differ
-TURNS = 8  # of the Feistel network; four are random enough but for small sets
-ROUND = 1000  # rows: in each the sets of a mixture have their exact shares
+TURNS = 8  # of the Feistel network; four are random enough except for small sets
+ROUND = 1000  # rows, within which the sets of a mixture have their exact shares
 
 Ints = Int[np.ndarray, "n"]
 Find = Callable[[Ints], tuple[Ints, Ints]]
 
 
 class Order(NamedTuple):
-    """Which clip is where. A process numbers the rows that it makes 0, 1, ...: their places.
+    """The order of clips. A process numbers its own rows 0, 1, ...: these are their places.
 
     find: positions in the global sequence -> (epochs, indices); index -1 is padding
     """
@@ -36,7 +36,7 @@ class Order(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows of a batch that this process makes."""
+        """The number of rows of a batch that this process makes."""
         return self.batch // self.process[1]
 
     def at(self, places: Ints) -> tuple[Ints, Ints]:
@@ -51,7 +51,7 @@ def rows_of(order: Order, step: int) -> tuple[Ints, Ints]:
 
 
 def list_order(batch: int, process: tuple[int, int], count: int) -> Order:
-    """0, 1, ... count - 1 and then padding."""
+    """0, 1, ..., count - 1, then padding."""
 
     def find(positions: Ints) -> tuple[Ints, Ints]:
         return np.zeros_like(positions), np.where(positions < count, positions, -1)
@@ -73,9 +73,9 @@ def mixed_order(
 ) -> Order:
     """Endless rows of several sets of `counts` clips, in proportion to weights.
 
-    Of every ROUND positions each set has its share, in an order drawn anew, and goes through
-    permutations of its own; epochs are those of the set. Indices are numbered across the sets.
-    Raises UserError on a weight too small to have a row.
+    In every ROUND positions each set has its share, in an order drawn for that round. Each set has
+    its own permutations and epochs. Indices are numbered across the sets. Raises UserError on a
+    weight too small for a single row.
     """
     shares = share_out(weights)
     starts = np.cumsum([0, *counts])
@@ -107,7 +107,7 @@ def share_out(weights: Sequence[float]) -> tuple[int, ...]:
     shares[last] += 1
     if not all(shares):
         raise UserError(
-            f"weights {list(weights)}: the smallest has less than one of {ROUND} rows; raise it"
+            f"weights {list(weights)}: the smallest gets less than one of {ROUND} rows; raise it"
         )
     return tuple(shares.tolist())
 
@@ -133,10 +133,10 @@ def find_shuffled(key: Sequence[int], count: int, positions: Ints) -> tuple[Ints
 
 
 def permute(ranks: Ints, count: int, key: Sequence[int]) -> Ints:
-    """Where the permutation of range(count) that `key` draws sends `ranks`.
+    """The images of `ranks` under the permutation of range(count) that `key` determines.
 
-    A Feistel network permutes the smallest 4^k >= count numbers; what lands outside goes through
-    it again, until it is inside (Black and Rogaway, 2002): at most four times, on average.
+    A Feistel network permutes the smallest 4^k >= count numbers; results outside the range go
+    through it again until they are inside (Black and Rogaway, 2002): at most four times on average.
     """
     half = max((count - 1).bit_length() + 1, 2) // 2
     keys = np.random.SeedSequence(key).generate_state(TURNS, np.uint64)
@@ -149,7 +149,7 @@ def permute(ranks: Ints, count: int, key: Sequence[int]) -> Ints:
 def encipher(
     numbers: UInt64[np.ndarray, "n"], half: int, keys: UInt64[np.ndarray, "k"]
 ) -> UInt64[np.ndarray, "n"]:
-    """A permutation of the numbers of twice `half` bits."""
+    """A permutation of the numbers with twice `half` bits."""
     mask = np.uint64((1 << half) - 1)
     left, right = numbers >> np.uint64(half), numbers & mask
     for key in keys:
@@ -158,7 +158,7 @@ def encipher(
 
 
 def mix(numbers: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
-    """Every bit depends on every bit: the end of splitmix64 (Steele et al., 2014)."""
+    """Makes every bit depend on every bit: the last stage of splitmix64 (Steele et al., 2014)."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))

@@ -1,8 +1,9 @@
-"""What will `config.data` give? Shapes of its training batches, and the facts that methods need.
+"""The outline of `config.data`: shapes of its training batches, and the facts that methods need.
 
-`describe` answers from the config alone, without reading a file: for planning and measuring where
-the data is not, and for tests. The pipeline builds its own spec and facts by the same functions, of
-what its files have. Shapes are drawn, not read, so `describe` opens them as the pipeline does.
+`describe` derives it from the config alone, without reading a file: for planning and measuring on
+machines without the data, and for tests. The pipeline builds its spec and facts by the same
+functions from its files. Moving shapes are drawn, not read, so `describe` opens them as the
+pipeline does.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from vtp_jax.data.look import Look
 from vtp_jax.data.open import More, fit, list_parts, open_look, open_set, open_text
 from vtp_jax.types import KEYS, Spec, UserError
 
-# RGB in [0, 1]: ImageNet's, as SimVTP and VideoMAE.
+# RGB in [0, 1]: ImageNet's, as in SimVTP and VideoMAE.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Outline(NamedTuple):
-    """What a config's data gives.
+    """The batches and facts of a config's data.
 
     spec:  shapes and dtypes of a global training batch
-    facts: mean and std of pixels; of the tokenizer, vocab_size, pad_id, cls_id, sep_id, and
-           unk_id and mask_id where it has them; labels, the number of classes: 0 without labels,
-           absent where only the files have it
+    facts: mean and std of pixels; vocab_size, pad_id, cls_id and sep_id of the tokenizer, and its
+           unk_id and mask_id if it has them; labels, the number of classes: 0 without labels,
+           absent if only the files define it
     """
 
     spec: Spec
@@ -39,7 +40,7 @@ class Outline(NamedTuple):
 def describe(data: Mapping[str, Any], batch: int) -> Outline:
     """The outline of `config.data` for `config.batch`, from the config alone.
 
-    Raises UserError where the config does not say how large the vocabulary of a file is.
+    Raises UserError if the config does not define the size of the vocabulary in a file.
     """
     require("config.data", data, "kind", "train", "video")
     parts = list_parts(data["train"], data.get("also"))
@@ -81,7 +82,7 @@ def make_spec(batch: int, look: Look, *, pieces: int, length: int, labelled: boo
 
 
 def make_facts(words: Mapping[str, int], labels: int | None) -> dict[str, Any]:
-    """What methods need to know. words: the tokenizer's facts; labels: None where not known."""
+    """The facts that methods need. words: the tokenizer's; labels: None if unknown."""
     known = {} if labels is None else dict(labels=labels)
     return dict(words, mean=MEAN, std=STD, **known)
 
@@ -96,8 +97,8 @@ def plain_sets(kind: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Mappi
 
 
 def is_labelled(kind: str, given: Mapping[str, Any]) -> bool:
-    """Whether batches of a set have labels, as its section says. Shards have what they were made
-    of: their section says so by `label_column`, as that of their files."""
+    """Whether batches of a set have labels, according to its section. Shards have the labels of the
+    files they were made from, so their section has the same `label_column`."""
     for kind_, one in plain_sets(kind, given):
         if kind_ == "shapes":
             found = one.get("label") is not None or one.get("caption") == "question"
@@ -112,20 +113,20 @@ def is_labelled(kind: str, given: Mapping[str, Any]) -> bool:
 
 
 def check_labels(where: str, kind: str, given: Mapping[str, Any], classes: int) -> None:
-    """Reports labels that a set has and its section does not name, or the other way round: then a
-    plan or a measurement of this config assumes other batches."""
+    """Logs a warning if a set has labels that its section does not name, or the reverse: a plan or
+    measurement of this config then assumes different batches."""
     if is_labelled(kind, given) != (classes > 0):
-        found = "labels that it does not name" if classes else "no labels, which it names"
-        logging.warning("%s has %s; set label_column as the data is", where, found)
+        found = "labels that it does not name" if classes else "no labels, but names some"
+        logging.warning("%s has %s; set label_column to match the data", where, found)
 
 
 def is_drawn(kind: str, given: Mapping[str, Any]) -> bool:
-    """Whether all of it is drawn in memory."""
+    """Whether the whole set is drawn in memory."""
     return all(one == "shapes" for one, _ in plain_sets(kind, given))
 
 
 def count_classes(where: str, kind: str, given: Mapping[str, Any]) -> int | None:
-    """The number of classes of a set; None where only its files have it."""
+    """The number of classes of a set; None if only its files define it."""
     if not is_labelled(kind, given):
         return 0
     if is_drawn(kind, given):
@@ -144,6 +145,6 @@ def describe_words(
     facts = tokens.expected(text["kind"], tokens.SMALL if path is None and size is None else size)
     if "vocab_size" not in facts:
         raise UserError(
-            f"data.text: only {path} has the number of its pieces; set data.text.vocab_size"
+            f"data.text: only {path} defines the number of pieces; set data.text.vocab_size"
         )
     return facts

@@ -3,13 +3,13 @@
 open (sets of clips, tokenizer) -> look (frames and crops) -> workers (rows in parallel) -> collect
 (words, counts, batches, streams); outline has the spec and the facts.
 
-Everything is a function of (seed, epoch, index): which clip is where, which frames, which crop,
-which caption. So a run that starts at step k sees what an uninterrupted one sees there, and the
-global batches are the same for one process and for many.
+The order of clips, the frames, the crop and the caption are functions of (seed, epoch, index). A
+run that starts at step k therefore gets the same batches as an uninterrupted one, and the global
+batches are the same for any number of processes.
 
-Rows continue over the ends of epochs: position p = step * batch + row belongs to epoch p // rows,
-and each epoch shows every clip exactly once; a batch may hold the end of one and the start of the
-next. The place of a clip is computed (order.py), not remembered.
+Rows continue across epochs: position p = step * batch + row belongs to epoch p // rows, and each
+epoch has every clip exactly once; a batch may contain the end of one epoch and the start of the
+next. The place of a clip is computed (order.py), not stored.
 """
 
 from __future__ import annotations
@@ -58,25 +58,25 @@ def make(
 ) -> Data:
     """The training batches and evaluation streams of video files, or of shapes drawn in memory.
 
-    kind:    `files`, `shards` (what `prepare shards` wrote), `sets` (the community's), each by
-             tf.data, or `shapes` (without files and TensorFlow); a set may have its own. With
-             `shards`, sets other than `train` that have a `list` and no shards are files
+    kind:    `files`, `shards` (written by `prepare shards`) or `sets` (public data sets), each by
+             tf.data, or `shapes` (without files and TensorFlow); a set may override it. With
+             `shards`, sets other than `train` with a `list` but no shards are read as files
     batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
-    train:   the arguments of `open_files`, `open_shards`, `open_shapes`, `open_community`; or
-             dict(mix={name: as `train`, and its `weight`}): rows of several sets, in proportion
+    train:   the arguments of `open_files`, `open_shards`, `open_shapes` or `open_community`; or
+             dict(mix={name: as `train`, plus `weight`}): rows of several sets, in proportion
     also:    {name: the fields of `More`}: sources of another structure, such as images, whose
              batches alternate with those of `train`, which has `turns` turns in a round; the order
-             is drawn anew for each round
-    evals:   {name: as `train`, and `of`, the source of `also` whose classes it has, where it is not
-             `train`'s}; each gives two streams, `name` (videos, with their first captions)
-             and `name/captions` (every caption, no videos); of shapes, the held-out clips
+             is drawn for each round
+    evals:   {name: as `train`, plus `of`, the source of `also` whose classes it has, if not those
+             of `train`}; each gives two streams, `name` (videos, with their first captions) and
+             `name/captions` (every caption, no videos); for shapes, the held-out clips
     video:   the fields of `look.Look`
     text:    the arguments of `open_text`; without it no captions are read
     max_failed: the run stops when a larger share of its training clips cannot be read
-    workers: videos decoded in parallel, by default one for each core
-    process: (index, count); this process gives its equal share of the rows of each batch, in order
+    workers: videos decoded in parallel, by default one per core
+    process: (index, count); this process makes its equal share of the rows of each batch, in order
 
-    Raises UserError on what does not fit together.
+    Raises UserError where arguments are inconsistent.
     """
     for name, rows in (("batch", batch), ("eval_batch", eval_batch or batch)):
         if rows < 1 or rows % process[1]:
@@ -124,7 +124,7 @@ def make(
         of = f"data.also.{section.pop('of')}" if "of" in section else "data.train"
         if of not in trained:
             known = ", ".join(also or {}) or "none"
-            raise UserError(f"data.evals.{name}.of: there is no {of}; data.also has {known}")
+            raise UserError(f"data.evals.{name}.of: {of} does not exist; data.also has {known}")
         before = list(trained.values())[: list(trained).index(of)]
         held_out = open_set(f"data.evals.{name}", kind, section, "val")
         check_views(held_out, f"data.evals.{name}", "views", look.views is not None)
@@ -161,14 +161,14 @@ def given(
     at_once: int = 8,
     ways: int = 1,
 ) -> dict[str, Stream]:
-    """Evaluation streams of video files that are in no config.
+    """Evaluation streams of video files outside any config.
 
     data:     `config.data` of any kind: its look, with one clip in the middle of each video, and
-              its tokenizer
+              its tokenizer are used
     paths:    files, or folders of videos; captions: one for each, or None
-    at_once:  rows of a batch, fewer for fewer videos, rounded up to a multiple of `ways`
+    at_once:  rows of a batch, at most the number of videos, rounded up to a multiple of `ways`
 
-    Returns `given` and, where the config has a tokenizer, `given/captions`. Raises UserError.
+    Returns `given` and, if the config has a tokenizer, `given/captions`. Raises UserError.
     """
     source = sources.from_files(paths, captions)
     source = source._replace(

@@ -1,6 +1,6 @@
-"""Where shards are made: several processes of this machine, or Apache Beam.
+"""Runs the making of shards: in several processes of this machine, or on Apache Beam.
 
-A process that dies or does not progress is started again without the clip that it was at.
+A process that dies or makes no progress is restarted without the clip it was working on.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vtp_jax.data.shards import Form, make_shard, read_removed
 from vtp_jax.types import UserError
 
 POLL = 1.0  # seconds
-PATIENCE = 60.0  # seconds without a report, in addition to twice those that a video may take
+PATIENCE = 60.0  # seconds without a report, in addition to twice the limit for a video
 
 
 class Running:
-    """A task in a process of its own. at: the number of its current item (-1: none yet); quiet:
+    """A task that runs in a process. at: the number of its current item (-1: none yet); quiet:
     polls since its last report."""
 
     def __init__(self, start: Callable[..., Any], task: Task, skip: Mapping[int, str]):
@@ -44,11 +44,11 @@ class Running:
 def run(
     tasks: Sequence[Task], out: Path, form: Form, *, workers: int, memory: float
 ) -> Iterator[int]:
-    """Makes shards in `workers` processes at once; yields the number of items that have been
-    finished since the last yield. memory: GiB that a process may use.
+    """Makes shards in `workers` parallel processes; yields the number of items finished since the
+    last yield. memory: GiB that a process may use.
 
-    The clip at which a process dies or gets stuck is refused as `crashed` or `stuck`. Raises
-    UserError where that does not help.
+    The clip at which a process dies or gets stuck is rejected as `crashed` or `stuck`. Raises
+    UserError if that does not help.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -90,16 +90,16 @@ def run(
 
 
 def listen(one: Running) -> tuple[str, int]:
-    """Reads a process's reports: (why it has ended, `done` or `crashed`, "" if it has not; the
-    number of items that it has finished since)."""
+    """Reads a process's reports: (the cause of its end, `done` or `crashed`, or "" if it is still
+    running; the number of items finished since the last call)."""
     before = one.at
     try:
         while one.connection.poll():
-            said = one.connection.recv()
-            if isinstance(said, str):
-                raise UserError(f"{one.task.name}: {said}")
-            one.at, one.quiet = (said, 0) if said is not None else (one.at, 0)
-            if said is None:
+            report = one.connection.recv()
+            if isinstance(report, str):
+                raise UserError(f"{one.task.name}: {report}")
+            one.at, one.quiet = (report, 0) if report is not None else (one.at, 0)
+            if report is None:
                 return "done", one.at - max(before, 0)
     except EOFError:
         return "crashed", 0
@@ -115,21 +115,21 @@ def work(
     skip: Mapping[int, str],
     memory: float,
 ) -> None:
-    """`make_shard` in a process of its own, within its memory."""
+    """`make_shard` in a process of its own, within a memory limit."""
     limit_memory(memory)
     die_with(connection)
     try:
         make_shard(task, out, form, removed, skip, connection.send)
         connection.send(None)
-    except Exception as error:  # a full disk, say
+    except Exception as error:  # such as a full disk
         known = isinstance(error, OSError | UserError)
         text = str(error) if known else f"{type(error).__name__}: {error}"
         connection.send(" ".join(text.split()))
 
 
 def die_with(connection: Connection) -> None:
-    """Ends this process as soon as its reports have no reader: an orphan could write into the
-    folder of the next run."""
+    """Ends this process as soon as the reading end of its connection is closed: an orphan could
+    write into the folder of the next run."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLERR)
 
@@ -141,18 +141,18 @@ def die_with(connection: Connection) -> None:
 
 
 def limit_memory(gib: float) -> None:
-    """Limits the memory of this process to `gib` GiB more than it has."""
+    """Limits the memory of this process to `gib` GiB more than it has now."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:
-        return  # not Linux: no limit that works
+        return  # not Linux: no working limit
     most = int(pages * resource.getpagesize() + gib * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def run_beam(tasks: Sequence[Task], out: Path, form: Form, options: Sequence[str]) -> None:
-    """`run` on Apache Beam, by default on its runner for one machine; all workers must see the
-    folder `out`. options: Beam's own, such as --runner=FlinkRunner."""
+    """`run` on Apache Beam, by default on its runner for one machine; all workers need access to
+    the folder `out`. options: for Beam, such as --runner=FlinkRunner."""
     try:
         beam = importlib.import_module("apache_beam")
         options_of = importlib.import_module("apache_beam.options.pipeline_options")

@@ -1,10 +1,10 @@
-"""Shards: clips as JPEG frames in a few large files, of which only what is shown is read.
+"""Shards: clips as JPEG frames in a few large files, of which only the frames in use are read.
 
-A shard is one file: records one after the other, then a table of where each begins. A record is a
-header in JSON (the clip's data, the size and the CRC-32 of each of its parts) and its parts: the
-head and the frames of each roll (rolls.py). A record with the same parts as the one before, such as
-another question on one video, has the place of these and none of its own. So a training clip costs
-two short reads and the decoding of what it shows, and bits that flipped on a disk are found. A
+A shard is one file: records one after the other, then a table of their offsets. A record is a
+header in JSON (the clip's data, and the size and CRC-32 of each of its parts) and its parts: the
+head and the frames of each roll (rolls.py). A record with the same parts as the previous one, such
+as another question on one video, refers to them instead of repeating them. A training clip thus
+costs two short reads and the decoding of what it shows, and flipped bits on a disk are detected. A
 folder of shards has a `manifest.json`, which `vtp prepare shards` writes.
 """
 
@@ -34,17 +34,17 @@ MANIFEST = "manifest.json"
 FORMAT = 2  # of shards and manifest
 MAGIC = b"vtpjax02"
 HEAD = struct.Struct("<II")  # of a record: bytes of its header, their CRC
-TAIL = struct.Struct("<QQI8s")  # of a shard: records, where the table begins, its CRC, MAGIC
-AT_ONCE = 4096  # bytes read for a header, which is enough for most
-OPEN = 256  # shards held open
+TAIL = struct.Struct("<QQI8s")  # of a shard: records, offset of the table, its CRC, MAGIC
+AT_ONCE = 4096  # bytes read for a header; enough for most
+OPEN = 256  # shards kept open
 
 
 class Record(NamedTuple):
-    """A clip as it is stored.
+    """A stored clip.
 
-    id, source, licence, sha256 (of the file it came from): text; label: its class, or None
-    captions, and for each the `spans` during which it holds, in seconds, where they are known
-    frames, rate: of the video it came from; every: frames 0, every, 2 every, ... of it are stored
+    id, source, licence, sha256 (of the original file): text; label: its class, or None
+    captions; spans: the time span of each caption, in seconds, if known
+    frames, rate: of the original video; every: its frames 0, every, 2 every, ... are stored
     height, width: of the stored frames, in pixels; capacity: frames of a roll; film: the rolls
     """
 
@@ -64,12 +64,12 @@ class Record(NamedTuple):
     film: Sequence[rolls.Roll]
 
     def parts(self) -> list[bytes]:
-        """The heads and frames of the rolls, as they are stored."""
+        """The heads and frames of the rolls, in stored order."""
         return [part for roll in self.film for part in (roll.head, *roll.frames)]
 
 
 class Header(NamedTuple):
-    """A record without its rolls, whose parts begin at `at` in the shard and are `sizes` long."""
+    """A record without its rolls. at: offset of its parts in the shard; sizes: their lengths."""
 
     record: Record
     at: int
@@ -84,7 +84,7 @@ class Header(NamedTuple):
 
 
 def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
-    """Writes a shard, whole or not at all; returns the number of its records."""
+    """Writes a shard atomically; returns the number of its records."""
     path, starts = Path(path), []
     new, before, at = temporary(path), None, 0
     with new.open("wb") as file:
@@ -111,12 +111,12 @@ def write_shard(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
 
 
 def temporary(path: Path) -> Path:
-    """A unique name for a file until it is whole."""
+    """A unique temporary name for a file until it is complete."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
 
 
 class Shard:
-    """A shard, open for reading from any thread. Any error in it is raised as Unreadable."""
+    """A shard, open for reading from any thread. Errors are raised as Unreadable."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
@@ -130,7 +130,7 @@ class Shard:
         self._count, self._table, crc, magic = TAIL.unpack(tail)
         length = 8 * (self._count + 1)
         if magic != MAGIC or self._table + length + TAIL.size != size:
-            raise video.Unreadable("damaged", f"{self.path} is no shard, or not all of it")
+            raise video.Unreadable("damaged", f"{self.path} is not a shard, or is truncated")
         if zlib.crc32(self._read(self._table, length)) != crc:
             raise video.Unreadable("damaged", f"the table of {self.path}")
 
@@ -154,7 +154,7 @@ class Shard:
         return Header(Record(**known, film=()), at, sizes, crcs)
 
     def film(self, header: Header, numbers: Sequence[int]) -> list[rolls.Roll]:
-        """Stored frames by ascending numbers, in the rolls that they come from."""
+        """Stored frames by ascending numbers, in their rolls."""
         each = header.record.capacity
         of_roll = itertools.groupby(numbers, lambda number: number // each)
         wanted = [[k * (each + 1), *(n + k + 1 for n in some)] for k, some in of_roll]
@@ -162,7 +162,7 @@ class Shard:
         return [rolls.Roll(parts[head], [parts[n] for n in some]) for head, *some in wanted]
 
     def _parts(self, header: Header, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Parts by ascending numbers; adjacent ones are read at once."""
+        """Parts by ascending numbers; adjacent ones are read together."""
         starts = np.cumsum([header.at, *header.sizes]).tolist()
         for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
             run = [number for _, number in run]
@@ -175,7 +175,7 @@ class Shard:
                 yield number, part
 
     def records(self) -> Iterator[Record]:
-        """All of them, whole."""
+        """All records, complete."""
         for index in range(len(self)):
             header = self.header(index)
             yield header.record._replace(film=self.film(header, range(header.frames)))
@@ -191,7 +191,7 @@ class Shard:
 
 
 class Kept(NamedTuple):
-    """A clip of a shard, whose header has been read. Both methods raise Unreadable."""
+    """A clip of a shard whose header has been read. `pick`, `read` and `show` raise Unreadable."""
 
     shard: Shard
     header: Header
@@ -203,7 +203,8 @@ class Kept(NamedTuple):
         return Clip(record.id, tuple(record.captions), record.label, spans)
 
     def pick(self, choose: video.Choose) -> tuple[list[rolls.Roll], Int[np.ndarray, "t"]]:
-        """The stored frames of the chosen ones, each once, and the place of each in these."""
+        """The stored frames for the chosen ones, each once, and for each chosen frame the index of
+        its stored one."""
         record = self.header.record
         unique, places = np.unique(choose(record.frames) // record.every, return_inverse=True)
         return self.shard.film(self.header, unique.tolist()), places
@@ -219,8 +220,8 @@ class Kept(NamedTuple):
         boxes: Callable[[int, int], Sequence[ops.Box]],
         out: UInt8[np.ndarray, "v t s s c"],
     ) -> None:
-        """Writes parts of the chosen frames to `out`, resized to its size before they become RGB:
-        half the values, and nothing is decoded that is not shown."""
+        """Writes parts of the chosen frames to `out`. They are resized before conversion to RGB,
+        which halves the number of values, and only the parts shown are decoded."""
         record, (found, places) = self.header.record, self.pick(choose)
         chosen = boxes(record.height, record.width)
         strips = [rolls.decode(roll, record.height, record.width, chosen) for roll in found]
@@ -233,8 +234,8 @@ class Kept(NamedTuple):
 
 
 class Shards(Sequence[Clip]):
-    """The clips of a folder of shards, by their ids, in the order of its manifest. Memory grows
-    with the number of shards, not of clips."""
+    """The clips of a folder of shards, in the order of its manifest. Memory grows with the number
+    of shards, not of clips."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
@@ -269,11 +270,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"no shards in '{folder}': it has no whole {MANIFEST}") from None
+        raise UserError(f"no shards in '{folder}': it has no complete {MANIFEST}") from None
     except ValueError as error:
         raise UserError(f"{folder / MANIFEST} is damaged: {error}") from None
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder}: shards of format {manifest.get('format')}, not {FORMAT}")
     if not sum(shard["records"] for shard in manifest["shards"]):
-        raise UserError(f"{folder} holds no records; {MANIFEST} has the cause for each clip")
+        raise UserError(f"{folder} contains no records; {MANIFEST} has the cause for each clip")
     return manifest

@@ -1,9 +1,9 @@
-"""Frames as JPEG, of which any part can be decoded by itself.
+"""Frames as JPEG, of which any part can be decoded separately.
 
 Frames are stacked vertically in one JPEG, a roll, so that those of a clip are decoded by one call.
-A restart marker follows every piece of 16 x 32 pixels, and the data between two markers is
-independent of all data before (ITU-T T.81, E.1.4). So the pieces that cover a part of some frames
-are joined to a JPEG of their own, without decoding anything, and only they are decoded.
+A restart marker follows every piece of 16 x 32 pixels, and the data between two markers are
+independent of all earlier data (ITU-T T.81, E.1.4). The pieces that cover a part of some frames can
+therefore be joined into a smaller JPEG without decoding, and only those are decoded.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from PIL import Image
 
 from vtp_jax.data import ops, video
 
-PIECE_H, PIECE_W = 16, 32  # pixels: two of the units of 4:2:0, side by side
+PIECE_H, PIECE_W = 16, 32  # pixels: two adjacent units of 4:2:0
 UNITS = 2
-LONGEST = 65500  # pixels of a side: a JPEG's limit
+LONGEST = 65500  # pixels of a side: the limit of JPEG
 PIXELS = 2**25  # of a roll
 # The first of eight markers, which are numbered cyclically. FFmpeg's decoder ignores the numbers,
-# so that any piece may follow any other.
+# so any piece may follow any other.
 MARKER, END = b"\xff\xd0", b"\xff\xd9"
 
 
@@ -39,9 +39,9 @@ class Roll(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """The same part of some frames, decoded to YCbCr: a picture in which they are stacked.
+    """The same part of some frames, decoded to YCbCr and stacked in one picture.
 
-    part: its place in a frame, in whole pieces
+    part: its position in a frame, aligned to pieces
     """
 
     picture: av.VideoFrame
@@ -49,7 +49,7 @@ class Strip(NamedTuple):
 
 
 def capacity(height: int, width: int) -> int:
-    """The number of frames of a size that a roll holds. Raises Unreadable where none fits."""
+    """The number of frames of a size in a roll. Raises Unreadable if not even one fits."""
     h, w = padded(height, width)
     if w > LONGEST or h > LONGEST:
         raise video.Unreadable("too_large", f"{width}x{height} to be stored")
@@ -57,7 +57,7 @@ def capacity(height: int, width: int) -> int:
 
 
 def padded(height: int, width: int) -> tuple[int, int]:
-    """Sides in whole pieces."""
+    """Sides rounded up to whole pieces."""
     return height + -height % PIECE_H, width + -width % PIECE_W
 
 
@@ -82,7 +82,7 @@ def encode(frames: UInt8[np.ndarray, "t h w c"], quality: int) -> Roll:
 
 
 def find(data: bytes) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """The offsets at which the pieces, between two markers, begin and end."""
+    """The start and end offsets of the pieces, which are separated by markers."""
     values = np.frombuffer(data, np.uint8)
     at = np.flatnonzero(values[:-1] == MARKER[0])
     at = at[values[at + 1] & 0xF8 == MARKER[1]]
@@ -134,9 +134,9 @@ def read(roll: Roll, height: int, width: int) -> UInt8[np.ndarray, "t h w c"]:
 
 
 def cut(strip: Strip, box: ops.Box, size: int) -> Iterator[UInt8[np.ndarray, "s s c"]]:
-    """A box of every frame, resized (bilinear, in YCbCr) and then converted to RGB. A picture is
-    valid until the next is made. In a box that begins at an odd pixel, colour, which is coded for
-    two by two pixels, is off by one pixel."""
+    """A box of every frame, resized (bilinear, in YCbCr) and then converted to RGB. Each picture is
+    valid until the next one is yielded. In a box that begins at an odd pixel, colour, which is
+    coded for two by two pixels, is off by one pixel."""
     picture, part = strip
     y, x = box.y - part.y, box.x - part.x
     alone = av.VideoFrame(box.w, box.h, picture.format.name)

@@ -1,9 +1,9 @@
-"""A corpus of moving shapes: videos whose captions describe all that they show.
+"""A corpus of moving shapes: videos whose captions describe everything in them.
 
 A clip has five attributes: colour, shape, size, motion and background, 25,344 combinations. Some
-combinations are held out: they never occur in training, and a held-out clip is found by its caption
-only if the words were learnt separately. Place, phase, speed, hue, outline and wording vary, so a
-combination is not one video. Every clip is a function of (seed, split, index).
+combinations are held out: they never occur in training, so a held-out clip can be found by its
+caption only if the words were learnt separately. Position, phase, speed, hue, outline and wording
+vary within a combination. Every clip is a function of (seed, split, index).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from PIL import Image, ImageDraw
 from vtp_jax.data.sources import Clip, Source
 from vtp_jax.types import UserError
 
-# The words for each value of each attribute. No word belongs to two values, so that a caption
-# determines every attribute, and the words are few, so that a small model learns them in minutes.
+# The words for each value of each attribute. No word belongs to two values, so a caption determines
+# every attribute; there are few words, so a small model learns them in minutes.
 COLOURS: Mapping[str, tuple[str, ...]] = dict(
     red=("red", "scarlet"),
     orange=("orange",),
@@ -93,22 +93,22 @@ ANSWERS = [(name, value) for name, values in ATTRIBUTES.items() for value in val
 CAPTIONS = {
     "attributes": "",
     "class": "needs a label",
-    "question": "has labels of its own; drop label",
+    "question": "has its own labels; drop label",
 }
 HELD_OUT = 200  # combinations that never occur in training
 SPLITS = ("train", "val")
 RATE = 8  # frames per second
 
 HUES = {name: 30 * i for i, name in enumerate(COLOURS)}  # degrees
-RADII = dict(small=0.145, large=0.255)  # of the picture's side
-# Half the width and height of outlines, in radii; they have about the same area.
+RADII = dict(small=0.145, large=0.255)  # relative to the picture's side
+# Half the width and height of outlines, in radii; their areas are about equal.
 OUTLINES = dict(disc=(1.0, 1.0), ring=(1.2, 1.2), plank=(1.6, 0.5), pillar=(0.5, 1.6))
 HOLE = 0.55  # of the ring's radius
 DRAWN = 4  # outlines are drawn this many times larger, then averaged: smooth edges
 
 
 class Attributes(NamedTuple):
-    """What a caption describes; the values are keys of the tables in `ATTRIBUTES`."""
+    """The attributes of a clip; the values are keys of the tables in `ATTRIBUTES`."""
 
     colour: str
     shape: str
@@ -118,7 +118,7 @@ class Attributes(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that determines a corpus. Two equal plans give equal videos.
+    """The parameters of a corpus. Equal plans give equal videos.
 
     train, val: clips of the two splits; side: pixels; frames: per clip, shown at 8 per second.
     """
@@ -157,8 +157,8 @@ def describe(seed: int, split: str, index: int) -> tuple[Attributes, str]:
 def render(
     attributes: Attributes, rng: np.random.Generator, side: int, frames: int
 ) -> UInt8[np.ndarray, "t h w c"]:
-    """Draws a clip: uint8 RGB "t h w c" with h = w = `side`; `rng` decides what no caption
-    describes."""
+    """Draws a clip: uint8 RGB "t h w c" with h = w = `side`; properties that captions do not
+    describe are drawn from `rng`."""
     radius = RADII[attributes.size] * side * rng.uniform(0.94, 1.06)
     centres, seen = move(attributes.motion, radius, rng, side, frames)
     outline = draw_outline(attributes.shape, radius, rng.uniform(-0.14, 0.14))
@@ -182,8 +182,8 @@ def source(plan: Plan, split: str, label: str | None = None, caption: str = "att
     """The clips of a split and their captions, as `write` lists them; no file is needed.
 
     label: the attribute whose values are the classes, numbered as in its table
-    caption: "attributes", of all of them; "class", a prompt with a word for the class; "question",
-             about one attribute, and then the class is the answer, numbered as in `ANSWERS`
+    caption: "attributes": describes all of them; "class": a prompt with a word for the class;
+             "question": about one attribute; the class is the answer, numbered as in `ANSWERS`
     """
     if label is not None and label not in ATTRIBUTES:
         raise UserError(f"shapes: no attribute '{label}'; known: {', '.join(ATTRIBUTES)}")
@@ -215,10 +215,11 @@ def say(rng: np.random.Generator, attributes: Attributes, name: str) -> str:
 
 
 def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -> bool:
-    """Renders the corpus to H.264 files under `out`; returns False if it is there already.
+    """Renders the corpus to H.264 files under `out`; returns False if it exists already.
 
     Next to the videos: train.csv and val.csv (path, caption and the five attributes) and, written
-    last, manifest.json. A folder whose manifest has another plan is not changed: UserError.
+    last, manifest.json. If a folder's manifest has another plan, raises UserError and leaves the
+    folder unchanged.
     """
     out = Path(out)
     if plan.val > HELD_OUT:
@@ -322,8 +323,8 @@ def move(
 
 
 def draw_outline(shape: str, radius: float, tilt: float) -> Image.Image:
-    """The shape in white on black, `DRAWN` times its size, its centre in the middle; the long ones
-    turned by `tilt` radians."""
+    """The shape in white on black, centred, at `DRAWN` times its size; long shapes are rotated by
+    `tilt` radians."""
     half = int(np.ceil(1.8 * radius)) * DRAWN
     image = Image.new("L", (2 * half, 2 * half))
     pen = ImageDraw.Draw(image)
@@ -354,7 +355,7 @@ def cover_frame(
 
 
 def draw_bands(background: str, rng: np.random.Generator, side: int) -> UInt8[np.ndarray, "s c"]:
-    """A row of a background: upright bands of its two colours in turn, side / 4 wide."""
+    """A row of a background: vertical bands of its two colours in turn, side / 4 wide."""
     pair = np.asarray([GROUNDS[name] for name in background.split(" and ")])
     pair = np.clip(pair + rng.integers(-8, 9), 0, 255)
     band = (np.arange(side) + rng.uniform(0, side / 2)) // (side / 4)

@@ -1,8 +1,8 @@
-"""From tasks (inputs.py) to a folder of shards: what `vtp_jax.prepare shards` writes.
+"""From tasks (inputs.py) to a folder of shards: the output of `vtp prepare shards`.
 
-A task is done when its shard and then its summary have been renamed into place, so that a run which
-is killed at any moment resumes where it was, and no clip is repeated or missing. `make_shard` is a
-plain function of a task; processes.py runs it, in processes of this machine or on Apache Beam.
+A task is done once its shard and then its summary have been renamed into place, so a run that is
+killed at any moment can be resumed, and no clip is repeated or missing. `make_shard` is a plain
+function of a task; processes.py runs it, in processes of this machine or on Apache Beam.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ CAUSES = {
     **tars.CAUSES,
     "stuck": "decoding did not end, and was stopped",
     "crashed": "the process that decoded it died",
-    "failed": "an unexpected error, which is in the manifest",
+    "failed": "an unexpected error, which is recorded in the manifest",
     "damaged_text": "its JSON or text in the tar is damaged",
-    "no_caption": "it has no text, where text is asked for",
+    "no_caption": "it has no text, but text is required",
     "removed": "taken down",
 }
 LOWER = (0, 15, 30)  # steps by which quality is lowered, until a clip is small enough
-PIECE = 2**28  # bytes of frames of a part that are decoded at once
+PIECE = 2**28  # bytes of frames of a part that are decoded together
 
 
 class Form(NamedTuple):
     """How clips are stored.
 
-    short_side: pixels, of larger videos; every: frame 0, every, 2 every, ... is stored; quality: of
-    JPEG; ratio: quality falls by 15 or 30 where a clip would have more than `ratio` times the bytes
-    of its video (0: never); seconds: of one core, that a video may take; captioned: whether each
-    must have a caption
+    short_side: pixels, to which larger videos are shrunk; every: frames 0, every, 2 every, ... are
+    stored; quality: of JPEG; ratio: quality is lowered by 15 or 30 if a clip would otherwise have
+    more than `ratio` times the bytes of its video (0: never); seconds: limit for a video, of one
+    core; captioned: whether every clip needs a caption
     """
 
     short_side: int = 256
@@ -63,8 +63,8 @@ class Form(NamedTuple):
 
 
 def store(item: Item, form: Form) -> tuple[dict[str, Any], int]:
-    """(the fields of a record that come from a clip's media, the bytes of these). Raises
-    Unreadable."""
+    """(the fields of a record that come from a clip's media, the size of the media in bytes; 0 for
+    frames in memory). Raises Unreadable."""
     (_, media), part = item, item.clip.part
     if isinstance(media, str):
         if not os.path.isfile(media):
@@ -91,7 +91,8 @@ def store(item: Item, form: Form) -> tuple[dict[str, Any], int]:
 
 
 class Cut(NamedTuple):
-    """Some frames of a video. frames: of all of it; size: bytes of a frame; rate: per second."""
+    """Some frames of a video. frames: of the whole video; size: bytes of a frame; rate: frames per
+    second."""
 
     numbers: range
     frames: int
@@ -100,8 +101,8 @@ class Cut(NamedTuple):
 
 
 def find_part(media: str | bytes, part: tuple[float, float], seconds: float) -> Cut:
-    """The frames shown from one moment until another, by their time stamps, in seconds from the
-    first frame on. Raises Unreadable."""
+    """The frames within a time span, by their time stamps, in seconds from the first frame. Raises
+    Unreadable."""
     check = video.start_clock(seconds)
     with video.open_video(media) as (container, stream):
         packets = video.demux(container, stream, check)
@@ -124,7 +125,7 @@ def find_part(media: str | bytes, part: tuple[float, float], seconds: float) -> 
 def read_part(
     media: str | bytes, numbers: range, size: int
 ) -> Iterator[UInt8[np.ndarray, "h w c"]]:
-    """Frames of `size` bytes by their numbers, of which few are held at once."""
+    """Frames of `size` bytes by their numbers, with few in memory at a time."""
     step = max(PIECE // size, 1)
     for start in range(0, len(numbers), step):
         some = np.asarray(numbers[start : start + step])
@@ -132,7 +133,7 @@ def read_part(
 
 
 class Large(Exception):
-    """The frames have more bytes than they may."""
+    """The frames have more bytes than allowed."""
 
 
 def encode(
@@ -184,7 +185,7 @@ def encode(
 
 
 def fit(h: int, w: int, short_side: int) -> tuple[int, int]:
-    """Sides of a picture, shrunk to a short side if they are larger."""
+    """The sides of a picture, shrunk if its short side is larger than `short_side`."""
     scale = min(short_side / min(h, w), 1.0)
     return max(round(h * scale), 1), max(round(w * scale), 1)
 
@@ -197,10 +198,10 @@ def make_shard(
     skip: Mapping[int, str] = {},
     tell: Callable[[int], None] = lambda number: None,
 ) -> None:
-    """Writes a shard, and then its summary.
+    """Writes a shard, then its summary.
 
-    removed: ids that must not come into it; skip: numbers of items that are refused, and why;
-    tell: called with the number of each item before it is read
+    removed: ids to exclude; skip: numbers of items to reject -> the cause; tell: called with the
+    number of each item before it is read
     """
     ids: dict[str, None] = {}
     refused: list[tars.Refused] = []
@@ -240,7 +241,7 @@ def make_shard(
             except MemoryError:
                 refuse(key, "too_large", "out of memory")
                 continue
-            except Exception as error:  # one clip among millions must not stop the others
+            except Exception as error:  # a single clip must not stop millions of others
                 refuse(key, "failed", f"{type(error).__name__}: {error}")
                 continue
             ids[key] = None
@@ -270,7 +271,7 @@ def make_shard(
 
 
 def summarize(path: Path, ids: Sequence[str]) -> dict[str, Any]:
-    """What a shard's file itself determines of its summary."""
+    """The fields of a summary that are determined by the shard's file and its ids."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return dict(name=path.name, records=len(ids), bytes=path.stat().st_size, sha256=digest, ids=ids)
@@ -290,7 +291,7 @@ def is_done(out: Path, task: Task) -> bool:
 
 
 def write_json(path: Path, what: Any) -> None:
-    """Whole or not at all."""
+    """Writes a JSON file atomically."""
     new = records.temporary(path)
     with new.open("w", encoding="utf-8") as file:
         json.dump(what, file, ensure_ascii=False, indent=1)
@@ -304,7 +305,7 @@ def write_json(path: Path, what: Any) -> None:
 
 @contextlib.contextmanager
 def hold(out: Path) -> Iterator[None]:
-    """Makes a folder, and keeps other runs out of it. Raises UserError where one is active."""
+    """Creates a folder and locks it against other runs. Raises UserError if one is active."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -314,7 +315,7 @@ def hold(out: Path) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(folder)
-        raise UserError(f"another run is active in {out}; wait for its end") from None
+        raise UserError(f"another run is active in {out}; wait until it ends") from None
     except OSError:
         pass  # a file system without locks
     try:
@@ -324,8 +325,8 @@ def hold(out: Path) -> Iterator[None]:
 
 
 def begin(out: Path, tasks: Sequence[Task], form: Form) -> list[Task]:
-    """Writes the plan of a folder, and returns the tasks that are not done yet. Raises UserError
-    where the folder has another plan."""
+    """Writes the plan of a folder, and returns the tasks that are not done yet. Raises UserError if
+    the folder has another plan."""
     out.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     for task in tasks:
@@ -361,8 +362,8 @@ def read_summary(shard: Path) -> dict[str, Any]:
         return found
     except (OSError, ValueError):
         raise UserError(
-            f"{shard.parent} is not finished: {shard.name} is not there, or its summary; "
-            "run `prepare shards` to its end first"
+            f"{shard.parent} is not finished: {shard.name} or its summary is missing; "
+            "run `prepare shards` to completion first"
         ) from None
 
 
@@ -374,8 +375,8 @@ def read_removed(out: Path) -> frozenset[str]:
 
 
 def finish(out: Path) -> dict[str, Any]:
-    """Writes the manifest: what all shards hold, and everything that was refused, by cause. Of
-    records with one id the first is kept."""
+    """Writes the manifest: the content of all shards, and all rejected clips, by cause. Of records
+    with the same id, only the first is kept."""
     plan = read_plan(out)
     shards, rejected = [], []
     seen: set[str] = set()
@@ -406,12 +407,12 @@ def finish(out: Path) -> dict[str, Any]:
 
 
 def remove(out: Path, ids: Iterable[str]) -> dict[str, Any]:
-    """Removes records from finished shards; the others stay as they are. A run that resumes later
-    does not bring them back. Returns the manifest."""
+    """Removes records from finished shards; the others are unchanged. A run that is resumed later
+    does not add them again. Returns the manifest."""
     names = read_plan(out)["tasks"]
     with hold(out):
         summaries = {out / name: read_summary(out / name) for name in names}
-        # All that was ever removed: an earlier run may have been killed before it was done.
+        # Everything removed so far: an earlier removal may have been killed before it was done.
         known = read_removed(out) | set(ids)
         new = records.temporary(out / REMOVED)
         new.write_text("".join(f"{one}\n" for one in sorted(known)), encoding="utf-8")
@@ -422,7 +423,7 @@ def remove(out: Path, ids: Iterable[str]) -> dict[str, Any]:
 
 
 def take_out(shard: Path, summary: dict[str, Any], ids: AbstractSet[str], cause: str) -> None:
-    """Removes the records of these ids from a shard, if it has any, and from its summary."""
+    """Removes the records with these ids, if any, from a shard and from its summary."""
     gone = [one for one in summary["ids"] if one in ids]
     if not gone:
         return

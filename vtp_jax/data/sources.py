@@ -1,9 +1,9 @@
 """Lists of videos with their captions and labels, before any video is read.
 
-They come as CSV (named columns), as JSON lines (the same names), as SimVTP's JSON, {path: caption}
-or {path: [captions]}, or as .txt, `path label` on each line (Kinetics' and VideoMAE's lists). Paths
-are relative to `root`. Several captions of one video are several rows or a list, in the order of
-the file. Labels are whole numbers from 0.
+Formats: CSV (named columns); JSON lines (the same names); SimVTP's JSON, {path: caption} or {path:
+[captions]}; .txt, `path label` on each line (the lists of Kinetics and VideoMAE). Paths are
+relative to `root`. Several captions of one video are several rows or a list, in the order of the
+file. Labels are whole numbers from 0.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ KNOWN, SPAN = ("id", "source", "licence"), ("start", "end")  # columns that a fi
 class Clip(NamedTuple):
     """A video, by its path under the source's root, its captions and its class.
 
-    spans: (start, end) of each caption, in seconds, where that is known; id: a name other than its
-    path; source, licence: where it is from, on which terms; part: (start, end), in seconds, of a
-    longer video, None where it is all of it
+    spans: (start, end) of each caption, in seconds, if known; id: a name, if other than the path;
+    source, licence: its origin and terms; part: (start, end), in seconds, if the clip is a part of
+    the video, otherwise None
     """
 
     path: str
@@ -46,16 +46,16 @@ class Clip(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What holds for all clips of a source. captions: the smallest number of a clip; classes: all
-    labels are below it; 0 where there are none."""
+    """Facts about all clips of a source. captions: the smallest number of captions of a clip;
+    classes: an upper bound of the labels, which are below it; 0 if there are none."""
 
     captions: int
     classes: int
 
 
 class Source(NamedTuple):
-    """Videos with captions. A clip's position in `clips`, which may be read from disk one by one,
-    is its id in batches. facts: None where they are not known without reading every clip."""
+    """Videos with captions. A clip's position in `clips`, which may be read lazily from disk, is
+    its id in batches. facts: None if they are unknown until every clip has been read."""
 
     root: str
     clips: Sequence[Clip]
@@ -65,7 +65,7 @@ class Source(NamedTuple):
         return os.path.join(self.root, self.clips[index].path)
 
     def survey(self) -> Facts:
-        """The facts, from every clip if need be."""
+        """The facts, computed from all clips if necessary."""
         if self.facts is not None:
             return self.facts
         classes = (-1 if clip.label is None else clip.label for clip in self.clips)
@@ -74,7 +74,7 @@ class Source(NamedTuple):
 
 
 class Joined(Sequence[Clip]):
-    """The clips of several sources, concatenated, by their whole paths."""
+    """The clips of several sources, concatenated, by their full paths."""
 
     def __init__(self, parts: Sequence[Source]):
         self.parts = parts
@@ -95,7 +95,7 @@ class Joined(Sequence[Clip]):
 
 
 def join(parts: Sequence[Source]) -> Source:
-    """Several sources as one. Labels mean the same in all of them."""
+    """Several sources as one. A label means the same class in all of them."""
     facts = [part.survey() for part in parts]
     known = Facts(min(f.captions for f in facts), max(f.classes for f in facts))
     return Source("", Joined(parts), known)
@@ -113,12 +113,12 @@ def load(
 ) -> Source:
     """The videos under `root` that the file `list` (.csv, .jsonl, .json or .txt) names.
 
-    caption_column: None where there are no captions; label_column: None where there are no classes.
-    answers: a file with one answer a line. Then captions are questions, each row is a clip of its
-    own, and labels are answers in words, numbered as in the file; an answer that is not in it gets
-    the number after the last.
+    caption_column: None without captions; label_column: None without classes.
+    answers: a file with one answer per line. Captions are then questions, each row is a clip of its
+    own, and labels are answers in words, numbered as in the file; an answer that is not in the file
+    gets the number after the last.
     max_absent: the share of named files that may be absent. They keep their places in the list and
-    count as unreadable (`missing`) when their turn comes. Any other error is a UserError.
+    count as unreadable (`missing`) when they are read. Any other error raises UserError.
     """
     root, file = Path(root), Path(list)
     if not root.is_dir():
@@ -147,16 +147,16 @@ def load(
     absent = [clip.path for clip in merged.values() if not (root / clip.path).is_file()]
     if len(absent) > max_absent * len(merged):
         if len(absent) == len(merged) and next(find_videos(root), None) is None:
-            raise UserError(f"the folder {root} holds no videos; put them there or mend `root`")
+            raise UserError(f"the folder {root} holds no videos; put them there or correct `root`")
         raise UserError(
-            f"{file} names {len(absent)} of {len(merged)} files that are not in {root}, "
-            f"first '{absent[0]}'; mend `root` or the paths, or allow a share with max_absent"
+            f"{file} names {len(absent)} of {len(merged)} files that are not in {root}, such as "
+            f"'{absent[0]}'; correct `root` or the paths, or allow a share with max_absent"
         )
     return Source(str(root), tuple(merged.values()))
 
 
 def is_inside(root: Path, path: str) -> bool:
-    """Whether a path relative to `root` stays below it, by its text alone."""
+    """Whether a path relative to `root` stays below it, judged by its text only."""
     if ".." not in path and not os.path.isabs(path):
         return True
     top, whole = os.path.abspath(root), os.path.abspath(root / path)
@@ -168,7 +168,7 @@ def from_files(
 ) -> Source:
     """A source of the given files, or of all videos in the given folders, sorted by name.
 
-    captions: one for each path, or None where there are none, as for looking at reconstructions.
+    captions: one for each path, or None if there are none, as for viewing reconstructions.
     """
     files: list[str] = []
     for path in map(Path, paths):
@@ -188,8 +188,8 @@ def from_files(
 
 
 def in_a_row(source: Source, count: int) -> Source:
-    """Longer videos, of `count` adjacent clips of a source: each with its first clip's path and the
-    first captions of all its clips, in order. 1 changes nothing."""
+    """Longer videos, each of `count` adjacent clips of a source, with the path of its first clip
+    and the first captions of all its clips, in order. count=1 returns the source unchanged."""
     if count == 1:
         return source
     rows = [source.clips[i : i + count] for i in range(0, len(source.clips), count)]
@@ -200,7 +200,7 @@ def in_a_row(source: Source, count: int) -> Source:
 
 
 def find_videos(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` whose name ends like a video's."""
+    """Every file below `folder` whose name has the suffix of a video."""
     for parent, _, names in os.walk(folder):
         yield from (Path(parent, n) for n in names if Path(n).suffix.lower() in VIDEOS)
 
@@ -214,7 +214,7 @@ def read_captions(
 
 
 def read_answers(file: Path) -> dict[str, int]:
-    """{answer: its number}, of a file with one answer a line."""
+    """{answer: its number}, from a file with one answer per line."""
     if not file.is_file():
         raise UserError(f"no file of answers '{file}'; write one answer per line")
     answers = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
@@ -227,8 +227,8 @@ def read_rows(
     file: Path, columns: Mapping[str, str], answers: Mapping[str, int] | None = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of a file, in its order: path; caption and label, None unless `columns` names their
-    column; and the values of the columns `KNOWN` and `SPAN`, if any. answers: the numbers of labels
-    that are words."""
+    column; and the values of the columns `KNOWN` and `SPAN`, if any. answers: the numbers of
+    answers, if labels are words."""
     readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json, ".txt": read_txt}
     reader = readers.get(file.suffix.lower())
     if reader is None:
@@ -260,7 +260,9 @@ def read_rows(
             try:
                 row["span"] = None if None in span else tuple(float(str(at)) for at in span)
             except ValueError:
-                raise UserError(f"{file}, {where}: start and end are {span}, no seconds") from None
+                raise UserError(
+                    f"{file}, {where}: start and end are {span}; they must be seconds"
+                ) from None
             row["where"] = where
             row["known"] = {k: clean(str(found[k]).strip()) for k in KNOWN if found.get(k)}
             yield row
@@ -298,7 +300,7 @@ def read_jsonl(file: Path, columns: Mapping[str, str]) -> Rows:
 
 
 def pick(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The columns that `columns` names, by their meaning, and those with a fixed name."""
+    """The columns that `columns` names, by their role, and those with a fixed name."""
     more = {name: row[name] for name in (*KNOWN, *SPAN) if name in row}
     return more | {k: row[name] for k, name in columns.items()}
 

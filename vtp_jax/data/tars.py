@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A member or sample that is not used, and why."""
+    """A member or sample that is not used, and the cause."""
 
     key: str
     cause: str
@@ -35,16 +35,16 @@ class Refused(NamedTuple):
 
 CAUSES = {
     "unsafe_name": "its name is absolute, leads out of the folder, or is not UTF-8",
-    "not_a_file": "a link, a device, or a file with holes",
+    "not_a_file": "a link, a device, or a sparse file",
     "member_too_large": "more than 2 GiB of video or 16 MiB of text",
-    "duplicate": "a sample of this name came before",
-    "damaged_tar": "the tar cannot be read any further; what comes later is not known",
+    "duplicate": "an earlier sample has the same name",
+    "damaged_tar": "the tar cannot be read any further; its later content is unknown",
 }
 
 
 def read(path: str) -> Iterator[Sample | Refused]:
-    """The samples of a tar, in its order, and a `Refused` for each member that is none. The sample
-    at which a damaged tar ends is refused, since some of its members may be lost."""
+    """The samples of a tar, in its order, and a `Refused` for each rejected member. The sample at
+    which a damaged tar ends is rejected, since some of its members may be lost."""
     seen: set[str] = set()
     key = ""
     try:
@@ -71,7 +71,7 @@ def read(path: str) -> Iterator[Sample | Refused]:
 
 
 def keys(path: str) -> list[str]:
-    """The names of all that `read` may yield, in its order; only headers are read."""
+    """The names of all samples that `read` may yield, in its order; only headers are read."""
     found: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar:
@@ -91,7 +91,7 @@ def group(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]
 
 
 def whole(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All members. Python takes a damaged header for the end, so the end is checked."""
+    """All members. Python treats a damaged header as the end, so the end is verified."""
     yield from tar
     file, at = tar.fileobj, tar.offset
     assert file is not None
@@ -122,7 +122,7 @@ def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def judge(member: tarfile.TarInfo) -> Refused | None:
-    """The reason for which a member must not be read, if there is one."""
+    """The reason why a member must not be read, if there is one."""
     name = PurePosixPath(member.name)
     if sources.clean(member.name) != member.name:
         return Refused(sources.clean(member.name), "unsafe_name", "not UTF-8")

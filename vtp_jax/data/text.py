@@ -2,7 +2,7 @@
 
 `sentencepiece` is trained on the corpus (`train`); `wordpiece` is BERT's, from its vocab.txt;
 `clip` is CLIP's, from its bpe_simple_vocab_16e6.txt.gz. Ids are [CLS] pieces [SEP] and then [PAD];
-a caption that is too long loses its last pieces, never [SEP].
+a caption that is too long loses its last pieces, but not [SEP].
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 NAMED = {piece[1:-1].lower(): piece for piece in SPECIAL}
 UNSEEN = ("pad", "cls", "sep")  # left out by `decode`
-# CLIP's: it knows every byte, so it needs no [UNK]; padding is the first byte, id 0.
+# CLIP's vocabulary has every byte, so it needs no [UNK]; padding is the first byte, id 0.
 CLIP_SPECIAL = dict(pad="!", cls="<|startoftext|>", sep="<|endoftext|>")
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-SMALL = 256  # pieces of a tokenizer that is trained for one run, unless the config says more
-# Of the published vocabularies; of SentencePiece, the ids that `train` gives.
+SMALL = 256  # pieces of a tokenizer that is trained for one run, unless the config sets a number
+# Of the published vocabularies; for SentencePiece, the ids that `train` assigns.
 FACTS: Mapping[str, Mapping[str, int]] = dict(
     sentencepiece=dict(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4),
     wordpiece=dict(pad_id=0, unk_id=100, cls_id=101, sep_id=102, mask_id=103, vocab_size=30_522),
     clip=dict(pad_id=0, cls_id=49_406, sep_id=49_407, vocab_size=49_408),
 )
-CLIP_MERGES = 48_894  # of the file's lines, after the first; CLIP does not use the rest
+CLIP_MERGES = 48_894  # lines of the file after the first; CLIP does not use the rest
 
 Encoding = tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]
 
@@ -48,7 +48,7 @@ class Tokenizer(NamedTuple):
             special id, so word masking may hide it), each "b l"
     decode: ids "b l" -> a line of words for each row; [MASK] and [UNK] stay visible
     pieces: ids "l" -> the piece of each id
-    facts:  vocab_size, pad_id, cls_id, sep_id; unk_id and mask_id, but for CLIP's
+    facts:  vocab_size, pad_id, cls_id, sep_id; except for CLIP's, also unk_id and mask_id
     """
 
     encode: Callable[[Sequence[str], int], Encoding]
@@ -58,8 +58,8 @@ class Tokenizer(NamedTuple):
 
 
 def expected(kind: str, vocab_size: int | None = None) -> dict[str, int]:
-    """The facts that the published tokenizer of a kind has, with the number of pieces that is asked
-    for; of SentencePiece there is no published number."""
+    """The facts of the published tokenizer of a kind, with `vocab_size` pieces if given;
+    SentencePiece has no published number. Raises UserError on an unknown kind."""
     if kind not in FACTS:
         raise UserError(f"text.kind={kind!r} is not a tokenizer; known: {', '.join(FACTS)}")
     return {**FACTS[kind], **({} if vocab_size is None else dict(vocab_size=vocab_size))}
@@ -199,7 +199,7 @@ def train(
     """Trains SentencePiece (BPE, lower case) on captions, writes it to `path` and returns it.
 
     The same captions give the same file. vocab_size is an upper bound: a corpus with fewer pieces
-    gives a smaller vocabulary, and the log reports it. path None keeps the model in memory.
+    gives a smaller vocabulary, which is logged. path: None keeps the model in memory only.
     """
     captions = list(captions)
     if not captions:

@@ -1,7 +1,7 @@
 """Frames of video files, by PyAV: frames are chosen first, and only then decoded.
 
-A frame's number is its place in the order of presentation. A file without the frames that are asked
-for raises `Unreadable`, with one of a few causes, and nothing else.
+A frame's number is its index in presentation order. If a file lacks the requested frames, the only
+exception is `Unreadable`, with one of a few causes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ CAUSES = {
     "no_video_stream": "the container has no video",
     "no_frames": "the video has no frame",
     "too_large": "it has too many frames, frames of too many pixels, or needs too much memory",
-    "too_slow": "decoding takes longer than it may",
+    "too_slow": "decoding takes longer than allowed",
     "truncated": "it ends well before the frames that its header promises",
-    "damaged": "decoding fails before the last frame asked for",
+    "damaged": "decoding fails before the last requested frame",
 }
 MAX_PIXELS = 8192 * 4608  # 8K; decoders keep up to seventeen such pictures
 MAX_FRAMES = 2**20  # ten hours at 30 a second; each takes up to 250 bytes of a table
@@ -41,36 +41,35 @@ MAX_BYTES = 2**31  # of all frames of a clip
 ALL_BYTES = 4 * MAX_BYTES  # of the frames of all clips that are read in parallel
 MAX_SECONDS = 60.0  # of one core, for the frames of one clip
 SCAN_SECONDS = 1800.0  # of one core, for a whole video
-CLOCK = 10.0  # times as many seconds of wall time, since reading takes time
-SHORTFALL = (
-    0.1  # of the promised frames may be missing: edit lists and hidden frames are counted in
-)
+CLOCK = 10.0  # factor from core seconds to the limit of wall time, since reading takes time
+SHORTFALL = 0.1  # share of promised frames that may be missing: edit lists and hidden frames count
 # Only containers that hold their own data: a playlist could name other files and hosts.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,h264,hevc"
 )
 # Bytes come from a file or from memory, never from the network. No picture above the limit is
-# allocated, whatever the codec finds in the stream.
+# allocated, whatever the stream contains.
 OPTIONS = dict(protocol_whitelist="file,pipe", format_whitelist=FORMATS, max_pixels=str(MAX_PIXELS))
 REORDERED = 32  # packets by which a frame may be out of order: codecs allow 16
-# Where packets have reliable time stamps, and where frames that no other needs are marked, so that
-# these may be skipped.
+# Containers with reliable time stamps, and codecs that mark frames on which no other depends, so
+# that these may be skipped.
 STAMPED, SKIPPABLE = {"mov", "matroska", "mpegts", "flv"}, {"h264", "hevc"}
 KEY, HIDDEN = 1, 2  # flags of a packet in an index, as FFmpeg has them
-SEEK_PAYS = 24  # frames: to skip fewer, decoding is cheaper than seeking
+SEEK_PAYS = 24  # frames: if fewer are skipped, decoding is cheaper than seeking
 
 # A table of a few bytes can promise any number of frames, and FFmpeg allocates memory for all of
-# them as it opens a file. One allocation may hold a plane of four bytes a pixel, and no more.
+# them when it opens a file. A single allocation is limited to a plane of about four bytes a pixel.
 with contextlib.suppress(AttributeError):  # where PyAV does not expose its FFmpeg
     ctypes.CDLL(av._core.__file__).av_max_alloc(ctypes.c_size_t(5 * MAX_PIXELS))
 
-File = str | os.PathLike[str] | bytes  # a path, or what is in the file
+File = str | os.PathLike[str] | bytes  # a path, or the content of the file
 Choose = Callable[[int], Int[np.ndarray, "t"]]  # frames in the video -> numbers of those wanted
 Check = Callable[[], None]  # raises Unreadable when time is up
 
 
 class Unreadable(Exception):
-    """A video that cannot be read. cause: a key of `CAUSES`; detail: the decoder's message."""
+    """Raised for a video that cannot be read. cause: a key of `CAUSES`; detail: the decoder's
+    message."""
 
     def __init__(self, cause: str, detail: str = ""):
         super().__init__(f"{cause}: {detail}" if detail else cause)
@@ -79,8 +78,8 @@ class Unreadable(Exception):
 
 
 class Info(NamedTuple):
-    """A file's first video: frames, upright width and height in pixels, frames per second (0 where
-    unknown), codec, and the turn to the left, in degrees, that makes it upright."""
+    """A file's first video: frames, upright width and height in pixels, frames per second (0 if
+    unknown), codec, and the rotation to the left, in degrees, that makes it upright."""
 
     frames: int
     width: int
@@ -93,9 +92,8 @@ class Info(NamedTuple):
 class Table(NamedTuple):
     """The packets of a video, as far as they are known.
 
-    keys: (number, time stamp) of its key frames, ascending; numbers: time stamp -> number of the
-    frame that it belongs to, and empty where that is not known exactly: keys then are packets, by
-    place and decoding time.
+    keys: (number, time stamp) of its key frames, ascending; numbers: time stamp -> frame number, or
+    empty if these are not known exactly: keys then have the index and decoding time of packets.
     """
 
     frames: int
@@ -103,14 +101,14 @@ class Table(NamedTuple):
     numbers: Mapping[int, int] = {}
 
     def key_before(self, number: int) -> tuple[int, int]:
-        """The last key frame that is not after a frame."""
+        """The last key frame at or before a frame."""
         at = bisect.bisect_right(self.keys, number, key=lambda key: key[0])
         return self.keys[at - 1] if at else (0, min(self.numbers, default=0))
 
 
 class Room:
-    """Memory that threads share. A clip that finds too little waits, so that which clips can be
-    read does not depend on the number that is read at once."""
+    """A memory budget shared by threads. A clip that exceeds what is left waits, so that the number
+    of parallel readers does not affect which clips can be read."""
 
     def __init__(self, size: int):
         self.left = size
@@ -133,7 +131,7 @@ ROOM = Room(ALL_BYTES)
 
 
 class Short(Exception):
-    """The video ended, undamaged, after fewer frames than were promised."""
+    """The video ended, undamaged, after fewer frames than promised."""
 
     def __init__(self, frames: int):
         super().__init__(frames)
@@ -165,12 +163,12 @@ def describe_video(frames: int, frame: av.VideoFrame, stream: Any) -> Info:
 
 
 def read_frames(path: File, choose: Choose) -> UInt8[np.ndarray, "t h w c"]:
-    """The frames whose numbers `choose(frames in the video)` gives, upright, uint8 RGB "t h w c".
+    """The frames with the numbers `choose(frames in the video)`, upright, uint8 RGB "t h w c".
 
-    Numbers may be in any order and repeat. Other frames are not converted to RGB, and not decoded
-    where a later key frame allows it. A damaged file is readable as long as every chosen frame is
-    whole. For one that ends undamaged a little before the end that its header promises, `choose` is
-    called again, with the true length. Raises Unreadable.
+    Numbers may be in any order and repeat. Other frames are not converted to RGB, nor decoded if a
+    later key frame makes that unnecessary. A damaged file is readable as long as every chosen frame
+    is intact. If a file ends undamaged a little before the length that its header promises,
+    `choose` is called again, with the true length. Raises Unreadable.
     """
     check = start_clock(MAX_SECONDS)
     with open_video(path) as (container, stream):
@@ -205,10 +203,10 @@ def scan(
     use: Callable[[UInt8[np.ndarray, "h w c"]], object] | None = None,
     seconds: float = SCAN_SECONDS,
 ) -> Info:
-    """Decodes a whole video, keeps no frame, and returns its `Info`. Raises Unreadable.
+    """Decodes a whole video without keeping frames, and returns its `Info`. Raises Unreadable.
 
     use: called with frames 0, every, 2 every, ..., upright RGB, in order
-    seconds: of one core, that it may take
+    seconds: limit, of one core
     """
     frames, reformatter, check = 0, VideoReformatter(), start_clock(seconds)
     with open_video(path) as (container, stream):
@@ -225,7 +223,7 @@ def scan(
 
 
 def survey(container: Any, stream: Any, check: Check) -> Table:
-    """The packets of a video by its header, or, where the header has none, by reading them."""
+    """The packets of a video, from its header or, if that has none, by reading them."""
     index = stream.index_entries
     check_count(max(stream.frames, len(index)))
     if not stream.frames:
@@ -233,10 +231,10 @@ def survey(container: Any, stream: Any, check: Check) -> Table:
     else:
         flags = np.fromiter((entry.flags for entry in index), np.int8, len(index))
         hidden = int(np.count_nonzero(flags & HIDDEN))
-        # Edit lists leave frames out, or show them twice, which an mp4's index knows.
+        # Edit lists leave frames out, or show them twice; the index of an mp4 reflects that.
         edited = len(index) > 0 and "mov" in container.format.name.split(",")
         frames = (len(index) if edited else stream.frames) - hidden
-        # Where packets are hidden or not known, their places are not frame numbers.
+        # If packets are hidden or unknown, their indices are not frame numbers.
         whole = frames == len(index)
         keys = np.flatnonzero(flags & KEY).tolist() if whole else []
         table = Table(frames, [(n, index[n].timestamp) for n in keys])
@@ -246,8 +244,8 @@ def survey(container: Any, stream: Any, check: Check) -> Table:
 
 
 def tabulate(packets: Iterator[Any], first: int = 0, last: int | None = None) -> Table:
-    """Reads packets, decoding none; the first is at place `first`. Reads all, or enough to know the
-    frames up to number `last` for certain. Frames less than REORDERED after `first` are not
+    """Reads packets without decoding; the first has index `first`. Reads all, or enough to know the
+    frames up to number `last` with certainty. Frames less than REORDERED after `first` are not
     certain."""
     stop = MAX_FRAMES + 1 if last is None else last - first + 1 + REORDERED
     shown = (p for p in packets if p.size and not p.is_discard)
@@ -266,8 +264,8 @@ def tabulate(packets: Iterator[Any], first: int = 0, last: int | None = None) ->
 def look_around(
     container: Any, stream: Any, wanted: Sequence[int], table: Table, check: Check
 ) -> Table:
-    """The packets of frames of ascending numbers: from a key frame before them where the header has
-    the places of packets; from the start where it has not, or is wrong."""
+    """The packets around frames of ascending numbers: from a key frame before them if the header
+    has the positions of packets; from the start if it has not, or is wrong."""
     if table.key_before(wanted[0] - REORDERED)[0] > 0:
         try:
             seek(container, stream, table, wanted[0] - REORDERED)
@@ -284,7 +282,7 @@ def look_around(
 
 
 def follow(index: Any, first: int, packets: Iterator[Any]) -> Iterator[Any]:
-    """The same packets, checked against an index from a place on. Raises Lost."""
+    """The same packets, checked against an index from position `first` on. Raises Lost."""
     before = index[first - 1].timestamp if first else None
     for place, packet in zip(range(first, len(index)), packets, strict=False):
         at = index[place].timestamp
@@ -298,14 +296,14 @@ def take(
     numbers: Int[np.ndarray, "t"],
     decode: Callable[[Sequence[int]], Sequence[UInt8[np.ndarray, "h w c"]]],
 ) -> UInt8[np.ndarray, "t h w c"]:
-    """The frames of these numbers. decode: ascending numbers -> frames."""
+    """The frames with these numbers. decode: ascending numbers -> frames."""
     unique, places = np.unique(numbers, return_inverse=True)
     frames = decode(unique.tolist())
     return np.stack([frames[place] for place in places.tolist()])
 
 
 def can_skip(table: Table, at: int, number: int) -> bool:
-    """Whether a key frame far behind frame `at` makes seeking the cheaper way to a frame."""
+    """Whether seeking is cheaper than decoding on from frame `at`: a key frame is far after it."""
     return table.key_before(number)[0] - at >= SEEK_PAYS
 
 
@@ -313,7 +311,7 @@ def find(
     container: Any, stream: Any, wanted: Sequence[int], table: Table, check: Check
 ) -> list[UInt8[np.ndarray, "h w c"]]:
     """Frames of ascending numbers, by their time stamps. Other frames are decoded only if these
-    need them, and not at all where a later key frame allows that. Raises Lost."""
+    depend on them. Raises Lost."""
     try:
         if not table.numbers:
             table = look_around(container, stream, wanted, table, check)
@@ -357,21 +355,21 @@ def find(
 
 
 def can_leave_out(container: Any, stream: Any) -> bool:
-    """Whether frames that no other needs can be recognized, and skipped, with certainty."""
+    """Whether frames on which no other depends can be recognised, and skipped, with certainty."""
     formats = set(container.format.name.split(","))
     return bool(formats & STAMPED) and stream.codec_context.name in SKIPPABLE
 
 
 def seek(container: Any, stream: Any, table: Table, number: int) -> int:
-    """Seeks to the key frame before a frame, and returns its number."""
+    """Seeks to the last key frame at or before a frame, and returns its number."""
     key, at = table.key_before(number)
     container.seek(at, stream=stream)
     return key
 
 
 def count(path: File, wanted: Sequence[int], check: Check) -> list[UInt8[np.ndarray, "h w c"]]:
-    """Frames of ascending numbers, by decoding all frames before them. Raises Short at the
-    undamaged end of a shorter video."""
+    """Frames of ascending numbers, by decoding all frames before them. Raises Short if the video
+    ends earlier, undamaged."""
     reformatter, numbers = VideoReformatter(), set(wanted)
     got: list[UInt8[np.ndarray, "h w c"]] = []
     at = -1
@@ -408,7 +406,7 @@ def demux(container: Any, stream: Any, check: Check) -> Iterator[Any]:
 
 
 def decode(container: Any, stream: Any, check: Check) -> Iterator[av.VideoFrame]:
-    """The frames of a stream, until one is too large or they take too long."""
+    """The frames of a stream. Raises Unreadable if one is too large, or if they take too long."""
     for packet in demux(container, stream, check):
         yield from map(check_size, packet.decode())
 
@@ -420,7 +418,7 @@ def check_size(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def start_clock(seconds: float) -> Check:
-    """A check that time is left: of one core, for this thread, and by the clock."""
+    """A check that time is left: of one core, for this thread, and of wall time."""
     core, clock = time.thread_time() + seconds, time.monotonic() + CLOCK * seconds
     return functools.partial(check_clock, core, clock, seconds)
 
@@ -433,7 +431,7 @@ def check_clock(core: float, clock: float, seconds: float) -> None:
 def convert(
     frame: av.VideoFrame, stream: Any, reformatter: VideoReformatter
 ) -> UInt8[np.ndarray, "h w c"]:
-    """RGB of the stream's size, turned upright as the display matrix says, in quarter turns."""
+    """RGB of the stream's size, rotated upright by the display matrix, in quarter turns."""
     rgb = reformatter.reformat(frame, stream.width, stream.height, format="rgb24", threads=1)
     return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
 
@@ -462,7 +460,7 @@ def open_video(path: File) -> Iterator[tuple[Any, Any]]:
         stream = container.streams.video[0]
         if stream.width * stream.height > MAX_PIXELS:
             raise Unreadable("too_large", f"{stream.width}x{stream.height}")
-        # Videos are decoded in parallel; threads within one would only compete.
+        # Videos are decoded in parallel; threads within a video would only compete.
         stream.codec_context.thread_count = 1
         stream.codec_context.options = dict(max_pixels=str(MAX_PIXELS))
         try:

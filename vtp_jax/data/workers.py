@@ -1,6 +1,6 @@
-"""Where rows are made: one after the other in this thread, or several at once by tf.data.
+"""Runs the making of rows: one after the other in this thread, or in parallel by tf.data.
 
-The only place that runs TensorFlow. Rows are written into arrays of whole batches.
+The only place that runs TensorFlow. Rows are written directly into the arrays of batches.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from jaxtyping import Int, UInt8
 
 from vtp_jax.data.sources import Clip
 
-AHEAD = 2  # batches made before they are asked for
+AHEAD = 2  # batches made ahead of time
 
 Pixels = UInt8[np.ndarray, "..."]
-# (place, array for its pixels) -> (code of what became of it, its clip: None where it is padding)
+# (place, array for its pixels) -> (code of the outcome, its clip, or None for padding)
 Attempt = Callable[[int, Pixels], tuple[int, Clip | None]]
 
 
 class Rows(NamedTuple):
-    """The rows of a batch as they were made: pixels "b ...", codes "b", and a clip for each."""
+    """The rows of a batch: pixels "b ...", codes "b", and the clip of each."""
 
     pixels: Pixels
     codes: Int[np.ndarray, "b"]
@@ -41,7 +41,7 @@ Run = Callable[..., Iterator[Rows]]
 def run_here(
     attempt: Attempt, shape: Sequence[int], rows: int, first: int, stop: int | None, workers: int
 ) -> Iterator[Rows]:
-    """Batches of `rows` places from `first` (to `stop`), one after the other, when asked for."""
+    """Batches of `rows` places from `first` (to `stop`), one after the other, on demand."""
     for start in itertools.count(first, rows) if stop is None else range(first, stop, rows):
         pixels = np.empty((rows, *shape), np.uint8)
         codes, clips = zip(*(attempt(start + n, row) for n, row in enumerate(pixels)), strict=True)
@@ -51,10 +51,10 @@ def run_here(
 def run_tfdata(
     attempt: Attempt, shape: Sequence[int], rows: int, first: int, stop: int | None, workers: int
 ) -> Iterator[Rows]:
-    """As `run_here`, by tf.data: `workers` rows at a time, `AHEAD` batches before they are due.
+    """As `run_here`, by tf.data: `workers` rows in parallel, `AHEAD` batches ahead.
 
-    TensorFlow gets only the codes: its own copies of pixels would cost up to 2 ms a clip.
-    Holds at most AHEAD + 2 batches, and what `workers` videos need while they are decoded.
+    TensorFlow handles only the codes: its copies of pixels would cost up to 2 ms per clip. Memory
+    holds at most AHEAD + 2 batches, and `workers` videos while they are decoded.
     """
     tf = import_tensorflow()
     held = (AHEAD + 2) * rows * math.prod(shape) / 2**20
@@ -83,7 +83,7 @@ def run_tfdata(
     options.threading.private_threadpool_size = workers + 1
     holder = [iter(data.with_options(options))]
     made = hand_out(holder, batches)
-    # TensorFlow's threads call Python; without this the interpreter never ends, waiting for them.
+    # TensorFlow's threads call Python; without this, the interpreter would wait for them at exit.
     weakref.finalize(made, holder.clear)
     return made
 
@@ -91,7 +91,7 @@ def run_tfdata(
 def hand_out(
     holder: list[Any], batches: dict[int, tuple[Pixels, list[Clip | None]]]
 ) -> Iterator[Rows]:
-    """The batches of the iterator in `holder`, until they end or it is taken away."""
+    """The batches of the iterator in `holder`, until it ends or is removed from `holder`."""
     for number in itertools.count():
         codes = next(holder[0], None) if holder else None
         if codes is None:

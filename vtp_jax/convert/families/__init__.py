@@ -1,6 +1,6 @@
-"""Published nets, one module a family: names, layouts, nets and formats together.
+"""Published nets, one module per family, with its names, layouts, nets and formats.
 
-A module defines `FORMATS`, name -> `formats.Format`, with what an import and a comparison need.
+A module defines `FORMATS`, name -> `formats.Format`, for imports and for comparisons of training.
 """
 
 from __future__ import annotations

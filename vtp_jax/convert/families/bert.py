@@ -1,5 +1,5 @@
-"""BERT: its embedding tables as a format of their own, and the rules of its blocks, which nets that
-start from BERT share."""
+"""BERT: the format of its embedding tables, and the rules of its blocks, which nets that start from
+BERT share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNUSED = (POSITION_IDS, r"cls\..*")  # of a whole BERT: the buffer, and the head
 
 
 def embedding_rules(ours: str, theirs: str) -> list[Rule]:
-    """`nn.embed.WordEmbed` and BERT's embedding module."""
+    """The rules of `nn.embed.WordEmbed` and BERT's embedding module."""
     tables = dict(word="word", position="position", type="token_type")
     return [
         *(
@@ -39,8 +39,8 @@ def embedding_rules(ours: str, theirs: str) -> list[Rule]:
 
 
 def bert_rules(heads: int) -> list[Rule]:
-    """BERT as `transformers.BertModel` saves it, `nn.text.Bert`: 199 tensors at depth 12. Its
-    pretraining files call them "bert.": `rules.under(bert_rules(12), theirs="bert.")`."""
+    """The rules of `nn.text.Bert` and BERT as saved by `transformers.BertModel`: 199 tensors at
+    depth 12. Its pretraining files have a prefix: `rules.under(bert_rules(12), theirs="bert.")`."""
     return [
         *embedding_rules("text_embed", "embeddings"),
         *rules.stack("encoder", "encoder.layer", heads, BERT),
@@ -49,8 +49,8 @@ def bert_rules(heads: int) -> list[Rule]:
 
 
 def cross_rules(ours: str, theirs: str, heads: int) -> list[Rule]:
-    """What blocks `theirs.{i}` of BERT have in addition where they attend to other tokens
-    (`transformers`; ALBEF's and BLIP's fusion encoders and decoders)."""
+    """The rules of cross-attention in the BERT blocks `theirs.{i}` (`transformers`; ALBEF's and
+    BLIP's fusion encoders and decoders)."""
     mine, other = f"{ours}/blocks", theirs + ".{i}.crossattention."
     kv = [tuple(f"{other}self.{x}.{y}" for x in ("key", "value")) for y in ("weight", "bias")]
     return [
@@ -64,7 +64,7 @@ def cross_rules(ours: str, theirs: str, heads: int) -> list[Rule]:
 
 
 def tidy(tensors: Tensors) -> Tensors:
-    """The embeddings' tensors alone; old files call scale and bias gamma and beta."""
+    """Only the tensors of the embeddings; old files call scale and bias gamma and beta."""
     ends = {".gamma": ".weight", ".beta": ".bias"}
     found = {}
     for name, x in tensors.items():

@@ -27,8 +27,8 @@ CLIP = BlockNames(
 
 def clip_rules(heads: int, text_heads: int, text: str = "") -> list[Rule]:
     """OpenAI's CLIP and OpenCLIP's with ViT towers, 302 tensors at depth 12 + 12: `nn.vit.ViT`
-    under visual, `nn.text.CausalText` under text. OpenCLIP's CustomTextCLIP calls its text tower's
-    tensors "text.", which is the prefix to give then."""
+    under visual, `nn.text.CausalText` under text. text: the prefix of the text tower's tensors,
+    which is "text." for OpenCLIP's CustomTextCLIP."""
     visual = [
         Rule("class_token", "class_embedding", rules.SAME),
         Rule("position", "positional_embedding", rules.SAME),
@@ -103,7 +103,7 @@ DRAW = nets.together(
 )
 FORMATS = {
     "clip": Format(
-        "OpenAI's CLIP with a ViT, and OpenCLIP's where they have the quick GELU",
+        "OpenAI's CLIP with a ViT, and OpenCLIP's with the quick GELU",
         STACKS,
         clip_rules,
         towers(STYLE),

@@ -1,5 +1,5 @@
-"""CoCa under the names of OpenCLIP's parts: a ViT with attentional poolers, and a text tower whose
-decoder is under `text_decoder.`, with one norm for what all of its layers attend to."""
+"""CoCa under the names of OpenCLIP's parts: a ViT with attentional poolers, and a text tower with
+the decoder under `text_decoder.`, whose layers share one norm of the tokens they attend to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pooler_rules(ours: str, theirs: str, heads: int) -> list[Rule]:
 
 
 def pretrain_rules(heads: int, text_heads: int) -> list[Rule]:
-    """The whole net: 127 tensors at depth 2 + 2 + 2."""
+    """The rules of the whole net: 127 tensors at depth 2 + 2 + 2."""
     upper = "text/upper/blocks"
     own, other = "text_decoder.resblocks.{i}", "text_decoder.cross_attn.{i}"
     return [
@@ -72,13 +72,13 @@ def pretrain_rules(heads: int, text_heads: int) -> list[Rule]:
 
 
 def complete(params: Params) -> Params:
-    """The parameters with a bias of patches, which OpenCLIP has none of: zeros."""
+    """The parameters with zeros for the bias of the patch embedding, which OpenCLIP lacks."""
     bias = jnp.zeros(params["visual"]["patch_embed"]["kernel"].shape[-1])
     return tree.merge(params, dict(visual=dict(patch_embed=dict(bias=bias))))
 
 
 def sizes_of(params: Params, heads: Heads) -> dict[str, Any]:
-    """`coca.build`'s arguments that parameters show."""
+    """The arguments of `coca.build` that can be inferred from parameters."""
     visual, text = params["visual"], params["text"]
     patch = nets.cube_of(visual["patch_embed"])[1]
     lower, upper = (text[part]["blocks"] for part in ("lower", "upper"))

@@ -1,10 +1,10 @@
-"""Hugging Face's VideoMAE: its nets are those of `videomae` under other names.
+"""Hugging Face's VideoMAE: the nets of `videomae` under other names.
 
-Two biases have changed names twice: q and v of every block are `attention.attention.q_bias` in
-transformers 4.22 to 5.5.0, `attention.attention.query.bias` from 5.5.1 on. Until 5.18.0 learned the
-old names, a version that did not find its own used zeros, with no more than a warning. Exported
-folders hold both (`add_names`), which every version reads correctly; docs/convert.md has the table
-of the versions that were tried.
+Two biases, those of q and v in every block, have had two names: `attention.attention.q_bias` in
+transformers 4.22 to 5.5.0, `attention.attention.query.bias` from 5.5.1 on. Before 5.18.0, which
+accepts the old names, a version that did not find its own names used zeros, with only a warning.
+Exported folders contain both (`add_names`), which every version reads correctly; docs/convert.md
+has a table of the versions that were tested.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def one_name(tensors: Tensors) -> dict[str, Num[np.ndarray, "..."]]:
     """The tensors of any version, with biases of q and v under their old names (`V4`).
 
     Biases of k, which versions 5.5.1 to 5.17 have and train, are left out: they add the same number
-    to all of a query's scores, so no output depends on them. Raises UserError where the two names
-    of a bias hold different numbers, and where a block has no bias of q or of v under either name.
+    to all of a query's scores, so no output depends on them. Raises UserError if the two names of a
+    bias have different values, or if a block has no bias of q or of v under either name.
     """
     found: dict[str, Num[np.ndarray, "..."]] = {}
     for name, x in tensors.items():
@@ -80,7 +80,7 @@ def one_name(tensors: Tensors) -> dict[str, Num[np.ndarray, "..."]]:
             continue
         known = found.setdefault(old := _swap(name, OLD), x)
         if not np.array_equal(known, x):
-            raise UserError(f"{old} and {name} are two names of one tensor, and differ")
+            raise UserError(f"{old} and {name} are two names of one tensor, but differ")
     query = f"{INNER}.query.weight"
     blocks = [name.removesuffix(query) for name in found if name.endswith(query)]
     if lacking := [b + bias for b in blocks for bias in NEW if b + bias not in found]:
@@ -96,7 +96,7 @@ def _swap(name: str, names: Mapping[str, str]) -> str:
 
 
 def pretrain_reference(tensors: Tensors, inputs: Arrays, heads: Heads) -> dict[str, Any]:
-    """As transformers runs an exported folder: its own eps after `decoder` and before the head."""
+    """As transformers runs an exported folder: with its own eps in the norm before the head."""
     args = inputs["video"].swapaxes(1, 2), inputs["mask"]
     return reference.pretrain(tensors, *args, **nets.named(heads), eps=EPS)
 

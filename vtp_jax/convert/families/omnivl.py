@@ -1,5 +1,5 @@
-"""BLIP, to which OmniVL comes down on images with different texts: the encoders with their momentum
-twins, matching, and the causal decoder, which has its own self-attention and shares the rest."""
+"""BLIP, which OmniVL equals on images with different texts: the encoders with their momentum twins,
+matching, and the causal decoder, which has its own self-attention and shares the rest."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from vtp_jax.types import Params
 
 WORDS = "text_encoder{}.embeddings.word_embeddings.weight"
 TYPES = "text_encoder{}.embeddings.token_type_embeddings.weight"
-TASKS = 2  # words of the model's own, at the end of BLIP's table
+TASKS = 2  # words that the model adds, at the end of BLIP's table
 
 
 def encoder_rules(heads: int, text_heads: int, twin: str = "") -> list[Rule]:
-    """The two encoders and their projections. twin: "_m" for the momentum ones."""
+    """The rules of the two encoders and their projections. twin: "_m" for the momentum ones."""
     words = [
         *bert.embedding_rules("text_embed", "embeddings"),
         Rule("text_embed/task", "embeddings.word_embeddings.weight.task", rules.SAME),
@@ -58,8 +58,8 @@ def pretrain_rules(heads: int, text_heads: int) -> list[Rule]:
 
 
 def tidy(tensors: Tensors) -> Tensors:
-    """The words of the model's own apart from the vocabulary; the token types, which BLIP's BERT
-    lacks, as zeros."""
+    """Separates the words that the model adds from the vocabulary; adds zeros for the token types,
+    which BLIP's BERT lacks."""
     found = dict(tensors)
     for twin in ("", "_m"):
         if (name := WORDS.format(twin)) in found:
@@ -80,14 +80,13 @@ def untidy(tensors: Tensors) -> Tensors:
 
 
 def complete(params: Params, shapes: Params) -> Params:
-    """The parameters with those that read clips, which BLIP lacks: constants, for images ask
-    nothing of them."""
+    """The parameters with constants for those that only clips use, which BLIP lacks."""
     rest = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), shapes)
     return tree.replace(rest, tree.flatten(params))
 
 
 def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    """Parameters: {"params": those that are trained, "twin": their average before the step}."""
+    """params: {"params": the trained ones, "twin": their average before the step}."""
     nets.check_pixels(inputs, "image")
     visual, text = params["params"]["visual"], params["params"]["text"]
     features = params["params"]["video_proj"]["bias"].shape[0]
@@ -113,7 +112,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
         text=jnp.asarray(inputs["text_queue"], jnp.float64).T,
         next=jnp.int32(inputs["queue_ptr"]),
         real=jnp.ones(places, bool),
-        name=-100 - jnp.arange(places, dtype=jnp.int32),  # nobody's pair
+        name=-100 - jnp.arange(places, dtype=jnp.int32),  # different from all names of the batch
     )
     # A schedule would round to fp32.
     recipe = recipe._replace(alpha=lambda step: float(inputs["alpha"]))
@@ -125,7 +124,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     twin_shapes = jax.eval_shape(lambda params: momentum.twin(params, method.TWIN), shapes)
 
     def step(params: Any) -> Any:
-        """BLIP moves the average when a step begins."""
+        """BLIP updates the average at the start of a step."""
         online, chosen = complete(params["params"], shapes), []
         old = complete(params["twin"], twin_shapes)
         twin = momentum.follow(old, online, float(inputs["momentum"]))
@@ -154,7 +153,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
 
 
 def given_wrong(inputs: Mapping[str, Any], alike: Any, allowed: Any) -> matching.Wrong:
-    """The wrong pairs that are given; otherwise the likeliest ones."""
+    """The wrong pairs in `inputs`; otherwise the most likely ones."""
     names = ("image_neg", alike[1]), ("text_neg", alike[0])
     video, text = (
         jnp.asarray(inputs[name], jnp.int32)
@@ -193,7 +192,7 @@ FORMATS = {
             ),
             "image (B, 3, H, W), normalised; ids (B, L), the first one [CLS]; attention_mask (B, "
             "L); image_queue and text_queue (d, K); queue_ptr, alpha, momentum (); image_neg and "
-            "text_neg (B,), wrong pairs, without which the likeliest are taken -> loss_ita, "
+            "text_neg (B,), wrong pairs, by default the most likely ones -> loss_ita, "
             "loss_itm, loss_lm, loss; image_neg and text_neg; the queues and queue_ptr after the "
             "step",
             frozen=r"\w+_m\b.*",

@@ -23,13 +23,13 @@ from vtp_jax.objectives import contrastive, terms
 from vtp_jax.tasks import retrieve
 from vtp_jax.types import Params, UserError
 
-# What a pass keeps for the gradient would not fit into memory at the released sizes otherwise.
+# Without remat, activations would not fit into memory at the released sizes.
 NET: dict[str, Any] = dict(dropout=0.0, remat="nothing_saveable", **nets.PIXELS)
 QUIRKS: dict[str, Any] = dict(pool_padding=True, sum_directions=True)
 
 
 def pretrain_rules(encoder_heads: int, decoder_heads: int) -> list[Rule]:
-    """The official SimVTP pretraining model: VideoMAE and nine tensors more, 227."""
+    """The official SimVTP pretraining model: VideoMAE and nine more tensors, 227 in total."""
     return [
         *videomae.pretrain_rules(encoder_heads, decoder_heads),
         *bert.embedding_rules("text_embed", "text_embeddings"),
@@ -52,7 +52,7 @@ def finetune_rules(heads: int) -> list[Rule]:
 
 
 def embeddings_of(patch_embed: Params, text_embed: Params) -> dict[str, Any]:
-    """The sizes that embeddings show."""
+    """The sizes that can be inferred from embeddings."""
     return dict(
         cube=nets.cube_of(patch_embed),
         vocab_size=len(text_embed["word"]),
@@ -61,7 +61,7 @@ def embeddings_of(patch_embed: Params, text_embed: Params) -> dict[str, Any]:
 
 
 def check(inputs: Arrays, cube: embed.Triple, words: int) -> None:
-    """Raises UserError on videos, captions and draws that would give numbers without a meaning."""
+    """Raises UserError on videos, captions and draws that would give meaningless numbers."""
     nets.check_pixels(inputs)
     b, _, *sides = inputs["video"].shape
     length = inputs["ids"].shape[-1]
@@ -76,7 +76,7 @@ def check(inputs: Arrays, cube: embed.Triple, words: int) -> None:
 
 
 def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    """Without `labels`, no word is asked for; without `negatives`, each row gets the one before."""
+    """Without `labels`, no word is predicted; without `negatives`, rows get their predecessors."""
     net, recipe = method.build(
         size=nets.size_of(params["encoder"]["blocks"], heads["heads"]),
         decoder=nets.size_of(params["decoder"]["blocks"], heads["decoder-heads"]),
@@ -160,7 +160,7 @@ def draw(prefix: str, text: str) -> nets.Draw:
 
 
 SOURCE = "wufeim/SimVTP @558d24e"
-# What the fine-tuned towers have and never use: each has both kinds of embeddings.
+# Unused tensors of the fine-tuned towers, each of which has both kinds of embeddings.
 IDLE = (r"video_encoder\.text_embeddings\..*", r"text_encoder\.patch_embed\..*")
 VIDEO = "video (B, 3, T, H, W) normalised with ImageNet's statistics"
 FORMATS = {
@@ -175,9 +175,9 @@ FORMATS = {
             SOURCE,
             ("video", "mask", "ids", "labels", "attention_mask", "negatives"),
             f"{VIDEO}; mask (B, N), True = hidden; ids (B, L), hidden words already replaced; "
-            "labels (B, L), -100 where nothing is asked; attention_mask (B, L); negatives (B,), "
-            "each row's wrong video -> target, pixel_pred, mlm_logits, vtm_logits, text_feat, "
-            "video_feat, loss_v, loss_t, loss_vtc, loss_vtm, loss",
+            "labels (B, L), -100 where no word is predicted; attention_mask (B, L); negatives "
+            "(B,), each row's wrong video -> target, pixel_pred, mlm_logits, vtm_logits, "
+            "text_feat, video_feat, loss_v, loss_t, loss_vtc, loss_vtm, loss",
         ),
     ),
     "simvtp_finetune": Format(
@@ -190,7 +190,7 @@ FORMATS = {
         step=Step(
             SOURCE,
             ("video", "ids", "attention_mask"),
-            f"{VIDEO}; ids (B, L), the captions as they are; attention_mask (B, L) -> video and "
+            f"{VIDEO}; ids (B, L), the captions unmasked; attention_mask (B, L) -> video and "
             "text (B, d), before the cosine; sim (B, B), the cosines, rows text; loss, the sum of "
             "both directions' cross-entropies of sim / 0.05",
             idle=f"(?!.*position_ids)({'|'.join(IDLE)})",

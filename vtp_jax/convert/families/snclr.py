@@ -1,4 +1,4 @@
-"""The authors' SNCLR: the encoder and its projector, their momentum average, and the predictor."""
+"""The authors' SNCLR: encoder and projector, their momentum average, and the predictor."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from vtp_jax.methods import snclr as method
 from vtp_jax.objectives.contrastive import normalise
 from vtp_jax.types import Params
 
-STILL = dict(jittered=0.0, grey=0.0, blur=0.0, solarise=0.0, flip=0.0)  # views come as inputs
+STILL = dict(jittered=0.0, grey=0.0, blur=0.0, solarise=0.0, flip=0.0)  # the inputs are views
 
 
 def head_rules(ours: str, theirs: str, layers: int) -> list[Rule]:
-    """A head; its linear layers, norms and activations are numbered together: 0, 3, 6."""
+    """The rules of a head; its layers, norms and activations are numbered together: linear layers
+    are 0, 3, 6."""
     found = []
     for i in range(layers):
         found.append(Rule(f"{ours}/fc{i + 1}/kernel", f"{theirs}.{3 * i}.weight", rules.LINEAR))
@@ -31,7 +32,8 @@ def head_rules(ours: str, theirs: str, layers: int) -> list[Rule]:
 
 
 def encoder_rules(heads: int, part: str) -> list[Rule]:
-    """The "base" encoder or the "momentum" one, with the projector; positions are fixed."""
+    """The rules of the "base" or the "momentum" encoder, with its projector. Positions are
+    fixed."""
     vit = [r for r in timm.vit_rules(heads, head=None) if r.ours != "position"]
     return rules.under([*vit, *head_rules("projector", "head", 3)], theirs=f"{part}_encoder.")
 
@@ -43,7 +45,7 @@ def pretrain_rules(heads: int) -> list[Rule]:
 
 
 def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
-    """Parameters: {"params": those that are trained, "twin": their average before the step}."""
+    """params: {"params": the trained ones, "twin": their average before the step}."""
     for name in ("first", "second"):
         nets.check_pixels(inputs, name)
     online = params["params"]
@@ -70,7 +72,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     past = dict(key=normalise(bank), real=jnp.ones(places, bool), next=jnp.int32(inputs["pointer"]))
 
     def step(params: Any) -> Any:
-        """The official code moves the average when a step begins, this one when it has ended."""
+        """The official code updates the average at the start of a step, this one at the end."""
         online, twin = params["params"], jax.lax.stop_gradient(params["twin"])
         extra, still = dict(twin=twin, queue=past), jax.lax.stop_gradient(online)
         _, extra = method.after_update(net, recipe, still, extra, jnp.int32(-1))
@@ -87,7 +89,7 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     return Net(init, lambda params: step(params)[1], step)
 
 
-UNUSED = (  # fixed positions, and the buffers of batch norm, which training does not read
+UNUSED = (  # fixed positions, and the buffers of batch norm, which training does not use
     r"(base|momentum)_encoder\.pos_embed",
     r".*\.(running_mean|running_var|num_batches_tracked)",
 )
@@ -102,7 +104,7 @@ FORMATS = {
             "ChongjianGE/SNCLR @b95c7e5",
             ("first", "second", "bank", "pointer", "topk", "threshold", "temperature", "momentum"),
             "first and second (B, 3, H, W), the two views, normalised; bank (K, d), past keys; "
-            "pointer (), the place that is written next; topk, threshold, temperature and momentum "
+            "pointer (), the next place to write; topk, threshold, temperature and momentum "
             "() -> loss; bank and pointer after the step; after/momentum_encoder.*, the averages "
             "that gave the keys",
             frozen=r"momentum_encoder\..*|base_encoder\.patch_embed\..*",

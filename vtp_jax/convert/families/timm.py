@@ -28,8 +28,8 @@ TIMM = BlockNames(
 def vit_rules(heads: int, last: str = "norm", head: str | None = "head") -> list[Rule]:
     """timm's VisionTransformer with a class token, and MAE's released encoders (without a head).
 
-    last: the last norm, "norm", or "fc_norm" where it follows a mean; head: the classifier, None
-    where the file has none. 152 tensors at depth 12 with a head.
+    last: the last norm: "norm", or "fc_norm" if it follows a mean; head: the classifier, None if
+    the file has none. 152 tensors at depth 12 with a head.
     """
     return [
         Rule("class_token", "cls_token", rules.ROW),
@@ -58,7 +58,7 @@ def mae_rules(heads: int, decoder_heads: int) -> list[Rule]:
 
 
 def tower(params: Params, heads: int, style: Style, pooling: str = "class") -> vit.ViT:
-    """`nn.vit.ViT` at the sizes of parameters."""
+    """`nn.vit.ViT` at the sizes of the parameters."""
     return vit.ViT(
         nets.size_of(params["encoder"]["blocks"], heads),
         len(params["position"]) - 1,
@@ -129,7 +129,7 @@ def vit_reference(tensors: Tensors, inputs: Arrays, heads: Heads) -> dict[str, A
 
 
 def mae_reference(tensors: Tensors, inputs: Arrays, heads: Heads) -> dict[str, Any]:
-    """The reference predicts every patch; `nn.mae.Decoder` the hidden ones, in order."""
+    """The reference predicts every patch; `nn.mae.Decoder` only the hidden ones, in order."""
     found = reference.mae(tensors, inputs["image"], inputs["keep"], **nets.named(heads))
     n = found["pixels"].shape[1]
     drop = np.stack([np.setdiff1d(np.arange(n), kept) for kept in inputs["keep"]])

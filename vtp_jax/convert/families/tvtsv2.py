@@ -1,4 +1,4 @@
-"""The authors' TVTSv2 with its sorter. H/14's code differs from B/16's and B/32's in two places."""
+"""The authors' TVTSv2 with its sorter. H/14's code differs in two places from B/16's and B/32's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TVTS = CLIP._replace(qkv="attn.qkv.weight", bias=("attn.qkv.bias",), proj="attn.
 
 
 def pretrain_rules(heads: int, sorter_heads: int, text_heads: int) -> list[Rule]:
-    """The released TVTSv2 with its sorter: `methods.tvtsv2`, all of it."""
+    """The released TVTSv2 with its sorter: all of `methods.tvtsv2`."""
     blocks, time = "video_model.transformer.resblocks", "encoder/blocks/time_attn"
     new = blocks + ".{i}.timeattn"
     visual = [
@@ -76,7 +76,7 @@ def pretrain(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]
             text_length=len(words["position"]), **nets.NORMALISED,
         )  # fmt: skip
         if heads["decoder-heads"] != (usual := max(net.features // 64, 1)):
-            raise UserError(f"TVTSv2's sorter has heads of 64: --decoder-heads {usual}")
+            raise UserError(f"TVTSv2's sorter has heads of width 64: use --decoder-heads {usual}")
         nets.check_pixels(inputs)
         nets.check_ids(inputs, net.vocab_size, ids=0)
         batch = nets.batch_of(inputs, unit=False)
@@ -86,7 +86,7 @@ def pretrain(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]
         mask = masking.of_dropped(hidden, frames * (places - nets.same_count(inputs, "keep")))
 
         def run(params: Any) -> dict[str, Any]:
-            """The sorter is run on single texts too, which training never asks it about."""
+            """Runs the sorter even for single texts, which training does not."""
             out = method.forward(net, params, batch, mask)
             turns = bind(net, params).sort(out.video, out.texts)
             return dict(video=out.video, texts=out.texts, turns=turns)
@@ -105,8 +105,8 @@ def pretrain(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]
 
 
 def draw(tensors: Tensors, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Two frames as large as the position table (one where the time table has one row), half of
-    their places, and a text a turn."""
+    """Two frames of the position table's size (one if the time table has one row), half of their
+    places, and one text per turn."""
     _, c, h, w = tensors["video_model.conv1.weight"].shape
     side = nets.side_of(tensors["video_model.positional_embedding"])
     frames = min(2, len(tensors["video_model.temporal_embedding"]))
@@ -134,9 +134,9 @@ STACKS = {
 STEP = Step(
     "TencentARC/TVTS @290a63e",
     ("video", "keep", "ids"),
-    "video (B, 3, T, H, W), normalised; keep (B, S), True = the places of every frame that are "
-    "seen; ids (B, K, L), the texts in order, or (B, L) without sorting -> video and text (B, e), "
-    "turns (B, K, turns), loss_vtc, loss_sort (times 2, as it is added), loss",
+    "video (B, 3, T, H, W), normalised; keep (B, S), True = the visible places of every frame; ids "
+    "(B, K, L), the texts in order, or (B, L) without sorting -> video and text (B, e), turns (B, "
+    "K, turns), loss_vtc, loss_sort (times 2, as in the sum), loss",
 )
 FORMATS = {
     "tvtsv2": Format(

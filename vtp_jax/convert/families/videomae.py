@@ -56,7 +56,7 @@ def finetune_rules(heads: int) -> list[Rule]:
 
 
 def draws_of(inputs: Arrays) -> method.Draws:
-    """The masks of a step: hidden cubes, and V2's places that the decoder is not asked at."""
+    """The masks of a step: hidden cubes, and V2's places that the decoder does not predict."""
     mask = masking.of_dropped(jnp.asarray(inputs["mask"], bool), nets.same_count(inputs, "mask"))
     if "decode_mask" not in inputs:
         return method.Draws(mask, mask.drop, jnp.ones(mask.drop.shape, bool))
@@ -119,9 +119,9 @@ def pretrain_reference(tensors: Tensors, inputs: Arrays, heads: Heads) -> dict[s
 
 ABOUT = (
     "video (B, 3, T, H, W) normalised with ImageNet's statistics; mask (B, N), True = hidden"
-    "{more} -> pixel_pred, target (B, asked, p), loss"
+    "{more} -> pixel_pred, target (B, predicted, p), loss"
 )
-DECODE = "; decode_mask (B, N), True = the decoder is not asked"
+DECODE = "; decode_mask (B, N), True = not predicted by the decoder"
 SOURCE, SOURCE_V2 = "MCG-NJU/VideoMAE @14ef8d8", "OpenGVLab/VideoMAEv2 @29eab1e"
 STACKS = {
     "heads": "encoder.blocks.0.norm1.weight",
@@ -153,7 +153,7 @@ FORMATS = {
         ),
     ),
 }
-# Its file has the names of "videomae"; a step masks the decoder too.
+# Files have the names of "videomae"; a step also masks the decoder.
 V2 = FORMATS["videomae"]._replace(
     about="VideoMAE V2 as pretrained, its decoder masked",
     proof=None,

@@ -1,7 +1,7 @@
-"""What a SimVTP folder holds in addition to its weights: a PyTorch module, and its sizes.
+"""The files of a SimVTP folder in addition to its weights: a PyTorch module, and its sizes.
 
-`simvtp.py` here is not imported by vtp_jax, which needs no PyTorch: it is copied (`MODULE`) into
-exported folders, and depends on nothing else.
+vtp_jax, which needs no PyTorch, does not import `simvtp.py`: it is copied (`MODULE`) into exported
+folders and is self-contained.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def config(
     dropout: float,
     pool_padding: bool,
 ) -> dict[str, Any]:
-    """config.json of a SimVTP folder: everything that `MODULE` needs and no tensor shows.
+    """config.json of a SimVTP folder: everything that `MODULE` needs and tensors do not show.
 
     decoder: None for the two towers that are fine-tuned for retrieval. video: frames, height and
-    width of a clip. text_length: rows of the position table. dropout: of word embeddings, when
-    trained on. pool_padding: texts are averaged over padding too, as the released nets are.
+    width of a clip. text_length: rows of the position table. dropout: of word embeddings, in
+    further training. pool_padding: texts are averaged over padding too, as in the released nets.
     """
     kind = "simvtp_finetune" if decoder is None else "simvtp"
     sizes = {"encoder": encoder} if decoder is None else {"encoder": encoder, "decoder": decoder}

@@ -1,6 +1,6 @@
-"""SimVTP (Ma et al., arXiv 2212.03490) in PyTorch: one file that needs nothing but `torch`.
+"""SimVTP (Ma et al., arXiv 2212.03490) in PyTorch: a single file that needs only `torch`.
 
-It belongs in a folder with config.json and model.safetensors. From Python started there:
+It belongs in a folder with config.json and model.safetensors. In Python, started in that folder:
 
     import torch, simvtp
     net = simvtp.load(".")                          # in eval mode, on the CPU, in the file's dtype
@@ -8,12 +8,13 @@ It belongs in a folder with config.json and model.safetensors. From Python start
     text = net.encode_text(ids, mask)               # (B, L) ids; (B, L) True where not padding
     likeness = torch.nn.functional.cosine_similarity(text, video)
 
-config.json says which net it is: "simvtp", one encoder of videos, texts and pairs, as pretrained;
-or "simvtp_finetune", an encoder of videos and one of texts. Tensors have the names of the authors'
-release, so that `load_state_dict` takes the released files too. Written for vtp_jax from the paper
-and from numbers, not from the released code.
+config.json defines which net it is: "simvtp", a single encoder of videos, texts and pairs, as
+pretrained; or "simvtp_finetune", an encoder of videos and one of texts. Tensors have the names of
+the authors' release, so `load_state_dict` also accepts the released files. Written for vtp_jax from
+the paper and from outputs of the released code, not from the code itself.
 
-Licence of this file: Apache-2.0. Weights keep the licence of what they were trained from.
+Licence of this file: Apache-2.0. Weights keep the licence of the weights and data that they were
+trained from.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPS, WORDS_EPS = 1e-6, 1e-12  # of layer norms; the words' has its own
+EPS, WORDS_EPS = 1e-6, 1e-12  # of layer norms, and of that of word embeddings
 # Tensors of released files that no output depends on.
 UNUSED = re.compile(
     r".*position_ids|video_encoder\.text_embeddings\..*|text_encoder\.patch_embed\..*"
@@ -37,7 +38,8 @@ DTYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torc
 
 
 def load(folder, **changes):
-    """The net of a folder. changes: entries of its config.json, say pool_padding=True."""
+    """The net of a folder. changes: entries of its config.json to override, such as
+    pool_padding=True."""
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | changes
     if (path := folder / "model.safetensors").exists():
@@ -62,14 +64,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def mean(x: Tensor, mask: Tensor) -> Tensor:
-    """(B, N, d) -> (B, d): over the tokens where mask (B, N) holds, summed in fp32 or wider."""
+    """(B, N, d) -> (B, d): the mean over tokens where mask (B, N) is True, summed in fp32 or
+    wider."""
     w = mask[..., None].to(torch.promote_types(x.dtype, torch.float32))
     return ((x * w).sum(1) / w.sum(1).clamp(min=1)).to(x.dtype)
 
 
 def places(config: dict, d: int) -> Tensor:
-    """(N, d) fp32, a row p for each cube of the config's video (T, H, W): sine in even columns j,
-    cosine in odd ones, of p / 10000^(2 (j // 2) / d)."""
+    """(N, d) fp32, with row p for cube p of the config's video (T, H, W): in column j, the sine (j
+    even) or cosine (j odd) of p / 10000^(2 (j // 2) / d)."""
     n = math.prod(a // step for a, step in zip(config["video"], config["cube"], strict=True))
     column = torch.arange(d, dtype=torch.float64)
     power = torch.pow(10000.0, 2 * (column // 2) / d)
@@ -90,7 +93,7 @@ class Attention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if mask is not None:  # added to the scores, so that a row without any key stays finite
+        if mask is not None:  # added to the scores, so that a row with no key stays finite
             lowest = torch.finfo(x.dtype).min
             mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, lowest)[:, None, None]
         return self.proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
@@ -139,7 +142,7 @@ class Words(nn.Module):
 
 
 class Cubes(nn.Module):
-    """Frames (B, T, H, W, 3) -> a token for each cube, time first, then rows, then columns."""
+    """Frames (B, T, H, W, 3) -> a token for each cube, ordered by time, then rows, then columns."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -156,14 +159,14 @@ class Cubes(nn.Module):
 
 
 class Net(nn.Module):
-    """What the two nets share."""
+    """The base class of the two nets."""
 
     def __init__(self, config: dict):
         super().__init__()
-        self.pool_padding = config["pool_padding"]  # True: means over padding, as released
+        self.pool_padding = config["pool_padding"]  # True: means include padding, as released
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """Takes released files as they are, {"model": tensors} or {"module": tensors} too."""
+        """Also accepts the released files: {"model": tensors} or {"module": tensors}."""
         tensors = state_dict.get("model", state_dict.get("module", state_dict))
         used = {name: x for name, x in tensors.items() if not UNUSED.fullmatch(name)}
         return super().load_state_dict(used, strict=strict, assign=assign)
@@ -174,7 +177,7 @@ class Net(nn.Module):
 
 
 class SimVTP(Net):
-    """As pretrained: one encoder, which reads videos, texts, or both one after the other."""
+    """The pretrained net: one encoder, which reads videos, texts, or both concatenated."""
 
     def __init__(self, config: dict):
         super().__init__(config)
@@ -207,25 +210,25 @@ class SimVTP(Net):
 
     def encode_pair(self, video: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         tokens = torch.cat([video, self.text_embeddings(ids)], 1)
-        return self.encode(tokens, beside(video, mask))
+        return self.encode(tokens, joint(video, mask))
 
     def score_pair(self, frames: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B,): log odds that video and text of a row belong together."""
+        """(B,): log odds that the video and text of a row are a pair."""
         mask, video = mask.bool(), self.encoder.patch_embed(frames)
         tokens = self.encode_pair(video, ids, mask)
-        seen = mean(tokens, beside(video, mask | self.pool_padding))
+        seen = mean(tokens, joint(video, mask | self.pool_padding))
         return self.vtm_head(seen) @ seen.new_tensor([-1, 1])
 
     def reconstruct(
         self, frames: Tensor, hidden: Tensor, ids: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the net makes of a pair of which it sees a part.
+        """Predictions for a partly hidden pair.
 
-        hidden (B, N): True where a cube is hidden, equally many in every row. ids: with [MASK] in
-        the place of hidden words. -> normalised pixels (B, hidden cubes, t h w c) in ascending
+        hidden (B, N): True where a cube is hidden, the same number in every row. ids: with [MASK]
+        in place of hidden words. -> normalised pixels (B, hidden cubes, t h w c) in ascending
         order, and logits of every word (B, L, vocabulary).
         """
-        # Ascending places of what is hidden and of what is not, as many in every row.
+        # Ascending indices of hidden and of visible cubes, the same number in every row.
         drop, keep = (torch.stack([row.nonzero()[:, 0] for row in x]) for x in (hidden, ~hidden))
         rows, k = torch.arange(len(hidden), device=hidden.device)[:, None], keep.shape[1]
         video = self.encoder.patch_embed(frames)[rows, keep]
@@ -236,13 +239,13 @@ class SimVTP(Net):
         return self.decoder.head(self.decoder.norm(x)), self.text_cls(tokens[:, k:])
 
 
-def beside(video: Tensor, mask: Tensor) -> Tensor:
-    """The mask (B, N + L) of a video's tokens, which all count, and of a text's after them."""
+def joint(video: Tensor, mask: Tensor) -> Tensor:
+    """The mask (B, N + L) of a video's tokens, all True, followed by a text's."""
     return torch.cat([mask.new_ones(video.shape[:2]), mask], 1)
 
 
 class DualSimVTP(Net):
-    """As fine-tuned for retrieval: an encoder of videos and one of texts."""
+    """The net fine-tuned for retrieval: an encoder of videos and one of texts."""
 
     def __init__(self, config: dict):
         super().__init__(config)

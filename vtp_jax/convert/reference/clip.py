@@ -27,7 +27,7 @@ CLIP = Names(
 def image(t: Tensors, image: Float[np.ndarray, "b 3 h w"], heads: int, act: Act) -> Outputs:
     """The image tower, a ViT with a class token.
 
-    act: "quick_gelu" for OpenAI's weights and those that OpenCLIP calls so, else "gelu".
+    act: "quick_gelu" for OpenAI's weights and OpenCLIP's of that name, otherwise "gelu".
     -> raw "b 1+n d", the last block's output; tokens "b 1+n d" after `ln_post`; embedding "b e" of
     the class token, not normalised.
     """
@@ -43,8 +43,8 @@ def image(t: Tensors, image: Float[np.ndarray, "b 3 h w"], heads: int, act: Act)
 def text(t: Tensors, ids: Int[np.ndarray, "b l"], heads: int, act: Act) -> Outputs:
     """The text tower; OpenCLIP's names may begin with `text.`.
 
-    A word sees itself and those before it. The embedding is taken at the greatest id, which is the
-    end of the text. act: as in `image`.
+    A word attends to itself and to those before it. The embedding is taken at the largest id, which
+    is the end of the text. act: as in `image`.
     -> raw "b l d"; tokens "b l d" after `ln_final`; embedding "b e", not normalised.
     """
     p = "text." if "text.token_embedding.weight" in t else ""

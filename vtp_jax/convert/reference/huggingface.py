@@ -26,7 +26,8 @@ V4 = V5._replace(bias=(f"{INNER}q_bias", None, f"{INNER}v_bias"))
 
 
 def _stack(t: Tensors, prefix: str, eps: float) -> Stack:
-    """Either naming of the two biases: parameters of their own (v4), or biases of layers (v5)."""
+    """The blocks, under either naming of the two biases: separate parameters (v4), or biases of
+    layers (v5)."""
     return Stack(prefix, V4 if f"{prefix}.0.{V4.bias[0]}" in t else V5, eps)
 
 
@@ -40,8 +41,8 @@ def pretrain(
 ) -> Outputs:
     """`transformers.VideoMAEForPreTraining`, which takes frames before channels.
 
-    eps: `layer_norm_eps` of its config; the decoder's last norm has 1e-5 whatever the config says.
-    A net whose config averages tokens has no norm after the encoder. -> as `videomae.pretrain`.
+    eps: `layer_norm_eps` of its config; the decoder's last norm always has 1e-5. A net whose config
+    averages tokens has no norm after the encoder. -> as `videomae.pretrain`.
     """
     last = "videomae.layernorm"
     net = Autoencoder(
@@ -59,8 +60,8 @@ def classify(
 ) -> Outputs:
     """`transformers.VideoMAEForVideoClassification`.
 
-    With `fc_norm` (epsilon 1e-5 whatever the config says) tokens are averaged; without it the first
-    token is taken after `videomae.layernorm`. -> as `videomae.classify`.
+    With `fc_norm` (epsilon always 1e-5) tokens are averaged; without it the first token is taken
+    after `videomae.layernorm`. -> as `videomae.classify`.
     """
     x = embed_video(t, "videomae.embeddings.patch_embeddings.projection", video.swapaxes(1, 2))
     x = run_blocks(t, _stack(t, "videomae.encoder.layer", eps), x, heads)

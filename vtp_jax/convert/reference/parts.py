@@ -1,6 +1,6 @@
 """The parts that several references share.
 
-`b` rows, `n` tokens (slot by slot, row by row), `k` kept tokens, `l` words, `p` numbers of a patch.
+`b` rows, `n` tokens (slot by slot, row by row), `k` kept tokens, `l` words, `p` values of a patch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ACTS = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
 class Names(NamedTuple):
-    """The names of a block's tensors. Several are concatenated to the rows q, k, v; None: zeros."""
+    """The names of a block's tensors. Several are concatenated into rows q, k, v; None: zeros."""
 
     norm1: str
     qkv: tuple[str, ...]
@@ -54,9 +54,9 @@ class Stack(NamedTuple):
 
 
 def read(t: Tensors, name: str) -> Float64[np.ndarray, "..."]:
-    """A tensor in fp64. Raises UserError where the file has none of that name."""
+    """A tensor in fp64. Raises UserError if the file has none of that name."""
     if name not in t:
-        raise UserError(f"tensor {name} is missing; is it a file of another model?")
+        raise UserError(f"tensor {name} is missing; is the file of another model?")
     return np.asarray(t[name], np.float64)
 
 
@@ -116,7 +116,7 @@ def embed_cubes(t: Tensors, name: str, video: Float[np.ndarray, "b c t h w"]) ->
     kernel = kernel if kernel.ndim == 5 else kernel[:, :, None]
     d, c, *cube = kernel.shape
     if video.shape[1] != c or any(a % s for a, s in zip(video.shape[2:], cube, strict=True)):
-        raise UserError(f"{name} cuts cubes of {(c, *cube)}, which {video.shape[1:]} does not give")
+        raise UserError(f"{name} cuts cubes of {(c, *cube)}, which do not tile {video.shape[1:]}")
     slots, rows, columns = (a // s for a, s in zip(video.shape[2:], cube, strict=True))
     x = np.asarray(video, np.float64)
     x = x.reshape(len(x), c, slots, cube[0], rows, cube[1], columns, cube[2])
@@ -133,7 +133,8 @@ def take(x: Rows, keep: Bool[np.ndarray, "b n"]) -> Float64[np.ndarray, "b k d"]
 
 
 def hide(keys: Bool[np.ndarray, "b n"]) -> Float64[np.ndarray, "b 1 1 n"]:
-    """What hides the keys that are False from all queries, as SimVTP and BERT do it."""
+    """A term for the scores that hides keys that are False from all queries, as in SimVTP and
+    BERT."""
     return np.where(keys, 0.0, -10000.0)[:, None, None]
 
 

@@ -35,10 +35,10 @@ def pretrain(
 ) -> Outputs:
     """The pretraining net, names of its `model`.
 
-    All four passes read `ids` as they are: the released code masks words beforehand, for all of
-    them. attention_mask: true where there is a word. negatives: for each row, the row whose video
-    (and its mask) replaces its own. pool_padding: text and pairs are averaged over padding too, as
-    the released code does; otherwise over words (and visible cubes) only.
+    All four passes read `ids` unchanged: the released code masks words beforehand, for all passes.
+    attention_mask: true where there is a word. negatives: for each row, the row whose video (and
+    mask) replaces its own. pool_padding: text and pairs are averaged over padding too, as in the
+    released code; otherwise over words (and visible cubes) only.
     -> pixels "b n-k p" and words "b l vocabulary" of the joint pass, after the heads; video "b d"
     and text "b d" of the separate passes; match "b 2", logits (no, yes) of the pairs, and with
     `negatives` "2b 2", the pairs first.

@@ -25,11 +25,11 @@ TIMM = Names(
 def vit(t: Tensors, image: Float[np.ndarray, "b c h w"], heads: int, eps: float = 1e-6) -> Outputs:
     """A ViT with a class token (timm's; fine-tuned MAE and DeiT have the same names).
 
-    With `fc_norm`, the mean of the patches goes through it to the head; otherwise the class token
-    does, after `norm`. `pos_embed` may or may not have a row for the class token. With `norm_pre`
-    the cubes have no bias. `head` is optional. Layer scale, distillation tokens, registers and
-    attention pooling are not supported.
-    -> raw "b 1+n d", the last block's output; tokens, the same after `norm` where there is one;
+    With `fc_norm`, the head reads the mean of the patches after it; otherwise the class token after
+    `norm`. `pos_embed` may or may not have a row for the class token. With `norm_pre` the cubes
+    have no bias. `head` is optional. Layer scale, distillation tokens, registers and attention
+    pooling are not supported.
+    -> raw "b 1+n d", the last block's output; tokens, the same after `norm` if there is one;
     pooled "b d"; logits "b classes" with a head.
     """
     x = embed_cubes(t, "patch_embed.proj", image[:, :, None])

@@ -32,7 +32,8 @@ TIME = SPACE._replace(
 
 
 def apart(group: Int[np.ndarray, "n"]) -> Float64[np.ndarray, "m m"]:
-    """Lets each token see the first one and its own group only; the first sees all."""
+    """Added to scores, so that each token attends only to the first one and to its own group, and
+    the first one to all."""
     seen = np.pad(group[:, None] == group, ((1, 0), (1, 0)), constant_values=True)
     return np.where(seen, 0.0, -np.inf)
 
@@ -50,8 +51,9 @@ def pretrain(
 ) -> Outputs:
     """The whole net.
 
-    keep: places of a frame, the same in all. decoder_heads: the sorter's. normed: True for B/16 and
-    B/32; H/14 projects all tokens but the class token without `ln_post`, and sorts without it.
+    keep: the visible places of a frame, the same in all frames. decoder_heads: the sorter's.
+    normed: True for B/16 and B/32; H/14 projects the patches without `ln_post`, and sorts without
+    the class token.
     -> video "b n e", class token first; texts "b k e"; turns "b k c".
     """
     b, frames = len(video), video.shape[2]
@@ -74,9 +76,9 @@ def pretrain(
     tokens = end if normed else np.concatenate([end[:, :1], x[:, 1:]], 1)
     tokens = tokens @ read(t, "video_model.proj")
 
-    # Without these beginnings the text tower's names are CLIP's.
-    ours = re.compile("text_(?=token|positional|ln_final)")
-    renamed = {ours.sub("", n).replace("text_model.", "transformer."): x for n, x in t.items()}
+    # Without these prefixes the text tower's names are CLIP's.
+    front = re.compile("text_(?=token|positional|ln_final)")
+    renamed = {front.sub("", n).replace("text_model.", "transformer."): x for n, x in t.items()}
     texts = clip.text(renamed, ids.reshape(-1, ids.shape[-1]), text_heads, act)["embedding"]
     texts = texts.reshape(*ids.shape[:2], -1)
 

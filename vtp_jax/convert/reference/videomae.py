@@ -28,7 +28,7 @@ BEIT = Names(
 
 
 class Autoencoder(NamedTuple):
-    """VideoMAE's pretraining net under some naming, with the epsilons that go with it."""
+    """The names of VideoMAE's pretraining net in some format, with its epsilons."""
 
     embed: str
     encoder: Stack

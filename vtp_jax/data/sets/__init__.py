@@ -1,9 +1,9 @@
 """Public data sets, read from their own annotation files.
 
     rows = sets.read("msrvtt", "train_9k", "data/msrvtt")      the rows of the files, as `Row`s
-    found = sets.locate(rows, "data/msrvtt")                   with the files that show them
-    source = sets.load("msrvtt", "train_9k", "data/msrvtt")    what the pipeline trains on
-    sets.check("msrvtt", "data/msrvtt")                        what is missing
+    found = sets.locate(rows, "data/msrvtt")                   the rows with their video files
+    source = sets.load("msrvtt", "train_9k", "data/msrvtt")    a source for the pipeline
+    sets.check("msrvtt", "data/msrvtt")                        reports of missing files
 
 `SETS` is the table of all sets; docs/datasets.md is made from it. Nothing here downloads, and
 nothing imports TensorFlow: `builders.make` makes a TFDS builder of any set.
@@ -40,8 +40,8 @@ Place = str | os.PathLike[str] | Folder
 
 
 class Found(NamedTuple):
-    """A row and the file, below the folder, that shows it. span: the part of the file, None where
-    it is all of it; path: None where there is no such file."""
+    """A row and its video file, relative to the folder. span: the part of the file, None if it is
+    the whole file; path: None if there is no such file."""
 
     row: Row
     path: str | None
@@ -68,9 +68,9 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def read(name: str, split: str, root: Place) -> Iterator[Row]:
-    """The rows of a split, in the order of its files, which are anywhere below `root`.
+    """The rows of a split, in the order of its files, which may be anywhere below `root`.
 
-    Raises UserError, at once or when the row's turn comes, on files that are absent or wrong.
+    Raises UserError on missing or invalid files, immediately or when the row is reached.
     """
     chosen, folder, origin = find(name, split), open_folder(root), f"{name}/{split}"
     if lacking := find_lacking(chosen, folder):
@@ -96,7 +96,7 @@ def find_lacking(split: Split, folder: Folder) -> list[str]:
 
 
 def locate(rows: Iterable[Row], root: Place) -> Iterator[Found]:
-    """Each row with its file: the one cut for it, or else the whole video that contains it."""
+    """Each row with its file: the clip cut for it, or else the whole video that contains it."""
     folder = open_folder(root)
     for row in rows:
         if path := folder.find(row.media):
@@ -121,15 +121,15 @@ def load(
 ) -> sources.Source:
     """A split as a source for the pipeline: a clip for each row.
 
-    Captions are the row's; for a question they are the question, or, with options, the question
-    followed by each option. The label is the class, the right option, or the answer's number among
-    `answers`: a number of the most frequent in training (equally frequent ones in alphabetical
-    order), or a file (`read_answers`); an answer that is not among them gets the number after the
-    last. Of moments a clip has the span, where there is one; saliency is only in `read`.
+    Captions are the row's; for questions, the question, or, with options, the question followed by
+    each option. The label is the class, the right option, or the answer's number among `answers`.
+    answers: N, for the N most frequent answers in training (ties in alphabetical order), or a file
+    (`read_answers`); an answer that is not among them gets the number after the last. If a row has
+    a single moment, the clip has its span; saliency is available only from `read`.
 
     max_absent: the share of rows whose files may be absent; they keep their places and count as
     unreadable (`missing`). parts: whether a clip may be the `part` of a longer video, which only
-    shards can store.
+    shards support.
     """
     chosen, folder = find(name, split), open_folder(root)
     known: Mapping[str, int] = {}
@@ -180,7 +180,7 @@ def read_answers(file: Path) -> dict[str, int]:
 
 
 def count_answers(rows: Iterable[Row], most: int) -> dict[str, int]:
-    """{answer: its number} of the `most` most frequent answers."""
+    """{answer: its number} for the `most` most frequent answers."""
     counts = collections.Counter(answer for row in rows for answer in row.answers)
     ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
     return {answer: n for n, answer in enumerate(ranked[:most])}
@@ -194,7 +194,7 @@ def to_clip(row: Row, path: str, known: Mapping[str, int]) -> sources.Clip:
         captions = (row.question,)
     if label is None and known and row.answers:
         label = known.get(row.answers[0], len(known))
-    # A caption that holds at several moments has no single span.
+    # A caption with several moments has no single span.
     spans = row.moments if len(row.moments) == len(captions) == 1 else ()
     return sources.Clip(path, captions, label, spans, row.id, row.origin)
 
@@ -205,10 +205,10 @@ def to_clip(row: Row, path: str, known: Mapping[str, int]) -> sources.Clip:
 class Report(NamedTuple):
     """The state of a split.
 
-    lacking: annotation files that are missing; wrong: the error in the others, if any
-    rows, published: the number of rows, and the published number (None: not known)
-    missing: the names of the videos that are absent, each once; parts: rows of which only the whole
-    video is there; repeated: rows with the id of an earlier one
+    lacking: missing annotation files; wrong: the error in the others, if any
+    rows, published: the number of rows, and the published number (None: unknown)
+    missing: the names of absent videos, without repetition; parts: rows of which only the whole
+    video exists; repeated: rows with the id of an earlier one
     """
 
     split: str

@@ -1,4 +1,4 @@
-"""Lists the data sets that can be read, and reports what is missing of one.
+"""Lists the supported data sets, and reports what is missing of one.
 
 vtp sets list
 vtp sets list --set msrvtt
@@ -22,10 +22,10 @@ from vtp_jax.types import UserError
 def main(argv: Sequence[str]) -> None:
     """Runs the command that argv names."""
     commands = cli.Commands("sets", __doc__)
-    command = commands.add("list", list_sets, "print the table of data sets, or all about one")
+    command = commands.add("list", list_sets, "print the table of data sets, or details of one")
     command.add_argument("--set", help="the name of a set")
 
-    about = "report what is missing of a set; exit code 1 if anything is"
+    about = "report what is missing of a set; exits with 1 if anything is"
     command = commands.add("check", check_set, about)
     command.add_argument("--set", required=True, help="the name of a set")
     command.add_argument("--root", required=True, help="the folder of its files")
@@ -69,7 +69,7 @@ def count(split: sets.Split) -> str:
 
 
 def show(file: str) -> str:
-    """A name of `Split.files`, for people."""
+    """A name of `Split.files` as readable text."""
     names = " or ".join(f"`{one}`" for one in file.removeprefix("?").split(" | "))
     return f"({names})" if file.startswith("?") else names
 
@@ -94,7 +94,7 @@ def tell(report: sets.Report) -> Iterator[str]:
         return
     published = report.published
     if published is None:
-        yield f"{report.rows:,} rows (the published number is not known here)"
+        yield f"{report.rows:,} rows (the published number is unknown)"
     elif report.rows == published:
         yield f"{report.rows:,} rows, as published"
     else:

@@ -5,9 +5,9 @@
     builder.download_and_prepare(download_config=config)
     builder.as_dataset("train_9k")      # or, later: tfds.builder_from_directory(builder.data_dir)
 
-Every set has the same features: the fields of `Row`, and the bytes of the file that shows it, whose
-format is `suffix`. Nothing is decoded or cut. Splits without their annotation files, and rows
-without a video, are left out and counted in the log.
+Every set has the same features: the fields of `Row`, and the bytes of the video file, whose format
+is `suffix`. Nothing is decoded or cut. Splits without annotation files, and rows without a video,
+are left out and reported in the log.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def make(name: str) -> Any:
 
 
 def features(tfds: Any) -> dict[str, Any]:
-    """`Row`'s fields; spans are "n 2" in seconds."""
+    """The fields of `Row`; spans are "n 2" in seconds."""
     text, integer = tfds.features.Text(), tfds.features.Scalar(np.int64)
 
     def numbers(*shape: int | None) -> Any:

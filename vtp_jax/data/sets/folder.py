@@ -1,7 +1,7 @@
 """The files of a set: anywhere below its folder.
 
-People unpack the same archives in a dozen ways. So files are found by their names, in any folder
-and, for videos, with any suffix; nothing outside the folder is ever read.
+The same archives get unpacked in many ways, so files are found by name, in any subfolder and, for
+videos, with any suffix; nothing outside the folder is ever read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MEDIA = VIDEOS | {".gif"}
 
 
 class Folder:
-    """An index of the files below `root`, links to folders included."""
+    """An index of the files below `root`, including linked folders."""
 
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
@@ -30,7 +30,7 @@ class Folder:
         seen: set[str] = set()
         for parent, folders, names in os.walk(self.root, followlinks=True):
             folders.sort()
-            if (real := os.path.realpath(parent)) in seen:  # a link that leads in a circle
+            if (real := os.path.realpath(parent)) in seen:  # a cyclic link
                 folders.clear()
                 continue
             seen.add(real)
@@ -46,8 +46,8 @@ class Folder:
     def find(self, names: Iterable[str]) -> str | None:
         """The path, below the folder, of the video that has one of the names, tried in order.
 
-        A name may contain folders, "class/video". Among several files of that name, the one in the
-        folders named wins, then the least deep, then the first by its path.
+        A name may contain folders, "class/video". Among several files of the same name, one in the
+        named folders is preferred, then the least deep, then the first by path.
         """
         for name in names:
             wanted = PurePosixPath(strip(name)).parts
@@ -77,7 +77,7 @@ def strip(name: str) -> str:
 
 
 def match(path: str, wanted: Sequence[str]) -> int:
-    """The number of folders before a file's name that are those wanted."""
+    """The number of folders directly above a file that match those wanted."""
     have = PurePosixPath(path).parent.parts
     pairs = zip(reversed(have), reversed(wanted[:-1]), strict=False)
     count = 0

@@ -1,5 +1,5 @@
-"""Sets for finding the moment that a sentence describes: Charades-STA, TACoS, QVHighlights. Those
-of DiDeMo and ActivityNet Captions are with their sets (`retrieval`)."""
+"""Sets for locating the moment that a sentence describes: Charades-STA, TACoS, QVHighlights. The
+moments of DiDeMo and ActivityNet Captions are with their sets (`retrieval`)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def read_tacos(file: Path) -> Iterator[Row]:
         times = video.spans("timestamps")
         if rate <= 0 or len(sentences) != len(times):
             video.fail(f"fps={rate:g}, {len(sentences)} sentences for {len(times)} timestamps")
-        for n, (said, (start, end)) in enumerate(zip(sentences, times, strict=True)):
+        for n, (sentence, (start, end)) in enumerate(zip(sentences, times, strict=True)):
             yield Row(
                 f"{name}_{n}",
                 media=(name,),
-                captions=(str(said).strip(),),
+                captions=(str(sentence).strip(),),
                 moments=((start / rate, end / rate),),
             )
 
@@ -63,7 +63,7 @@ def read_qvhighlights(file: Path) -> Iterator[Row]:
 
 
 def mean_scores(row: Record) -> tuple[float, ...]:
-    """For each 2 seconds of the video the mean of the annotators' scores; 0 without scores."""
+    """The mean of the annotators' scores for each 2 seconds of the video; 0 without scores."""
     clips, scores = row.listed("relevant_clip_ids"), row.listed("saliency_scores")
     means = [0.0] * round(row.number("duration") / WINDOW)
     if len(clips) != len(scores):

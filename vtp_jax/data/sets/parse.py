@@ -1,7 +1,7 @@
-"""Annotation files of all kinds as records that know their place in a file.
+"""Annotation files of all kinds as records that keep their place in a file.
 
-A `Record` checks each value that is taken from it, so that a reader is a list of fields, and an
-error in a file is reported in one line: file, row, what is wrong.
+A `Record` validates each value that is taken from it, so that a reader is a list of fields, and an
+error in a file is reported in one line: file, row, and what is wrong.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vtp_jax.data.sets.rows import Span
 from vtp_jax.types import UserError
 
 NO_LITERAL = (MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
-LONGEST = 1 << 30  # of a field: Panda-70M's lists are longer than Python's csv allows by default
+LONGEST = 1 << 30  # characters of a field: Panda-70M's lists exceed the default of Python's csv
 
 
 class Record:
-    """A row of a file, or a part of one, and its place."""
+    """A row of a file, or a part of one, with its place."""
 
     def __init__(self, values: Any, where: str):
         if not isinstance(values, Mapping):
@@ -44,13 +44,13 @@ class Record:
         self.fail(f"has no {' or '.join(map(repr, names))}; it has {found or 'nothing'}")
 
     def text(self, *names: str) -> str:
-        """Text, or a whole number as text, stripped and not empty."""
+        """Text, or a whole number as text, stripped. Must not be empty."""
         value = self.get(*names)
         text = str(value).strip() if isinstance(value, (str, int)) else ""
         return text or self.fail(f"{names[0]!r} is {value!r:.60}; it must be text")
 
     def texts(self, *names: str) -> tuple[str, ...]:
-        """A list of texts, or one; empty ones are left out, but one must remain."""
+        """A list of texts, or a single one. Empty ones are dropped, but one must remain."""
         value = self.get(*names)
         listed = value if isinstance(value, (list, tuple)) else [value]
         texts = tuple(t.strip() for t in listed if isinstance(t, str) and t.strip())
@@ -67,7 +67,7 @@ class Record:
         return int(value)
 
     def seconds(self, *names: str) -> float:
-        """hours:minutes:seconds, or seconds alone."""
+        """hours:minutes:seconds, or only seconds."""
         return seconds(self.get(*names), f"{self.where}: {names[0]!r}")
 
     def spans(self, *names: str) -> tuple[Span, ...]:
@@ -137,7 +137,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_table(file: Path) -> Any:
-    """Plain data of a JSON file, or of a pickle, which is not executed."""
+    """The plain data of a JSON file, or of a pickle, which is read without executing it."""
     return read_json(file) if file.suffix == ".json" else pickles.read(file)
 
 
@@ -151,7 +151,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def read_object(file: Path) -> Record:
-    """The object that a JSON file holds."""
+    """The object in a JSON file."""
     return Record(read_json(file), str(file))
 
 
@@ -172,8 +172,8 @@ def read_list(file: Path) -> Iterator[Record]:
 
 
 def read_csv(file: Path, *columns: str, delimiter: str = ",") -> Iterator[Record]:
-    """The rows of a table whose first line names its columns, or of one without such a line, whose
-    `columns` are given."""
+    """The rows of a table. Its columns are named by its first line, or, if there is no such line,
+    by `columns`."""
     csv.field_size_limit(LONGEST)
     with file.open(encoding="utf-8-sig", newline="") as text:
         table = csv.DictReader(text, columns or None, delimiter=delimiter)
@@ -187,7 +187,7 @@ def read_csv(file: Path, *columns: str, delimiter: str = ",") -> Iterator[Record
 
 
 def read_column(file: Path, column: str) -> list[str]:
-    """The names in a .txt file, one a line, or in a column of a .csv file."""
+    """The names in a .txt file, one per line, or in a column of a .csv file."""
     if file.suffix == ".csv":
         return [row.text(column) for row in read_csv(file)]
     return [line for _, line in read_lines(file)]

@@ -10,7 +10,7 @@ from vtp_jax.data.sets.rows import Row, Set, Split
 
 
 def read_openvid(file: Path) -> Iterator[Row]:
-    """OpenVid-1M's table, of which `video` and `caption` are read."""
+    """OpenVid-1M's table; only `video` and `caption` are used."""
     for row in read_csv(file):
         name = row.text("video")
         yield Row(name, media=(name,), captions=row.texts("caption"))
@@ -23,12 +23,12 @@ def read_finevideo(files: Sequence[Path]) -> Iterator[Row]:
 
 
 def read_finevideo_scenes(files: Sequence[Path]) -> Iterator[Row]:
-    """A row for each scene: its title, then what happens in it, in order."""
+    """A row for each scene: its title, then the descriptions of its activities, in order."""
     for name, row in finevideo(files):
         for n, scene in enumerate(row.part("content_metadata").parts("scenes"), 1):
             time = scene.part("timestamps", "timestamp")
-            said = [a.get("description") for a in scene.parts("activities")]
-            story = " ".join(str(text).strip() for text in said if text)
+            texts = [a.get("description") for a in scene.parts("activities")]
+            story = " ".join(str(text).strip() for text in texts if text)
             yield Row(
                 f"{name}_{n:03d}",
                 media=(f"{name}_{n:03d}",),
@@ -73,8 +73,8 @@ def extract_finevideo(file: Path, out: Path) -> int:
 
 
 def read_vript(files: Sequence[Path]) -> Iterator[Row]:
-    """A row for each captioned scene. The files are .jsonl, a video on each line, or a .json for
-    each video. What the caption says of the shot and the camera is left aside."""
+    """A row for each captioned scene. The files are .jsonl, with a video on each line, or one .json
+    per video. Descriptions of the shot and the camera are not used."""
     for file in files:
         if file.suffix == ".jsonl":
             videos = read_list(file)
@@ -104,7 +104,7 @@ def read_internvid(file: Path) -> Iterator[Row]:
 
 
 def read_panda(file: Path) -> Iterator[Row]:
-    """A row for each clip: a line of the table holds the lists of all clips of a video."""
+    """A row for each clip. A line of the table has lists of all clips of a video."""
     for row in read_csv(file):
         video, spans = row.text("videoID"), row.spans("timestamp")
         captions = row.listed("caption")

@@ -12,7 +12,7 @@ from vtp_jax.types import UserError
 
 
 def read_msrvtt_qa(file: Path) -> Iterator[Row]:
-    """Videos are numbers: 7 is video7, which VindLU's lists have as video7.mp4."""
+    """Videos are numbers: 7 is video7, written video7.mp4 in VindLU's lists."""
     for row in read_list(file):
         name = row.text("video_id", "video").removeprefix("video")
         yield Row(
@@ -24,7 +24,7 @@ def read_msrvtt_qa(file: Path) -> Iterator[Row]:
 
 
 def read_msvd_qa(file: Path, mapping: Path) -> Iterator[Row]:
-    """Videos are numbers: 7 is vid7, which `mapping` gives MSVD's name."""
+    """Videos are numbers: 7 is vid7, which `mapping` maps to MSVD's name."""
     names: dict[str, str] = {}
     for where, line in read_lines(mapping):
         name, _, number = line.rpartition(" ")
@@ -44,8 +44,8 @@ def read_msvd_qa(file: Path, mapping: Path) -> Iterator[Row]:
 
 
 def read_tgif(file: Path) -> Iterator[Row]:
-    """Columns between tabs; with a1 to a5 the answer is one of them, from 0, else a word or number.
-    A number is the label as well."""
+    """Tab-separated columns. With a1 to a5, the answer is the number of one of them, from 0;
+    otherwise a word or a number. A number is also the label."""
     for n, row in enumerate(read_csv(file, delimiter="\t")):
         name, answer = row.text("gif_name"), row.text("answer")
         options: tuple[str, ...] = ()

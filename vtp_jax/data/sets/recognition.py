@@ -21,8 +21,8 @@ from vtp_jax.types import UserError
 
 
 def read_kinetics(train: Path, file: Path) -> Iterator[Row]:
-    """Classes are numbered in alphabetical order, over those of `train`. Files are named
-    <id>_<start>_<end>, of six digits each; a test list may have no classes."""
+    """Classes are those of `train`, numbered in alphabetical order. Files are named
+    <id>_<start>_<end>, with six digits each for start and end; a test list may have no classes."""
     classes = {name: n for n, name in enumerate(sorted({r.text("label") for r in read_csv(train)}))}
     for row in read_csv(file):
         video, start, end = row.text("youtube_id"), row.count("time_start"), row.count("time_end")
@@ -45,8 +45,8 @@ def find_class(row: Record, classes: Mapping[str, int], name: str, file: Path) -
 
 
 def read_ssv2(labels: Path, file: Path) -> Iterator[Row]:
-    """The class is the template without its brackets; the caption has the objects' names. A test
-    list has neither."""
+    """The class is the template without brackets; the caption has the names of objects. A test list
+    has neither."""
     known = read_object(labels)
     classes = {name: known.count(name) for name in known.values}
     for row in read_list(file):
@@ -85,8 +85,8 @@ def split_words(name: str) -> str:
 
 
 def read_hmdb(code: str, files: Sequence[Path]) -> Iterator[Row]:
-    """A file for each class, <class>_test_split<n>.txt, with lines `name.avi code`: 1 is training,
-    2 is test, 0 neither. Classes are in alphabetical order."""
+    """One file per class, <class>_test_split<n>.txt, with lines `name.avi code`: 1 is training, 2
+    is test, 0 is neither. Classes are numbered in alphabetical order."""
     classes = [file.name.rpartition("_test_split")[0] for file in files]
     known = {name: n for n, name in enumerate(sorted(classes))}
     for file, name in zip(files, classes, strict=True):
@@ -106,8 +106,8 @@ AVA_COLUMNS = ("video", "time", "left", "top", "right", "bottom", "action", "per
 def read_ava(file: Path, excluded: Path | None, actions: Path | None) -> Iterator[Row]:
     """A row for each second that has boxes: the video's part from 1.5 s before to 1.5 s after it.
 
-    The table has no line of names, and a line for each action of a person. Of the list of actions,
-    where there is one, only those are kept; times that are excluded are left out.
+    The table has no header, and one line for each action of a person. If there is a list of
+    actions, only those are kept; excluded times are left out.
     """
     dropped = set()
     if excluded:

@@ -29,33 +29,33 @@ def read_msrvtt(captions: Path, listed: Path) -> Iterator[Row]:
 
 
 def read_msrvtt_first(captions: Path, listed: Path) -> Iterator[Row]:
-    """As `read_msrvtt`, with the first caption alone: how 1k-B is tested, after Miech."""
+    """As `read_msrvtt`, with only the first caption: the test of 1k-B, after Miech."""
     for row in read_msrvtt(captions, listed):
         yield row._replace(captions=row.captions[:1])
 
 
 def read_msrvtt_full(official: str, captions: Path, listed: Path | None) -> Iterator[Row]:
-    """The official split, as the list says, or as the captions' file says of its videos."""
+    """The official split, by the list, or else by the captions' file."""
     if listed is not None:
         yield from read_msrvtt(captions, listed)
         return
     texts, file = msrvtt_captions(captions), read_object(captions)
     if "videos" not in file.values:
-        file.fail("does not say which videos are in which split; add <split>_list_full.txt")
+        file.fail("does not define the splits of its videos; add <split>_list_full.txt")
     for video in file.parts("videos"):
         if video.text("split") == official:
             yield msrvtt_row(video.text("video_id"), texts, captions)
 
 
 def read_jsfusion(file: Path) -> Iterator[Row]:
-    """1k-A's table: a line for each video, with the one sentence it is tested on."""
+    """1k-A's table: a line for each video, with its single test sentence."""
     for row in read_csv(file):
         name = row.text("video_id")
         yield Row(name, media=(name,), captions=(row.text("sentence"),))
 
 
 def read_jsfusion_index(captions: Path, listed: Path, index: Path) -> Iterator[Row]:
-    """1k-A as Frozen in Time has it: {video: number of its caption}, a pickle."""
+    """1k-A as in Frozen in Time: {video: number of its caption}, a pickle."""
     texts = msrvtt_captions(captions)
     chosen = Record(read_table(index), str(index))
     for name in read_column(listed, "video_id"):
@@ -66,8 +66,8 @@ def read_jsfusion_index(captions: Path, listed: Path, index: Path) -> Iterator[R
 
 
 def msrvtt_captions(file: Path) -> dict[str, list[str]]:
-    """{video: its captions, in order}: of the official JSON ({videos, sentences}), or of
-    Frozen in Time's ({annotations})."""
+    """{video: its captions, in order}, from the official JSON ({videos, sentences}) or from that of
+    Frozen in Time ({annotations})."""
     data = read_object(file)
     texts: dict[str, list[str]] = {}
     for sentence in data.parts("sentences", "annotations"):
@@ -82,29 +82,29 @@ def msrvtt_row(name: str, texts: dict[str, list[str]], file: Path) -> Row:
 
 
 def read_msvd(captions: Path, listed: Path) -> Iterator[Row]:
-    """{video: captions}, a caption being a list of words, from a pickle."""
+    """{video: captions} from a pickle, where a caption is a list of words."""
     texts = Record(read_table(captions), str(captions))
     for name in read_column(listed, "video_id"):
-        said = texts.listed(name)
-        words = [line if isinstance(line, str) else " ".join(map(str, line)) for line in said]
+        lines = texts.listed(name)
+        words = [line if isinstance(line, str) else " ".join(map(str, line)) for line in lines]
         yield Row(name, media=(name,), captions=tuple(words))
 
 
 def read_didemo(file: Path, listed: Path | None) -> Iterator[Row]:
-    """A row for each video, with all its descriptions as one paragraph, in the file's order; where
-    there is a list, the videos that it names alone."""
+    """A row for each video, with all its descriptions as one paragraph, in the file's order; if
+    there is a list, only for the videos that it names."""
     kept = None if listed is None else {Path(n).stem for n in read_column(listed, "video_id")}
-    said: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for row in read_list(file):
-        said.setdefault(row.text("video"), []).append(row.text("description"))
-    for name, texts in said.items():
+        found.setdefault(row.text("video"), []).append(row.text("description"))
+    for name, texts in found.items():
         if kept is None or Path(name).stem in kept or name in kept:
             yield Row(name, media=(name,), captions=(" ".join(texts),))
 
 
 def read_didemo_moments(file: Path) -> Iterator[Row]:
-    """A row for each description, and when it holds, as each annotator chose: `times` are the first
-    and the last of the segments of 5 seconds."""
+    """A row for each description, with the moment chosen by each annotator: `times` are the first
+    and the last of its segments of 5 seconds."""
     for row in read_list(file):
         name = row.text("video")
         yield Row(
@@ -116,12 +116,12 @@ def read_didemo_moments(file: Path) -> Iterator[Row]:
 
 
 def read_lsmdc(file: Path) -> Iterator[Row]:
-    """Six fields between tabs: clip, start and end twice, sentence. Clips lie in a folder for each
-    film."""
+    """Six tab-separated fields: clip, start and end twice, sentence. Each film has a folder of
+    clips."""
     for where, line in read_lines(file):
         fields = line.split("\t")
         if len(fields) != 6:
-            raise UserError(f"{where}: {len(fields)} fields; LSMDC has 6, with tabs between them")
+            raise UserError(f"{where}: {len(fields)} fields; LSMDC has 6, separated by tabs")
         clip = fields[0].strip('"')
         film = clip.partition(".")[0][:-3]
         sentence = fields[5].strip().strip('"')
@@ -143,8 +143,8 @@ def read_activitynet_moments(file: Path) -> Iterator[Row]:
         sentences, times = video.listed("sentences"), video.spans("timestamps")
         if len(sentences) != len(times):
             video.fail(f"{len(sentences)} sentences for {len(times)} timestamps")
-        for n, (said, time) in enumerate(zip(sentences, times, strict=True)):
-            caption = (str(said).strip(),)
+        for n, (sentence, time) in enumerate(zip(sentences, times, strict=True)):
+            caption = (str(sentence).strip(),)
             yield Row(
                 f"{name}_{n}", media=activitynet_media(name), captions=caption, moments=(time,)
             )
@@ -157,13 +157,13 @@ def activitynet(file: Path) -> Iterator[tuple[str, Record]]:
 
 
 def activitynet_media(name: str) -> tuple[str, str]:
-    """With and without the v_ before YouTube's id."""
+    """The file names with and without `v_` before YouTube's id."""
     bare = name.removeprefix("v_")
     return f"v_{bare}", bare
 
 
 def read_vatex(language: str, file: Path) -> Iterator[Row]:
-    """videoID is YouTube's id, the start and the end; ids may hold underscores."""
+    """videoID is YouTube's id, the start and the end; ids may contain underscores."""
     for row in read_list(file):
         name = row.text("videoID")
         parts = name.rsplit("_", 2)

@@ -1,4 +1,4 @@
-"""What every reader of a data set yields, and what describes a data set."""
+"""The rows that every reader of a data set yields, and the description of a data set."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ Span = tuple[float, float]  # seconds: start, end
 
 
 class Box(NamedTuple):
-    """A person at one moment: sides as fractions of the picture, the set's own numbers of actions,
-    and the person's number within the video (None where the set has none)."""
+    """A person at one moment: sides as fractions of the picture, the set's own action numbers, and
+    the person's number within the video (None if the set has none)."""
 
     left: float
     top: float
@@ -26,14 +26,14 @@ class Row(NamedTuple):
     id:       unique in its split
     media:    possible names of a file that shows only this row, without suffixes
     whole:    possible names of a longer file that contains the row as its part `span`
-    captions: where only one is used, it is the first
+    captions: if only one is used, it is the first
     label:    class or right option, from 0; or the number that is the answer
-    question, answers, options: of question answering; options where one is to be chosen
-    moments:  seconds in the row's video during which the one caption holds (several annotators', or
-              several moments)
-    saliency: the fit of each 2 seconds of the video to the caption, 0 to 4
+    question, answers, options: of question answering; options for multiple choice
+    moments:  spans in seconds of the row's video that its single caption describes (from several
+              annotators, or several moments)
+    saliency: how well each 2 seconds of the video fit the caption, 0 to 4
     boxes:    persons in the middle of `span`
-    licence:  of this video, where a set's videos differ
+    licence:  of this video, if a set's videos differ
     origin:   set/split
     """
 
@@ -57,9 +57,9 @@ class Split(NamedTuple):
     """A split of a set.
 
     read:  the files, in order -> rows
-    files: their names; "a | b": either name; "?a": may be absent, which reads as None; with a star:
-           all that match, as a list
-    rows:  the published number; None: not known here
+    files: their names; "a | b": either name; "?a": may be absent, then None; with a star: a list of
+           all that match
+    rows:  the published number; None: unknown here
     sure:  whether a source for that number was found; False: from memory
     vocabulary: for open questions, the split in which answers are counted
     labelled: whether rows have labels, or answers that become labels
@@ -74,8 +74,8 @@ class Split(NamedTuple):
 
 
 class Set(NamedTuple):
-    """A data set. get: where its files and media are; licence: as far as it is known; note: what is
-    not obvious about its files."""
+    """A data set. get: where to get its files and media; licence: as far as known; note: anything
+    that is not obvious about its files."""
 
     title: str
     task: str
