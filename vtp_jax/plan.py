@@ -29,7 +29,7 @@ DECODED = {"mp4 of 340x256": 15.0, "shards": 150.0}
 
 
 def rows(plan: Plan, pod: Pod, decoded: Mapping[str, float] = DECODED) -> Iterator[tuple[str, str]]:
-    """(what, how much) of a plan, for people. decoded: clips a second and core, by source."""
+    """(name, value) of each line of a plan. decoded: clips per second and core, by source."""
     gib = {name: f"{size / GIB:.3f}" for name, size in plan.memory.items()}
     fits = "yes" if plan.fits else "NO"
     of = "" if plan.have is None else f" of {plan.have / GIB:.1f}"

@@ -174,7 +174,7 @@ def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> 
 
 
 def show_progress(steps: Iterable[int], total: int) -> None:
-    """Runs through `steps`, with a bar on a terminal and a plain line now and then elsewhere."""
+    """Iterates over `steps`, with a bar on a terminal and an occasional plain line elsewhere."""
     if metrics.is_terminal(sys.stderr):
         from rich import progress
         from rich.console import Console
@@ -185,11 +185,11 @@ def show_progress(steps: Iterable[int], total: int) -> None:
             for step in steps:
                 bar.advance(shown, step)
         return
-    done, start, said = 0, time.monotonic(), -np.inf
+    done, start, last = 0, time.monotonic(), -np.inf
     for step in steps:
         done, now = done + step, time.monotonic()
-        if done and (now - said >= EVERY or (step and done == total)):
-            said, rate = now, done / max(now - start, 1e-9)
+        if done and (now - last >= EVERY or (step and done == total)):
+            last, rate = now, done / max(now - start, 1e-9)
             eta = metrics.duration(max(total - done, 0) / rate)
             line = f"{done}/{total} videos  {metrics.number(rate)}/s  eta {eta}\n"
             sys.stderr.write(line)

@@ -112,8 +112,8 @@ class State(NamedTuple):
 
 def is_teacher(name: str) -> bool:
     """Whether a leaf of the state with this name (`tree.flatten`) belongs to a teacher, that is, is
-    below a key `teacher` of `extra`. No step changes teachers. Of a teacher that a warm start
-    loaded, checkpoints hold only the path and the hash of its source."""
+    below a key `teacher` of `extra`. No step changes teachers, and if a warm start loaded a
+    teacher, checkpoints hold only the path and the hash of its source."""
     field, *keys = name.split("/")[:-1] or [""]
     return field == "extra" and "teacher" in keys
 

@@ -6,10 +6,9 @@ Each video gets a storyboard (input, masked, restored; the caption, masked, and 
 and an animation of the three; each caption gets its five nearest videos. Without --videos they are
 those of the run's own evaluation stream. `index.json`, next to the pictures, describes each one.
 
-Statistics. The net predicts hidden cubes normalised: without their own brightness and contrast,
-which a picture needs. By default they are taken from the visible cubes around; the reference adds
-back the true ones of the hidden cubes, which shows more than the net restored. Every picture says
-which way it was made.
+Statistics. The net predicts normalised cubes, without the brightness and contrast that a picture
+needs. By default these are taken from the visible cubes around; the reference uses the true ones of
+the hidden cubes, which shows more than the net restored. Every picture states which were used.
 """
 
 from __future__ import annotations

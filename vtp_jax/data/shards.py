@@ -375,8 +375,8 @@ def read_removed(out: Path) -> frozenset[str]:
 
 
 def finish(out: Path) -> dict[str, Any]:
-    """Writes the manifest: the content of all shards, and all rejected clips, by cause. Of records
-    with the same id, only the first is kept."""
+    """Writes the manifest: the content of all shards, and all rejected clips, by cause. If records
+    share an id, only the first is kept."""
     plan = read_plan(out)
     shards, rejected = [], []
     seen: set[str] = set()

@@ -32,7 +32,7 @@ UNSEEN = ("pad", "cls", "sep")  # left out by `decode`
 CLIP_SPECIAL = dict(pad="!", cls="<|startoftext|>", sep="<|endoftext|>")
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 SMALL = 256  # pieces of a tokenizer that is trained for one run, unless the config sets a number
-# Of the published vocabularies; for SentencePiece, the ids that `train` assigns.
+# Facts of the published vocabularies; for SentencePiece, the ids that `train` assigns.
 FACTS: Mapping[str, Mapping[str, int]] = dict(
     sentencepiece=dict(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4),
     wordpiece=dict(pad_id=0, unk_id=100, cls_id=101, sep_id=102, mask_id=103, vocab_size=30_522),

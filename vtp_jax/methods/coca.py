@@ -311,8 +311,8 @@ def build(
     """CoCa.
 
     size: of the encoder, a name in `nn.sizes.ENCODERS` or (width, depth, heads, mlp). text_size:
-    of the decoder's lower half, a name in `TEXTS` (default: `size`) or four numbers; layers: of the
-    upper half (default: as many as in the lower). side, patch: in pixels. queries: number of pooled
+    of the decoder's lower half, a name in `TEXTS` (default: `size`) or four numbers; layers: depth
+    of the upper half (default: that of the lower). side, patch: in pixels. queries: pooled
     tokens. poolers: `cascade`, contrast pools the pooled tokens, or `parallel`, it pools all.
     frames: `joint`, poolers attend to all frames, or `mean`, they attend to each frame and their
     outputs are averaged. weights: of `contrast` and `caption`; a loss with weight 0 is not

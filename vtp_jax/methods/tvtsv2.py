@@ -347,7 +347,7 @@ def check_clips(batch: Batch | Spec) -> None:
     if len(shape := batch["video"].shape) > 5 and batch["text"].ndim == 2:
         raise UserError(
             f"method tvtsv2 reads clips with a text each, but rows have {shape[1]} clips and one "
-            "text: leave data.video.repeats at 1 and data.video.views at None, or ask for pieces"
+            "text: leave data.video.repeats at 1 and data.video.views at None, or set pieces"
         )
 
 

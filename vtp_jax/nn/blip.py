@@ -2,8 +2,8 @@
 encoder, and one BERT that serves as three nets.
 
 By itself it is the text encoder. With cross-attention to the visual tokens after each
-self-attention it tells right pairs from wrong ones. With a causal self-attention of its own
-(`writing`) it generates text. The latter two begin with a word of their own in place of [CLS].
+self-attention it separates right pairs from wrong ones. With a causal self-attention of its own
+(`writing`) it generates text. The latter two read a task word in place of [CLS].
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ KINDS = ("video", "text")
 
 
 class Blip(nn.Module):
-    """Parameters of the nets, and the verbs that losses are written in.
+    """Parameters of the nets, and the verbs that losses use.
 
     size, text_size: of the blocks; features: width of embeddings. picture: side in pixels; frames:
-    the most frames of a clip; cube: frames, rows and columns of a clip's token, an image's token
-    having one frame. dropout: BERT's. text_length: the longest text. The rest as in
+    maximum number in a clip; cube: frames, rows and columns of a clip's token; an image's token has
+    one frame. dropout: BERT's. text_length: maximum length of a text. The rest is as in
     nn.transformer.Stack.
     """
 

@@ -33,8 +33,9 @@ def predict(
     norm: Callable[..., Array],
     head: Callable[..., Array],
 ) -> Float[Array, "b a p"]:
-    """The decoder's cubes at the places that are asked for. seen: the encoder's tokens, as wide as
-    the decoder; asked: mask tokens; both with their positions, which alone carry the order."""
+    """The decoder's cubes at the requested places. seen: the encoder's tokens, at the decoder's
+    width; asked: mask tokens of these places. Both include their positions, from which alone the
+    decoder knows the order."""
     x = jnp.concatenate([seen, asked], axis=1)
     return head(norm(blocks(x, read=asked.shape[1])))
 

@@ -75,7 +75,7 @@ class ViT(nn.Module):
             self.proj = Linear(self.features, use_bias=False, dtype=self.dtype)
 
     def make_blocks(self) -> nn.Module:
-        """For setup; nets with blocks of another kind make theirs."""
+        """The blocks, called by `setup`; nets with another kind of block override it."""
         return Stack(self.size, self.drop_path, self.style, self.dtype, self.remat, self.unroll)
 
     def embed(

@@ -52,8 +52,8 @@ def restore(
         for i in np.flatnonzero(batch["valid"]):
             words = None
             if "predicted_text" in made:  # absent from methods of video alone
-                said = (made[k][i] for k in ("text", "predicted_text", "text_hidden"))
-                words = words_of(run, batch["text_mask"][i], *said)
+                texts = (made[k][i] for k in ("text", "predicted_text", "text_hidden"))
+                words = words_of(run, batch["text_mask"][i], *texts)
             clips.append(
                 Restored(
                     int(batch["id"][i]),
@@ -75,12 +75,14 @@ def words_of(
 ) -> Words | None:
     """A row's words, or None without a caption. Each token is decoded on its own."""
     true = run.data.decode(text[:, None])
-    said = run.data.decode(predicted_text[:, None])
+    predicted = run.data.decode(predicted_text[:, None])
     shown = [i for i in np.flatnonzero(text_mask) if true[i]]
     if not shown:
         return None
     return Words(
-        [true[i] for i in shown], [said[i] for i in shown], [bool(text_hidden[i]) for i in shown]
+        [true[i] for i in shown],
+        [predicted[i] for i in shown],
+        [bool(text_hidden[i]) for i in shown],
     )
 
 
