@@ -94,7 +94,7 @@ def build(folder: Path, dtype: Any, pool_padding: bool, finetuned: bool) -> Case
         net, recipe = simvtp.build(
             size=ENCODER, decoder=DECODER, cube=CUBE, dtype=np.dtype(dtype).name,
             pool_padding=pool_padding, vocab_size=WORDS, text_length=PLACES, pad_id=1,
-            weights=dict(video=1, text=1, vtc=0, vtm=0),
+            weights=dict(video=1.0, text=1.0, vtc=0.0, vtm=0.0),
         )  # fmt: skip
         batch = jax.tree.map(jnp.asarray, draw_batch(dtype))
         spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
