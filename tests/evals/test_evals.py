@@ -24,7 +24,7 @@ BATCH = dict(
     text=np.arange(12, dtype=np.int32).reshape(4, 3) + 1,
     maskable=np.ones((4, 3), bool),
     label=np.int32([0, 0, 1, 1]),
-    weight=np.ones(4, np.float32),
+    text_mask=np.ones((4, 3), bool),
 )
 
 
@@ -38,7 +38,7 @@ VERBS = dict(
     pair=lambda p, e, a, b: dict(score=(a["memory"] * b["memory"]).sum(axis=1)),
     classes=lambda p, e, b: dict(score=jax.nn.softmax(pixels(b))),
     generate=lambda p, e, b: dict(ids=jnp.int32(pixels(b))),
-    loss=lambda p, e, b, rng: dict(loss=Mean.of(p["scale"] * b["weight"], b["valid"])),
+    loss=lambda p, e, b, rng: dict(loss=Mean.of(p["scale"] * b["text_mask"][:, 0], b["valid"])),
 )
 
 
@@ -96,7 +96,7 @@ def test_a_mistake_is_reported_before_a_run_if_and_only_if_the_run_would_find_it
     reads = dict(
         caption={"generate", "ids", "id", "valid", "video", "text", "maskable"},
         classify={"classes", "score", "label", "valid", "video"},
-        mean={"loss", "weight", "valid"},
+        mean={"loss", "text_mask", "valid"},
         probe={"video", "embedding", "label", "valid"},
         rerank={"text", "embedding", "memory", "pair", "score", "video", "id", "valid"},
         retrieval={"video", "text", "embedding", "id", "valid"},
