@@ -88,9 +88,9 @@ def test_a_stopped_run_saves_and_resumes_exactly(tmp_path, whole, monkeypatch):
 def start(workdir, steps):
     """A process that trains on one device."""
     command = [sys.executable, "-m", "vtp_jax.train", "--config", CONFIG, "--workdir", str(workdir)]
-    changes = dict(steps=steps, checkpoint__every=4, log__every=1, evals__retrieval__every=0)
+    changes = dict(steps=steps, batch=8, checkpoint__every=10, log__every=1)
     command += [f"--config.{name.replace('__', '.')}={x}" for name, x in changes.items()]
-    command.append(CONTRAST)
+    command += [CONTRAST, "--config.evals={}", "--config.data.evals={}"]
     env = {**os.environ, "XLA_FLAGS": ""}
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)
