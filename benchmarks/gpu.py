@@ -134,7 +134,7 @@ def torch_net(size: str, facts: Mapping[str, Any], video: tuple[int, ...]) -> An
 
             passes = ((video, masked), (video, clean), (video[negative], clean))
             tokens = torch.cat([torch.cat(pair, 1) for pair in passes])
-            mask = simvtp.beside(video, text_mask)
+            mask = simvtp.joint(video, text_mask)
             pairs, right, wrong = self.encode(tokens, mask.repeat(3, 1)).chunk(3)
             a = simvtp.mean(self.encode(clean, text_mask), text_mask).float()
             b = self.encode(video).mean(1).float()
