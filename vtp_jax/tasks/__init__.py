@@ -17,8 +17,9 @@ from jaxtyping import Array
 from vtp_jax.types import Batch, Encoded, Extra, Method, Params, Spec, UserError
 
 
-def of_base(base: Method, names: Iterable[str]) -> dict[str, Callable[..., Encoded]]:
-    """These verbs of the base, for a task's params and extra, both {"base": the base's, ...}."""
+def on_base(made: Method, base: Method, names: Iterable[str]) -> Method:
+    """A task's method, whose params and extra are {"base": the base's, ...}, with these verbs of
+    the base in addition to its own, which come first."""
 
     def wrapped(verb: Callable[..., Encoded]) -> Callable[..., Encoded]:
         def f(params: Params, extra: Extra, *arguments: Any, **more: Any) -> Encoded:
@@ -26,7 +27,8 @@ def of_base(base: Method, names: Iterable[str]) -> dict[str, Callable[..., Encod
 
         return f
 
-    return {name: wrapped(base.encode[name]) for name in names}
+    kept = {name: wrapped(base.encode[name]) for name in names}
+    return made._replace(encode={**kept, **made.encode})
 
 
 def encoded_shapes(

@@ -31,7 +31,7 @@ from vtp_jax import augment, tree
 from vtp_jax.nn.transformer import ACTIVATIONS, Linear, layer_norm
 from vtp_jax.objectives import terms
 from vtp_jax.objectives.classification import scored
-from vtp_jax.tasks import encoded_shapes, of_base
+from vtp_jax.tasks import encoded_shapes, on_base
 from vtp_jax.types import (
     Batch,
     Encoded,
@@ -171,4 +171,4 @@ def make(**cfg: Any) -> Method:
     net, recipe = build(**cfg)
     made = assemble(net, recipe, init=init, loss=loss, encode=dict(answer=answer), start=start)
     kept = FUSES[net.fuse] if recipe.drop else tuple(net.base.encode)
-    return made._replace(encode={**of_base(net.base, kept), **made.encode})
+    return on_base(made, net.base, kept)

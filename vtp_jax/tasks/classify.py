@@ -32,7 +32,7 @@ from vtp_jax.nn import embed, pool
 from vtp_jax.nn.transformer import Linear, layer_norm
 from vtp_jax.objectives import terms
 from vtp_jax.objectives.classification import accuracy, smooth, soft_cross_entropy
-from vtp_jax.tasks import encoded_shapes, of_base
+from vtp_jax.tasks import encoded_shapes, on_base
 from vtp_jax.types import (
     Batch,
     Encoded,
@@ -245,4 +245,4 @@ def make(**cfg: Any) -> Method:
     net, recipe = build(**cfg)
     made = assemble(net, recipe, init=init, loss=loss, encode=dict(classes=classify), start=start)
     kept = ("video",) if recipe.drop else tuple(net.base.encode)
-    return made._replace(encode={**of_base(net.base, kept), **made.encode})
+    return on_base(made, net.base, kept)

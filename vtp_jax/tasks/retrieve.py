@@ -34,7 +34,7 @@ from vtp_jax.nn import embed
 from vtp_jax.nn import pool as pooling
 from vtp_jax.nn.transformer import layer_norm
 from vtp_jax.objectives import contrastive, terms
-from vtp_jax.tasks import encoded_shapes, of_base
+from vtp_jax.tasks import encoded_shapes, on_base
 from vtp_jax.types import (
     Batch,
     Encoded,
@@ -220,4 +220,4 @@ def make(**cfg: Any) -> Method:
     made = assemble(base, recipe, init=init, loss=loss, encode=verbs, start=start)
     one_whole = recipe.part == TOWERS["one"] and not recipe.drop
     kept = tuple(base.encode) if one_whole else ()
-    return made._replace(encode={**of_base(base, kept), **made.encode})
+    return on_base(made, base, kept)
