@@ -80,12 +80,8 @@ class CausalText(nn.Module):
         return self.pool(self.encode(ids), ids)
 
 
-class Bert(nn.Module):
-    """BERT with all words in segment 0. The blocks are post-norm, so no final norm follows them.
-
-    The verbs, in order: `embed`, `encoder`, `pool`; `encode` is the first two. Calling the module
-    runs all of them and creates all parameters. `encoder` also takes other tokens (see `Stack`);
-    the parameters for these exist only if `init` is called with some.
+class BertParts(nn.Module):
+    """The fields of BERT nets, and for their setup the parts that they are made of.
 
     dropout: rate in BERT's three places: embeddings, branches and attention weights
     tasks:   number of words that the method adds, see `nn.embed.WordEmbed`
@@ -103,16 +99,29 @@ class Bert(nn.Module):
     unroll: int = 1
     tasks: int = 0
 
-    def setup(self):
-        d, dtype = self.size.width, self.dtype
-        self.text_embed = WordEmbed(
-            self.vocab_size, d, self.pad_id, self.length,
-            dropout=self.dropout, dtype=dtype, tasks=self.tasks,
+    def make_words(self) -> nn.Module:
+        return WordEmbed(
+            self.vocab_size, self.size.width, self.pad_id, self.length,
+            dropout=self.dropout, dtype=self.dtype, tasks=self.tasks,
         )  # fmt: skip
-        self.encoder = Stack(
-            self.size, 0.0, self.style, dtype, self.remat, self.unroll, self.dropout
-        )
-        self.pooler = Linear(d, dtype=dtype)
+
+    def make_blocks(self, depth: int) -> nn.Module:
+        size = self.size._replace(depth=depth)
+        return Stack(size, 0.0, self.style, self.dtype, self.remat, self.unroll, self.dropout)
+
+
+class Bert(BertParts):
+    """BERT with all words in segment 0. The blocks are post-norm, so no final norm follows them.
+
+    The verbs, in order: `embed`, `encoder`, `pool`; `encode` is the first two. Calling the module
+    runs all of them and creates all parameters. `encoder` also takes other tokens (see `Stack`);
+    the parameters for these exist only if `init` is called with some.
+    """
+
+    def setup(self):
+        self.text_embed = self.make_words()
+        self.encoder = self.make_blocks(self.size.depth)
+        self.pooler = Linear(self.size.width, dtype=self.dtype)
 
     def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         return self.text_embed(ids)
