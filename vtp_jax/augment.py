@@ -227,8 +227,11 @@ def turn_hue(
     value = video.max(axis=-1)
     spread = value - video.min(axis=-1)
     some = jnp.where(spread > 0, spread, 1)
+    # Which channel is the largest is not asked as `value == r`: a compiler may compute both again,
+    # each with its own rounding. At a tie the branches agree.
+    red, green = r >= jnp.maximum(g, b), g >= b
     sixths = jnp.where(
-        value == r, (g - b) / some, jnp.where(value == g, 2 + (b - r) / some, 4 + (r - g) / some)
+        red, (g - b) / some, jnp.where(green, 2 + (b - r) / some, 4 + (r - g) / some)
     )
     k = ((sixths + 6 * turn)[..., None] + jnp.array([5.0, 3.0, 1.0], video.dtype)) % 6
     return value[..., None] - spread[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
