@@ -33,6 +33,38 @@ def load():
     return config.load(CONFIG, [CONTRAST])
 
 
+def one_weight(bad=(), value=np.nan):
+    """A method of one weight, for what the loop does with any method: its loss is the brightness of
+    the clips times the weight, and `value` times that at the steps `bad`."""
+
+    def loss(params, extra, batch, rng, step):
+        factor = jnp.where(jnp.isin(step, jnp.asarray(bad)), value, 1.0)
+        bright = (batch["video"] / 255.0).mean(axis=(1, 2, 3, 4))
+        found = Mean.of(params["w"] * factor * bright, batch["valid"])
+        return found.value(), Out({"loss_w": found}, {"seen": extra["seen"] + 1})
+
+    def video(params, extra, batch, rng=None):
+        columns = batch["video"].mean(axis=(1, 2, 4))
+        return {"embedding": params["w"] * columns[:, :8]}
+
+    def text(params, extra, batch, rng=None):
+        return {"embedding": params["w"] * batch["text"][:, :8]}
+
+    return Method(
+        init=lambda rng, spec: {"w": jnp.ones(())},
+        loss=loss,
+        encode=dict(video=video, text=text),
+        start=lambda rng, spec, params: {"seen": jnp.zeros((), jnp.int32)},
+    )
+
+
+def with_one_weight(cfg, monkeypatch, method):
+    """The config, for this method in place of its own."""
+    monkeypatch.setattr(build, "method", lambda *_: method)
+    cfg.optim["rules"] = [(".*", {})]
+    return cfg._replace(sharding=[(".*", ())])
+
+
 def go(workdir):
     return train.train(load()._replace(log=dict(every=1)), workdir)
 
@@ -91,7 +123,8 @@ def start(workdir, steps):
     changes = dict(steps=steps, batch=8, checkpoint__every=10, log__every=1)
     command += [f"--config.{name.replace('__', '.')}={x}" for name, x in changes.items()]
     command += [CONTRAST, "--config.evals={}", "--config.data.evals={}"]
-    env = {**os.environ, "XLA_FLAGS": ""}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    env = {**os.environ, "XLA_FLAGS": flags}
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)
 
@@ -126,12 +159,13 @@ def check_reported(last, bad, epochs):
     assert counted == dict(rows=epochs * worn.CLIPS, failed=epochs * len(bad), **causes)
 
 
-def test_training_completes_on_a_partly_damaged_corpus(tmp_path):
+def test_training_completes_on_a_partly_damaged_corpus(tmp_path, monkeypatch):
     """One file in twenty is damaged; the report of them is exact, and the same for two runs."""
     root = worn.write(tmp_path / "videos", side=64, frames=16)
     source = dict(root=str(root), list=str(root / "train.csv"), max_absent=0.05)
     cfg = load()
     cfg.data.update(kind="files", train=source, evals={})
+    cfg = with_one_weight(cfg, monkeypatch, one_weight())
     cfg = cfg._replace(evals={}, steps=10, log=dict(every=1))  # an epoch
     for run in ("one", "two"):
         last = train.train(cfg, tmp_path / run)
@@ -143,40 +177,17 @@ def test_training_completes_on_a_partly_damaged_corpus(tmp_path):
 def test_damaged_shards_do_not_stop_a_run(tmp_path, monkeypatch):
     """Neither unreadable headers nor missing shards do."""
     root = worn.write_shards(tmp_path, side=64, frames=16)
-    monkeypatch.setattr(build, "method", lambda *_: broken_at([], np.nan))
-    cfg = load()
+    cfg = with_one_weight(load(), monkeypatch, one_weight())
     cfg.data.update(kind="shards", train=dict(root=str(root)), evals={}, max_failed=0.2)
-    cfg = cfg._replace(sharding=[(".*", ())], evals={}, steps=20, log=dict(every=1))
-    cfg.optim["rules"] = [(".*", {})]
+    cfg = cfg._replace(evals={}, steps=20, log=dict(every=1))
     last = train.train(cfg, tmp_path / "run")
     check_reported(last, worn.SHARDS, 2)
 
 
-def broken_at(steps, value):
-    """A method of one weight whose loss is not finite at some steps."""
-
-    def loss(params, extra, batch, rng, step):
-        bad = jnp.isin(step, jnp.asarray(steps))
-        total = params["w"] * jnp.where(bad, value, 1.0)
-        return total, Out({"loss_w": Mean(total, jnp.ones(()))}, {"seen": extra["seen"] + 1})
-
-    return Method(
-        init=lambda rng, spec: {"w": jnp.ones(())},
-        loss=loss,
-        encode={},
-        start=lambda rng, spec, params: {"seen": jnp.zeros((), jnp.int32)},
-    )
-
-
 def test_too_many_skipped_steps_stop_the_run(tmp_path, monkeypatch):
-    method = broken_at(range(2, 100), np.nan)
-    monkeypatch.setattr(build, "method", lambda *_: method)
+    cfg = with_one_weight(load(), monkeypatch, one_weight(range(2, 100), np.nan))
+    cfg = cfg._replace(evals={}, log=dict(every=1, max_skipped=3), steps=30)
     with pytest.raises(UserError, match="4 steps in a row .* not finite"):
-        cfg = load()
-        cfg = cfg._replace(
-            sharding=[(".*", ())], evals={}, log=dict(every=1, max_skipped=3), steps=30
-        )
-        cfg.optim["rules"] = [(".*", {})]
         train.train(cfg, tmp_path)
 
 
@@ -209,7 +220,7 @@ def evaluations(workdir):
 def test_a_failing_evaluator_loses_no_step_and_no_number(tmp_path, monkeypatch):
     """At a step that is saved, and at the last one: the state is saved, and the missing numbers are
     measured when the run resumes."""
-    cfg = load()
+    cfg = with_one_weight(load(), monkeypatch, one_weight())
     cfg = cfg._replace(steps=4, log=dict(every=1))
     cfg.checkpoint.update(every=2, keep=1, best=("retrieval/t2v_mnr", "max"))
     cfg.evals["retrieval"]["every"] = 2
