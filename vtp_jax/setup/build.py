@@ -182,9 +182,10 @@ def start(
 
     The function takes the leaves of a warm start, by name ("params/...", "extra/..."), or none.
     """
-    init, begin = jax.random.split(jax.random.key(seed))
+    first, begin = jax.random.split(jax.random.key(seed))
+    init = jax.jit(lambda key: made.init(key, spec))  # traced here, and not again by `fresh`
     try:
-        shapes = jax.eval_shape(lambda key: made.init(key, spec), init)
+        shapes = jax.eval_shape(init, first)
     except KeyError as error:
         if error.args[0] not in KEYS or error.args[0] in spec:
             raise
@@ -196,7 +197,7 @@ def start(
     optimizer = cli.call(optim.make, "config.optim", shapes, **cfg)
 
     def fresh(given: Mapping[str, Any] = NOTHING) -> State:
-        params = tree.replace(made.init(init, spec), tree.under(given, "params/"))
+        params = tree.replace(init(first), tree.under(given, "params/"))
         trainable, _ = optimizer.split(params)
         # After the parameters are filled, so that a momentum twin copies what was loaded.
         extra = made.start(begin, spec, params)
