@@ -28,17 +28,21 @@ def clock() -> float:
 
 
 def unit(nodeid: str) -> str:
-    """What one worker runs as a whole: a file, whose tests share what they compile; of the laws,
-    the tests of one method."""
-    file, _, test = nodeid.partition("::")
-    case = re.search(r"\[(\w+)", test) if file == LAWS else None
-    return f"{file}[{case[1]}]" if case else file
+    """What one worker runs as a whole, since its tests share what they compile: all tests of a
+    method, or else a file."""
+    name = method(nodeid)
+    return f"tests/methods[{name}]" if name else nodeid.partition("::")[0]
 
 
 def method(nodeid: str) -> str | None:
-    """The method whose budget a test counts against; VideoMAE V2 shares VideoMAE's files."""
-    found = re.match(rf"{LAWS}\[(\w+)\]|tests/methods/test_(\w+?)(?:_golden)?\.py", unit(nodeid))
-    return (found[1] or found[2]) if found else None
+    """The method whose budget a test counts against; VideoMAE V2 has a case and shares VideoMAE's
+    files."""
+    file, _, test = nodeid.partition("::")
+    if file == LAWS:
+        found = re.search(r"\[(\w+)", test)
+    else:
+        found = re.match(r"tests/methods/test_(\w+?)(?:_golden)?\.py", file)
+    return found[1] if found else None
 
 
 class Seconds:

@@ -1,6 +1,8 @@
 """A `Case` for each method, for tests/methods/test_laws.py. A new method adds its own here."""
 
-from tests.methods.laws import LENGTH, SIZE, Case, Tasks
+import functools
+
+from tests.methods.laws import LENGTH, SIZE, Case, Made, Tasks
 from vtp_jax.methods import coca, omnivl, simvtp, snclr, tvtsv2, videomae
 
 POOLS = ("mean_norm", "embedding")
@@ -62,8 +64,10 @@ CASES = dict(
     ),
     omnivl=Case(
         omnivl.make, "omnivl/pretrain",
+        # Dropout, which doubles what is compiled, is traced in tests/methods/test_omnivl.py.
         dict(size=SIZE, text_size=SIZE, features=8, picture=16, frames=4, cube=(2, 8, 8), queue=16,
-             text_length=LENGTH + 2, groups=2, momentum=0.8, length=5,
+             text_length=LENGTH + 2, groups=2, momentum=0.8, length=5, dropout=0.0,
+             alpha=dict(kind="linear", start=0.0, end=0.8, steps=2),
              weights=dict(contrast=0.7, match=1.6, words=0.5)),
         text=True, label=True, always=("contrast",), grouped=("contrast", "match", "words"),
         given=dict(temperature=0.07),
@@ -74,3 +78,9 @@ CASES = dict(
         ),
     ),
 )  # fmt: skip
+
+
+@functools.cache
+def made(name: str) -> Made:
+    """The laws and the method's own tests share its programs: one worker runs both."""
+    return Made(CASES[name])

@@ -1,16 +1,14 @@
 """The laws of tests/methods/laws.py for the case of every method."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.configs import ROOT
-from tests.methods import laws
+from tests.methods import cases, laws
 from tests.methods.cases import CASES
-from tests.methods.laws import ROWS, Made, close, draws, mixed
+from tests.methods.laws import ROWS, close, draws, mixed
 from vtp_jax import tree
 from vtp_jax.run import sharding
 from vtp_jax.run.checkpoint import Checkpoints
@@ -19,14 +17,9 @@ from vtp_jax.types import State
 VALID = np.isin(np.arange(ROWS), (2, 5, 6), invert=True)
 
 
-@functools.cache
-def make(name):
-    return Made(CASES[name])
-
-
 @pytest.fixture(params=CASES)
 def made(request):
-    return make(request.param)
+    return cases.made(request.param)
 
 
 def test_every_method_has_a_case():
@@ -145,7 +138,7 @@ GRADED = [name if name == "videomae" else pytest.param(name, marks=SLOW) for nam
 
 @pytest.mark.parametrize("name", GRADED)
 def test_eight_devices_give_the_gradients_and_the_update_of_one(name):
-    made = make(name)
+    made = cases.made(name)
     found, _ = made.on(sharding.make_mesh(data=2, fsdp=2, tensor=2), made.run)
     close(found, made.step(made.case.batch()), rtol=1e-4, atol=1e-4)
 
