@@ -54,7 +54,7 @@ def test_processes_with_a_queue_each_are_groups(golden):
             )
             return 2 * golden["temperature"] * mean.value()
 
-        value, grads = jax.value_and_grad(loss, argnums=(0, 1))(query, support)
+        value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(query, support)
     assert float(value) == close(golden["loss"])
     assert probe(np.asarray(grads[0])) == close(golden["query_grad"], 1.0)
     assert probe(np.asarray(grads[1])) == close(golden["support_grad"], 1.0)
