@@ -1,5 +1,5 @@
 """Tiny configs train, evaluate and write their files through the real `main`, on one device:
-SimVTP's in the fast suite, the others in `make test-all`. test_train.py and test_demo.py run the
+VideoMAE's in the fast suite, the others in `make test-all`. test_train.py and test_demo.py run the
 demo's on eight."""
 
 import jax
@@ -10,7 +10,7 @@ from vtp_jax import train
 from vtp_jax.run import metrics, sharding
 from vtp_jax.setup import config
 
-QUICK = ["configs/simvtp/pretrain_webvid.py:tiny"]
+QUICK = ["configs/videomae/pretrain_k400.py:tiny"]
 
 
 @pytest.mark.parametrize("path", slow_unless(QUICK, "a minute of compiling"))
