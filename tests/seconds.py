@@ -19,6 +19,21 @@ LARGE = 60  # CPU seconds of a run that is worth a summary
 BUDGET = 15  # CPU seconds of fast tests for each method, see docs/testing.md
 CACHE = "vtp_jax/seconds"  # by unit, of the last run: .pytest_cache/v/vtp_jax/seconds
 LAWS = "tests/methods/test_laws.py"
+# What takes longest, for a checkout without a record of its own: a fresh clone, CI.
+FIRST = (
+    "tests/test_every_config.py",
+    "tests/test_train.py",
+    "tests/convert/test_convert.py",
+    "tests/tasks/test_retrieve.py",
+    "tests/tasks/test_classify.py",
+    "tests/tasks/test_every_base.py",
+    "tests/torch/test_pytorch_simvtp.py",
+    "tests/nn/test_transformer.py",
+    "tests/test_demo.py",
+    "tests/test_every_tiny.py",
+    "tests/test_old_runs.py",
+    "tests/data/test_pipeline.py",
+)
 
 
 def clock() -> float:
@@ -107,8 +122,10 @@ def folder(nodeid: str) -> str:
 
 def order(items: list[pytest.Item], known: dict[str, float]) -> Iterable[pytest.Item]:
     """Units that took longest in the last run first, so that workers end together; unknown ones
-    before them."""
-    return sorted(items, key=lambda item: -known.get(unit(item.nodeid), float("inf")))
+    before them. Without a record: those in FIRST, then the others as collected."""
+    default = float("inf") if known else 0.0
+    known = known or {name: len(FIRST) - place for place, name in enumerate(FIRST)}
+    return sorted(items, key=lambda item: -known.get(unit(item.nodeid), default))
 
 
 def pytest_configure(config: pytest.Config) -> None:
