@@ -1,7 +1,8 @@
 """The dual tower against the authors' fine-tuning model: embeddings, cosines, loss and gradients.
 
 As tests/methods/test_simvtp_golden.py: the numbers come from the authors' code (mirror
-wufeim/SimVTP @558d24e), through the parity entry.
+wufeim/SimVTP @558d24e), and ours from the entry `vtp parity`. Once it runs as users run it, in a
+process of its own that is compiled with XLA's usual passes.
 """
 
 import re
@@ -35,21 +36,20 @@ def golden() -> Golden:
     return goldens.simvtp_finetune("small")
 
 
-@pytest.fixture(scope="module")
-def small(golden, tmp_path_factory) -> dict[str, np.ndarray]:
-    """With everything that a released file holds."""
+def test_a_process_computes_the_official_embeddings_cosines_and_loss(golden, tmp_path):
+    out = run_entry("simvtp_finetune", tmp_path, golden.weights, golden.inputs, process=True)
+    assert set(out) == OUTPUTS  # no gradient, which was not asked for
+    check_outputs(out, golden)
+
+
+def test_every_gradient_is_the_official_one(golden, tmp_path):
+    """From everything that a released file holds."""
     position_ids = np.arange(golden.case["positions"])[None]
     towers = ("video_encoder", "text_encoder")
     buffers = {f"{tower}.text_embeddings.position_ids": position_ids for tower in towers}
-    weights, folder = {**golden.weights, **buffers}, tmp_path_factory.mktemp("small")
-    return run_entry("simvtp_finetune", folder, weights, golden.inputs, "--grads")
-
-
-def test_embeddings_cosines_and_loss_are_the_official_ones(golden, small):
+    weights = {**golden.weights, **buffers}
+    small = run_entry("simvtp_finetune", tmp_path, weights, golden.inputs, "--grads")
     check_outputs(small, golden)
-
-
-def test_every_gradient_is_the_official_one(golden, small):
     assert set(small) == OUTPUTS | {f"grad/{name}" for name in golden.weights}
     assert golden.norms.keys() == golden.probes.keys() == golden.weights.keys()
     goldens.check_gradients(golden, small)
@@ -59,7 +59,7 @@ def test_every_gradient_is_the_official_one(golden, small):
         assert gradient.any() == used(name), name
 
 
-@pytest.mark.slow(reason="a process of its own, at released widths")
+@pytest.mark.slow(reason="the same step at released widths")
 def test_released_widths_from_a_file_that_holds_only_what_is_used(tmp_path):
     golden = goldens.simvtp_finetune("released")
     weights = {name: x for name, x in golden.weights.items() if used(name)}
