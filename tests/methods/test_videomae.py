@@ -1,8 +1,7 @@
-"""Laws of VideoMAE's and V2's loss. test_videomae_golden.py compares numbers with the official
-code."""
+"""What the papers of VideoMAE and V2 promise of masks, targets and the loss.
+test_videomae_golden.py compares numbers with the official code."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,47 +9,49 @@ import numpy as np
 import pytest
 
 from tests.arrays import fill
+from tests.methods.cases import CASES
+from tests.methods.laws import SIZE, Made, shapes
 from vtp_jax import masking
 from vtp_jax.methods import videomae
-from vtp_jax.nn import embed, mae
+from vtp_jax.nn import embed
 from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
 STEP = jnp.zeros((), jnp.int32)
-SMALL = dict(
-    size=(32, 2, 2, 64), decoder=(16, 1, 1, 32), cube=(2, 8, 8), ratio=0.75, dtype="float32"
-)
+# Half of the places are hidden, and V2's cells are half of them: both papers run one program.
+SMALL = dict(size=SIZE, decoder=SIZE, cube=(2, 8, 8), ratio=0.5, dtype="float32")
+GRID, CLIPS, VIEWS = (2, 4, 4), 3, 4
+NET, _ = videomae.build(**SMALL)
 
 
-def example(b=3, seed=0, views=()):
-    rng = np.random.default_rng(seed)
-    video = rng.integers(0, 256, (b, *views, 8, 32, 32, 3))
-    return dict(video=jnp.asarray(video, jnp.uint8), valid=jnp.ones(b, bool))
+def example(seed=0):
+    """Four views of each of three clips, as rows."""
+    video = np.random.default_rng(seed).integers(0, 256, (CLIPS * VIEWS, 4, 32, 32, 3))
+    return dict(video=jnp.asarray(video, jnp.uint8), valid=jnp.ones(CLIPS * VIEWS, bool))
 
 
-class Both(NamedTuple):
-    net: mae.MaskedAutoencoder
-    recipe: videomae.Recipe
+def make(**changes):
+    return videomae.make(**{**SMALL, **changes})
 
 
 @functools.cache
-def build(**changes):
-    method = videomae.make(**{**SMALL, **changes})
-    spec = jax.eval_shape(example)
-    net, recipe = videomae.build(**{**SMALL, **changes})
-    return method, fill(lambda key: method.init(key, spec), KEY), Both(net, recipe)
+def params():
+    """No change of the recipe changes a shape."""
+    return fill(lambda key: make().init(key, shapes(example())), KEY)
 
 
-def draw(both, video):
-    return draw_shape(*both, jax.ShapeDtypeStruct(video.shape, video.dtype))
+def draw(recipe, video, key=KEY):
+    net, recipe = videomae.build(**{**SMALL, **recipe})
+    return jax.jit(lambda key: videomae.draw(net, recipe, key, video))(key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def draw_shape(net, recipe, video):
-    return videomae.draw(net, recipe, KEY, video)
+@functools.cache
+def drawn(ratio):
+    """With the key that the loss draws with, of KEY."""
+    return draw(dict(decoder_ratio=ratio), example()["video"], jax.random.split(KEY)[0])
 
 
-run_forward = jax.jit(videomae.forward, static_argnums=0)
+forward = jax.jit(functools.partial(videomae.forward, NET))  # params, batch, draws
 
 
 def both_papers():
@@ -58,154 +59,107 @@ def both_papers():
 
 
 @pytest.mark.parametrize(
-    "recipe, side, counts",
+    "recipe, side, seen, asked",
     [
-        (dict(size="B"), 224, (160, 1408, 1408)),
-        (dict(size="B", decoder_ratio=0.5), 224, (160, 784, 704)),
-        (dict(size="B", decoder_ratio=0.25), 224, (160, 1176, None)),
-        (dict(size="B", decoder_ratio=0.75), 224, (160, 392, None)),
-        (dict(size="g", cube=(2, 14, 14), decoder_ratio=0.5), 224, (208, 1024, 920)),
-        (dict(size="B", ratio=0.75), 224, (392, 1176, 1176)),  # UCF101
+        (dict(size="B"), 224, 160, 1408),
+        (dict(size="B", decoder_ratio=0.5), 224, 160, 784),
+        (dict(size="B", decoder_ratio=0.25), 224, 160, 1176),
+        (dict(size="B", decoder_ratio=0.75), 224, 160, 392),
+        (dict(size="g", cube=(2, 14, 14), decoder_ratio=0.5), 224, 208, 1024),
+        (dict(size="B", ratio=0.75), 224, 392, 1176),  # UCF101
     ],
 )
-def test_counts_of_visible_predicted_and_scored_tokens_are_the_papers(recipe, side, counts):
-    """Section 10 of both papers' sheets. The decoder reads the first two together: 944 for B."""
-    both = Both(*videomae.build(**recipe))
-    draws = draw(both, jax.ShapeDtypeStruct((16, 16, side, side, 3), jnp.uint8))
-    seen, asked, scored = counts
+def test_counts_of_visible_and_predicted_tokens_are_the_papers(recipe, side, seen, asked):
+    """Section 10 of both papers' sheets. The decoder reads both together: 944 for V2's B."""
+    video = jax.ShapeDtypeStruct((16, 16, side, side, 3), jnp.uint8)
+    draws = jax.eval_shape(lambda k: videomae.draw(*videomae.build(**recipe), k, video), KEY)
     assert draws.mask.keep.shape == (16, seen) and draws.ask.shape == (16, asked)
-    if scored:
-        assert (draws.scored.sum(axis=1) == scored).all()
-    assert len({bytes(np.asarray(row)) for row in draws.ask}) == (
-        4 if "decoder_ratio" in recipe else 16
-    )
+
+
+@pytest.mark.parametrize("recipe, scored", [(dict(), 704), (dict(cube=(2, 14, 14)), 920)])
+def test_counts_of_v2s_scored_tokens_are_the_papers(recipe, scored):
+    video = jax.ShapeDtypeStruct((16, 16, 224, 224, 3), jnp.uint8)
+    draws = draw(dict(cube=(2, 16, 16), ratio=0.9, decoder_ratio=0.5) | recipe, video)
+    assert (draws.scored.sum(axis=1) == scored).all()
+    assert len({bytes(np.asarray(row)) for row in draws.ask}) == 4  # the cells' four phases
+
+
+def test_views_have_their_own_masks_and_tokens_are_no_tubes():
+    masks = np.asarray(drawn(0.0).mask.dropped)
+    assert len({bytes(row) for row in masks}) == CLIPS * VIEWS
+    tokens = np.asarray(draw(dict(mask="tokens"), example()["video"]).mask.dropped)
+    for found, same in ((masks, True), (tokens, False)):
+        frames = found.reshape(len(found), GRID[0], -1)
+        assert (frames[:, 0] == frames[:, 1]).all() == same
 
 
 @both_papers()
 def test_each_predicted_cube_has_its_own_target(ratio):
-    _, params, both = build(decoder_ratio=ratio)
-    batch = example()
-    draws = draw(both, batch["video"])
-    predicted, target = run_forward(both.net, params, batch, draws)
-    cubes = np.asarray(embed.cut(batch["video"], both.net.cube), np.float64) / 255
+    batch, draws = example(), drawn(ratio)
+    predicted, target = forward(params(), batch, draws)
+    cubes = np.asarray(embed.cut(batch["video"], NET.cube), np.float64) / 255
     x = np.take_along_axis(cubes, np.asarray(draws.ask)[..., None], axis=1)
     x = x.reshape(*x.shape[:2], -1, 3)
     want = (x - x.mean(axis=2, keepdims=True)) / (x.std(axis=2, ddof=1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(target.reshape(x.shape), want, atol=1e-4)
     hidden = masking.take(draws.mask.dropped, draws.ask)
     assert (draws.scored == hidden).all() and predicted.shape == target.shape
+    assert draws.scored.all() == (ratio == 0)
 
 
 @both_papers()
-def test_hidden_pixels_reach_no_prediction_and_unscored_cubes_no_gradient(ratio):
-    method, params, both = build(decoder_ratio=ratio)
-    batch = example()
-    draws = draw(both, batch["video"])
-    cubes, grid = embed.cut(batch["video"], both.net.cube), (4, 4, 4)
-    asked = jnp.zeros(draws.mask.dropped.shape, bool)
-    asked = jax.vmap(lambda row, i: row.at[i].set(True))(asked, draws.ask)
+def test_hidden_pixels_reach_no_prediction(ratio):
+    batch, draws = example(), drawn(ratio)
+    cubes = embed.cut(batch["video"], NET.cube)
 
-    def changed(where):
-        noise = jnp.where(where[..., None], 255 - cubes, cubes)
-        return {**batch, "video": embed.join(noise, grid, both.net.cube)}
+    def predict(where):
+        noise = embed.join(jnp.where(where[..., None], 255 - cubes, cubes), GRID, NET.cube)
+        return forward(params(), {**batch, "video": noise}, draws)[0]
 
-    @jax.jit
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def run(params, batch):
-        predicted, target = videomae.forward(both.net, params, batch, draws)
-        error = jnp.where(draws.scored[..., None], (predicted - target) ** 2, 0)
-        return error.mean(), predicted
-
-    (value, predicted), grads = run(params, batch)
-    (_, same), _ = run(params, changed(draws.mask.dropped))
-    assert (predicted == same).all()
-    unscored = draws.mask.dropped & ~asked
-    assert unscored.any() == (ratio > 0)
-    (value2, _), grads2 = run(params, changed(unscored))
-    assert value == value2
-    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (grads, grads2)), strict=True))
+    predicted = predict(jnp.zeros_like(draws.mask.dropped))
+    assert (predicted == predict(draws.mask.dropped)).all()
+    assert not (predicted == predict(~draws.mask.dropped)).any()
 
 
-def test_visible_cubes_are_not_scored():
-    """They are predicted, but what is predicted there changes nothing."""
-    _, params, both = build(decoder_ratio=0.5)
-    batch = example()
-    draws = draw(both, batch["video"])
-    assert (~draws.scored).any()
-    predicted, target = run_forward(both.net, params, batch, draws)
-    where = draws.scored & batch["valid"][:, None]
-    error = videomae.reconstruction.squared_error
-    wrong = jnp.where(draws.scored[..., None], predicted, 1e6)
-    assert error(predicted, target, where).value() == error(wrong, target, where).value()
-    assert error(predicted, target, where).count == draws.scored.sum() * target.shape[-1]
-
-
-def test_views_are_rows_with_their_own_masks():
-    method, params, both = build(decoder_ratio=0.5)
-    batch = example(views=(4,))
-    rows = dict(
-        video=batch["video"].reshape(12, *batch["video"].shape[2:]), valid=jnp.ones(12, bool)
-    )
-    run = jax.jit(method.loss)
-    a, b = (run(params, {}, x, KEY, STEP) for x in (batch, rows))
-    np.testing.assert_allclose(a[0], b[0], rtol=1e-6)
-    masks = draw(both, rows["video"]).mask.dropped
-    assert len({bytes(np.asarray(row)) for row in masks[:4]}) == 4
-    half = run(params, {}, batch | dict(valid=jnp.array([True, False, True])), KEY, STEP)[1]
-    assert half.metrics["loss_video"].count == a[1].metrics["loss_video"].count * 2 / 3
+def test_the_loss_is_the_mean_over_hidden_predicted_cubes_of_every_view_of_valid_clips():
+    batch, draws, valid = example(), drawn(0.5), jnp.array([True, False, True])
+    predicted, target = forward(params(), batch, draws)
+    counted = draws.scored & jnp.repeat(valid, VIEWS)[:, None]
+    video = batch["video"].reshape(CLIPS, VIEWS, *batch["video"].shape[1:])
+    loss = jax.jit(make(decoder_ratio=0.5).loss)
+    value, out = loss(params(), {}, dict(video=video, valid=valid), KEY, STEP)
+    np.testing.assert_allclose(value, ((predicted - target) ** 2)[counted].mean(), rtol=1e-5)
+    assert out.metrics["loss_video"].count == counted.sum() * target.shape[-1]
 
 
 def test_visible_tokens_are_a_set():
     """Only positions distinguish them: order changes nothing, and there is no class token."""
-    _, params, both = build()
-    batch = example()
-    draws = draw(both, batch["video"])
+    batch, draws = example(), drawn(0.0)
     turned = draws._replace(mask=draws.mask._replace(keep=draws.mask.keep[:, ::-1]))
-    a, b = (run_forward(both.net, params, batch, d)[0] for d in (draws, turned))
+    a, b = (forward(params(), batch, d)[0] for d in (draws, turned))
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_the_key_determines_all_randomness():
-    method, params, _ = build(drop_path=0.3)
-    still, tokens = build()[0], build(mask="tokens")[0]
-
-    def values(method, *seeds):
-        run = jax.jit(method.loss)
-        return [float(run(params, {}, example(), jax.random.key(s), STEP)[0]) for s in seeds]
-
-    a, same, other = values(method, 3, 3, 4)
-    assert a == same != other
-    assert values(still, 3)[0] not in (a, values(tokens, 3)[0])  # drop path is on; masks differ
+def test_an_embedding_is_the_mean_of_all_tokens():
+    made = Made(CASES["videomae"])
+    found = made.encoders(made.params, {}, made.case.batch())["video"]
+    assert found["tokens"].shape == found["raw"].shape == (8, 8, 16) and found["mask"].all()
+    np.testing.assert_allclose(found["tokens"].mean(axis=1), found["embedding"], atol=1e-5)
 
 
-def test_encoding_is_row_by_row_and_needs_the_encoder_alone():
-    method, params, _ = build()
-    encode, batch = jax.jit(method.encode["video"]), example()
-    whole = encode(params, {}, batch)
-    assert whole["embedding"].dtype == jnp.float32
-    assert whole["tokens"].shape == whole["raw"].shape == (3, 64, 32) and whole["mask"].all()
-    np.testing.assert_allclose(whole["tokens"].mean(axis=1), whole["embedding"], atol=1e-5)
-    one = encode(params, {}, {k: v[1:2] for k, v in batch.items()})
-    np.testing.assert_allclose(whole["embedding"][1:2], one["embedding"], atol=1e-5)
-    less = {k: v for k, v in params.items() if k in ("patch_embed", "encoder")}
-    bare = encode(less, {}, batch)
-    np.testing.assert_allclose(bare["raw"], whole["raw"], atol=1e-5)
-    assert "tokens" not in bare
-
-
-@both_papers()
-def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked(ratio):
-    method, params, _ = build(decoder_ratio=ratio)
-    batch, reconstruct = example(), jax.jit(method.encode["reconstruct"])
-    a = reconstruct(params, {}, batch, KEY)
+def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked():
+    """V2's too are of every hidden cube; these cells are more than half of the places."""
+    batch, verb = example(), make(decoder_ratio=0.25).encode["reconstruct"]
+    reconstruct = jax.jit(verb)
+    a = reconstruct(params(), {}, batch, KEY)
     hidden = a["hidden"][..., None]
     changed = jnp.where(hidden, 255 - batch["video"], batch["video"])
-    b = reconstruct(params, {}, {**batch, "video": changed}, KEY)
+    b = reconstruct(params(), {}, {**batch, "video": changed}, KEY)
     for name, same in (("visible", True), ("normalised", True), ("true", False)):
         x, y = (jnp.where(hidden, z["restored"][name], 0) for z in (a, b))
         assert bool((x == y).all()) == same
-    assert float(hidden.mean()) == 0.75
-    again = jax.eval_shape(method.encode["reconstruct"], params, {}, batch)
+    assert float(hidden.mean()) == 0.5
+    again = jax.eval_shape(verb, params(), {}, batch)
     assert again["video"].shape == batch["video"].shape
 
 
@@ -222,5 +176,6 @@ def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked(ratio):
 )
 def test_wrong_recipes_are_reported(wrong, told):
     with pytest.raises(UserError, match=told):
-        method, params, _ = build(**wrong)
-        jax.eval_shape(method.loss, params, {}, example(), KEY, STEP)
+        method, batch = make(**wrong), shapes(example())
+        drawn = jax.eval_shape(lambda key: method.init(key, batch), KEY)
+        jax.eval_shape(method.loss, drawn, {}, batch, KEY, STEP)
