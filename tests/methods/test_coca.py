@@ -1,5 +1,5 @@
-"""Laws of CoCa's loss, encoders and captions. test_coca_golden.py compares numbers with
-OpenCLIP's."""
+"""What CoCa's paper promises of its loss, encoders and captions, on the net of the laws' case.
+test_coca_golden.py compares numbers with OpenCLIP's."""
 
 import functools
 import re
@@ -9,76 +9,59 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.arrays import fill
+from tests.methods.cases import CASES
+from tests.methods.laws import ROWS, WORDS, shapes
 from vtp_jax import tree
 from vtp_jax.methods import coca
 from vtp_jax.nn import pool
 from vtp_jax.nn.bind import bind
 from vtp_jax.nn.text import causal
+from vtp_jax.objectives import terms
 from vtp_jax.types import UserError
 
 KEY, STEP = jax.random.key(0), jnp.zeros((), jnp.int32)
-CLS, SEP, PAD = 2, 3, 0
-SMALL = dict(
-    size=(32, 1, 2, 48), text_size=(32, 1, 2, 48), side=16, patch=8, queries=5, length=9,
-    vocab_size=30, cls_id=CLS, sep_id=SEP, pad_id=PAD, dtype="float32",
-)  # fmt: skip
-
-
-def example(b=4, frames=2, length=8, seed=0):
-    rng = np.random.default_rng(seed)
-    lengths = np.array([length, length - 2, 5, 4])[np.arange(b) % 4, None]
-    place = np.arange(length)
-    text = np.where(place == lengths - 1, SEP, rng.integers(4, 30, (b, length)))
-    text = np.where(place < lengths, np.where(place == 0, CLS, text), PAD)
-    return dict(
-        video=jnp.asarray(rng.integers(0, 256, (b, frames, 16, 16, 3)), jnp.uint8),
-        text=jnp.asarray(text, jnp.int32),
-        text_mask=jnp.asarray(place < lengths),
-        valid=jnp.ones(b, bool),
-    )
-
-
-def spec_of(batch):
-    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
-
-
-def build(**changes):
-    return coca.build(**{**SMALL, **changes})
+CASE = CASES["coca"]
+BATCH = CASE.batch()
+SEP, LENGTH = WORDS["sep_id"], CASE.cfg["length"]
 
 
 def make(**changes):
-    return coca.make(**{**SMALL, **changes})
+    """With the paper's weights, which the laws' case changes."""
+    return CASE.build(**{"weights": None, **changes})
+
+
+def build(**changes):
+    words = {k: WORDS[k] for k in ("vocab_size", "pad_id", "cls_id", "sep_id")}
+    return coca.build(**{**CASE.cfg, **words, "dtype": "float32", "weights": None, **changes})
+
+
+METHOD = make()
+SEE = {frames: jax.jit(make(frames=frames).encode["video"]) for frames in ("joint", "mean")}
 
 
 @functools.cache
 def drawn():
     """Parameters for all of the methods below: no change of the recipe changes a shape."""
-    params = jax.jit(lambda key: METHOD.init(key, spec_of(example())))(KEY)
-    # Class token, positions and word tables start small: at this size they must matter.
-    names = ("word", "position", "class_token")
-    text = {**params["text"], **{k: 20 * params["text"][k] for k in names}}
-    return {**params, "text": text}
-
-
-METHOD = make()
-SEE = {frames: jax.jit(make(frames=frames).encode["video"]) for frames in ("joint", "mean")}
-WRITE = jax.jit(METHOD.encode["generate"])
+    params = fill(lambda key: METHOD.init(key, shapes(BATCH)), KEY)
+    # With a head as flat as drawn, the best caption has no word.
+    text = {**params["text"], "head": {"kernel": 4 * params["text"]["head"]["kernel"]}}
+    return {**params, "text": text, "logit_scale": np.float32(np.log(1 / 0.07))}
 
 
 @jax.jit
+def step(params, batch):
+    """(outputs, metrics, loss), without gradients."""
+    net, recipe = build()
+    out = coca.forward(net, params, batch)
+    found = coca.compare(recipe, out, batch)
+    means = {name: mean.value() for name, mean in found.items()}
+    summed = coca.compare(build(sum_words=True)[1], out, batch)["loss_caption"]
+    return out, {**means, "summed": summed.value()}, terms.total(found, recipe.weights)
+
+
 def look(params, batch):
-    return coca.forward(build()[0], params, batch)
-
-
-@jax.jit
-def grade(params, batch):
-    """((loss, metrics), gradients)."""
-
-    def loss(p):
-        value, out = METHOD.loss(p, {}, batch, KEY, STEP)
-        return value, {k: v.value() for k, v in out.metrics.items()}
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
+    return step(params, batch)[0]
 
 
 def parameters(size):
@@ -97,69 +80,59 @@ def test_parameters_of_the_published_models(size, text, image):
     assert tree.size(params["visual"]) / 1e6 == pytest.approx(image, rel=0.01)
 
 
+def test_the_scale_starts_at_the_papers_temperature():
+    start = jax.jit(lambda key: METHOD.init(key, shapes(BATCH))["logit_scale"])(KEY)
+    assert float(start) == pytest.approx(np.log(1 / 0.07))
+
+
 def test_the_loss_is_contrast_both_ways_and_twice_the_captions():
-    batch = example()
-    (value, found), _ = grade(drawn(), batch)
+    out, found, value = step(drawn(), BATCH)
     np.testing.assert_allclose(value, found["loss_contrast"] + 2 * found["loss_caption"], rtol=1e-6)
-    out = look(drawn(), batch)
     video, text = (np.asarray(x, np.float64) for x in (out.video, out.text))
     video, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (video, text))
     logits = video @ text.T / 0.07
     both = [np.diag(x) - np.log(np.exp(x).sum(axis=1)) for x in (logits, logits.T)]
-    np.testing.assert_allclose(found["loss_contrast"], -np.sum(both) / 4, rtol=1e-4)
+    np.testing.assert_allclose(found["loss_contrast"], -np.sum(both) / ROWS, rtol=1e-4)
     log_p = np.asarray(jax.nn.log_softmax(out.logits), np.float64)
-    ids, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
-    told = [log_p[i, j - 1, ids[i, j]] for i, j in zip(*np.nonzero(mask), strict=True) if j]
+    where = zip(*np.nonzero(BATCH["text_mask"]), strict=True)
+    told = [log_p[i, j - 1, BATCH["text"][i, j]] for i, j in where if j]
     np.testing.assert_allclose(found["loss_caption"], -np.mean(told), rtol=1e-5)
+    np.testing.assert_allclose(found["summed"], -np.sum(told) / ROWS, rtol=1e-5)
 
-    summed = coca.compare(build(sum_words=True)[1], out, batch)["loss_caption"]
-    np.testing.assert_allclose(summed.value(), -np.sum(told) / 4, rtol=1e-5)
+
+def test_a_single_valid_row_has_captions_and_no_contrast():
+    _, found, _ = step(drawn(), {**BATCH, "valid": np.arange(ROWS) == 1})
+    assert found["loss_contrast"] == 0 and found["loss_caption"] > 0
 
 
 def test_a_word_changes_the_logits_after_it_and_the_texts_embedding():
-    batch = example()
-    a = look(drawn(), batch)
+    row = np.argmax(BATCH["text_mask"].sum(axis=1))
+    rest = np.arange(ROWS) != row
+    assert BATCH["text_mask"][row, :5].all()
+    a = look(drawn(), BATCH)
     for place in (1, 4):
-        other = batch["text"].at[0, place].set(29)
-        b = look(drawn(), {**batch, "text": other})
+        other = BATCH["text"].copy()
+        other[row, place] = 29 if other[row, place] != 29 else 28
+        b = look(drawn(), {**BATCH, "text": other})
         same = (a.logits == b.logits).all(axis=-1)
-        assert same[0, :place].all() and not same[0, place:7].any() and same[1:].all()
-        assert not (a.text[0] == b.text[0]).any() and (a.text[1:] == b.text[1:]).all()
+        assert same[row, :place].all() and not same[row, place:].any() and same[rest].all()
+        assert not (a.text[row] == b.text[row]).any() and (a.text == b.text)[rest].all()
         assert (a.video == b.video).all()
 
 
 def test_pixels_change_the_caption_logits_and_no_text_embedding():
-    a, b = look(drawn(), example()), look(drawn(), {**example(), "video": example(seed=3)["video"]})
+    a, b = (look(drawn(), x) for x in (BATCH, {**BATCH, "video": CASE.batch(seed=3)["video"]}))
     assert (a.text == b.text).all()
     assert not (a.logits == b.logits).any() and not (a.video == b.video).any()
 
 
 @pytest.mark.slow(reason="compiles at two lengths")
 def test_longer_padding_changes_no_loss_and_no_embedding():
-    batch = example()
-    longer = {k: jnp.pad(v, ((0, 0), (0, 1))) if k[:4] == "text" else v for k, v in batch.items()}
-    a, b = (look(drawn(), x) for x in (batch, longer))
+    longer = {k: jnp.pad(v, ((0, 0), (0, 1))) if k[:4] == "text" else v for k, v in BATCH.items()}
+    (a, found, _), (b, others, _) = (step(drawn(), x) for x in (BATCH, longer))
     np.testing.assert_allclose(a.text, b.text, rtol=1e-5, atol=1e-6)
-    _, recipe = build()
-    for name, mean in coca.compare(recipe, a, batch).items():
-        other = coca.compare(recipe, b, longer)[name]
-        np.testing.assert_allclose(mean.value(), other.value(), rtol=1e-5, err_msg=name)
-
-
-def test_the_content_of_an_invalid_row_changes_nothing():
-    valid = jnp.array([True, False, True, False])
-    good, other = example(), example(seed=7)
-    row = {k: valid.reshape(-1, *[1] * (v.ndim - 1)) for k, v in good.items()}
-    mixed = {k: jnp.where(row[k], good[k], other[k]) for k in good}
-    empty = {k: jnp.where(row[k], good[k], jnp.zeros_like(good[k])) for k in good}
-    found = grade(drawn(), {**good, "valid": valid})
-    for batch in (mixed, empty):
-        again = grade(drawn(), {**batch, "valid": valid})
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), found, again
-        )
-    (_, alone), _ = grade(drawn(), {**good, "valid": jnp.arange(4) == 1})
-    assert alone["loss_contrast"] == 0 and alone["loss_caption"] > 0
+    for name, mean in found.items():
+        np.testing.assert_allclose(mean, others[name], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow(reason="compiles two gradients")
@@ -174,7 +147,7 @@ def test_a_loss_without_weight_is_not_computed_and_has_no_gradient():
 
         return [jax.grad(loss, has_aux=True)(params, method) for method in one]
 
-    (contrast, found), (caption, others) = run(drawn(), example())
+    (contrast, found), (caption, others) = run(drawn(), BATCH)
     assert set(found) == {"loss_contrast", "scale"}
     assert set(others) == {"loss_caption", "word_accuracy"}
     names = tree.flatten(drawn()).keys()
@@ -190,84 +163,72 @@ def test_contrast_pools_the_caption_tokens_unless_poolers_are_parallel():
     pooler = drawn()["caption_pool"]
     silent = {**pooler["cross"], "proj": jax.tree.map(jnp.zeros_like, pooler["cross"]["proj"])}
     params = {**drawn(), "caption_pool": {**pooler, "cross": silent}}
-    cascade = SEE["joint"](params, {}, example())["embedding"]
-    parallel = jax.jit(make(poolers="parallel").encode["video"])(params, {}, example())["embedding"]
+    found = SEE["joint"](params, {}, BATCH)
+    cascade, tokens = found["embedding"], found["tokens"]
+    net, _ = build(poolers="parallel")
+    _, parallel = jax.jit(lambda params, x: bind(net, params).pool(x, 2))(params, tokens)
     assert jnp.abs(cascade - cascade[0]).max() < 1e-6 < jnp.abs(parallel[1:] - parallel[0]).min()
 
 
 @pytest.mark.parametrize("frames", SEE)
 def test_a_still_is_an_image_and_frames_have_no_order(frames):
-    image, clip = example(frames=1), example(frames=2)
-    still = {**image, "video": jnp.repeat(image["video"], 2, axis=1)}
-    back = {**clip, "video": clip["video"][:, ::-1]}
-    mixed = {**clip, "video": clip["video"].at[1:3].set(still["video"][1:3])}
-    a, b, c, d, e = (SEE[frames](drawn(), {}, x) for x in (image, still, clip, back, mixed))
+    """Of one frame, poolers see the same jointly and separately."""
+    video = BATCH["video"]
+    image, still = video[:, :1], np.repeat(video[:, :1], 2, axis=1)
+    some = np.isin(np.arange(ROWS), (1, 2))
+    mixed = np.where(some[:, None, None, None, None], still, video)
+    a = SEE["joint"](drawn(), {}, {**BATCH, "video": image})
+    b, c, d, e = (
+        SEE[frames](drawn(), {}, {**BATCH, "video": x})
+        for x in (still, video, video[:, ::-1], mixed)
+    )
     assert a["tokens"].shape[1] == 4 and b["tokens"].shape[1] == 8
     for name in ("embedding", "memory"):
-        assert a[name].shape == b[name].shape  # 5 tokens to attend to, whatever is shown
-        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(c[name], d[name], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(e[name][1:3], b[name][1:3], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(e[name][::3], c[name][::3], rtol=1e-4, atol=1e-5)
+        assert a[name].shape == b[name].shape  # as many tokens to attend to, whatever is shown
+        pairs = ((a[name], b[name]), (c[name], d[name]))
+        rows = ((e[name][some], b[name][some]), (e[name][~some], c[name][~some]))
+        for x, y in (*pairs, *rows):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def test_clip_embeddings_are_means_over_frames_only_where_asked():
-    clip = example(frames=2)
-    one = [{**clip, "video": clip["video"][:, i : i + 1]} for i in range(2)]
+    one = [{**BATCH, "video": BATCH["video"][:, i : i + 1]} for i in range(2)]
+    mean = sum(SEE["joint"](drawn(), {}, x)["embedding"] for x in one) / 2
     for frames, same in (("mean", True), ("joint", False)):
-        mean = sum(SEE[frames](drawn(), {}, x)["embedding"] for x in one) / 2
-        whole = SEE[frames](drawn(), {}, clip)["embedding"]
+        whole = SEE[frames](drawn(), {}, BATCH)["embedding"]
         assert np.allclose(whole, mean, rtol=1e-4, atol=1e-5) == same
 
 
 @jax.jit
-def without_cache(memory, ids, n):
+def without_cache(params, memory, ids, n):
     """log p "b v" of the word after the first n, by a pass over all of them."""
     net, _ = build()
-    text = bind(net, drawn()).text
+    text = bind(net, params).text
     words, _ = text.read(ids, jnp.ones(ids.shape, bool))
     logits = text.tell(words, memory, causal(ids.shape[1]))
     return jax.nn.log_softmax(logits[:, n - 1])
 
 
-def test_greedy_captions_are_those_of_passes_without_a_cache():
-    batch, length = example(frames=2), SMALL["length"]
-    said = WRITE(drawn(), {}, batch)
-    memory = SEE["joint"](drawn(), {}, batch)["memory"]
-    ids = jnp.full((4, length), PAD, jnp.int32).at[:, 0].set(CLS)
-    score, done = jnp.zeros(4), jnp.zeros(4, bool)
-    for n in range(1, length):
-        log_p = without_cache(memory, ids, n)
-        token = jnp.where(done, PAD, jnp.argmax(log_p, axis=1))
-        score += jnp.where(done, 0, log_p.max(axis=1))
-        ids, done = ids.at[:, n].set(token), done | (token == SEP)
-    assert said["ids"].tolist() == ids.tolist() and said["ids"].dtype == jnp.int32
-    np.testing.assert_allclose(said["score"], score, rtol=1e-4)
-    assert len({tuple(row) for row in ids.tolist()}) > 1  # the pixels decide
-
-
-def test_beam_scores_are_those_of_their_words_and_at_least_the_greedy_ones():
-    batch = example(frames=2)
-    memory = SEE["joint"](drawn(), {}, batch)["memory"]
-    greedy = WRITE(drawn(), {}, batch)
+def test_beam_scores_are_those_of_their_words_without_a_cache():
+    """Greedy captions: test_coca_golden.py."""
     write = jax.jit(make(beams=4, penalty=0.0).encode["generate"])
-    said = write(drawn(), {}, batch)
-    ids = said["ids"]
+    said, memory = write(drawn(), {}, BATCH), SEE["joint"](drawn(), {}, BATCH)["memory"]
+    ids = np.asarray(said["ids"])
+    assert len({tuple(row) for row in ids.tolist()}) > 1  # the pixels decide
     ends = (ids == SEP).any(axis=1)
-    count = jnp.where(ends, jnp.argmax(ids == SEP, axis=1), SMALL["length"] - 1)
-    total = jnp.zeros(4)
-    for n in range(1, SMALL["length"]):
-        log_p = jnp.take_along_axis(without_cache(memory, ids, n), ids[:, n : n + 1], axis=1)[:, 0]
-        total += jnp.where(n <= count, log_p, 0)
+    count = np.where(ends, np.argmax(ids == SEP, axis=1), LENGTH - 1)
+    total = np.zeros(ROWS)
+    for n in range(1, LENGTH):
+        log_p = np.asarray(without_cache(drawn(), memory, ids, n))[np.arange(ROWS), ids[:, n]]
+        total += np.where(n <= count, log_p, 0)
     np.testing.assert_allclose(said["score"], total, rtol=1e-4)
-    assert (said["score"] >= greedy["score"] - 1e-4).all()
-    turned = write(drawn(), {}, {k: v[::-1] for k, v in batch.items()})
+    turned = write(drawn(), {}, {k: v[::-1] for k, v in BATCH.items()})
     assert turned["ids"][::-1].tolist() == ids.tolist()
 
 
 def test_pooled_tokens_do_not_depend_on_the_order_of_what_they_attend_to():
     net, x = pool.AttentionPool(3, 16, 2), jax.random.normal(KEY, (2, 6, 24))
-    params, run = jax.jit(net.init)(KEY, x), jax.jit(net.apply)
+    params, run = fill(net.init, KEY, x), jax.jit(net.apply)
     out, mask = run(params, x), jnp.arange(6) < jnp.array([[4], [6]])
     assert out.shape == (2, 3, 16)
     np.testing.assert_allclose(run(params, x[:, ::-1]), out, atol=1e-5)
@@ -300,5 +261,6 @@ def test_wrong_recipes_are_reported(wrong, told):
 
 
 def test_texts_that_are_too_long_are_rejected():
-    with pytest.raises(UserError, match="texts of 10 tokens; the table has 9 positions"):
-        jax.eval_shape(METHOD.loss, drawn(), {}, example(length=10), KEY, STEP)
+    longer = {k: jnp.pad(v, ((0, 0), (0, 3))) if k[:4] == "text" else v for k, v in BATCH.items()}
+    with pytest.raises(UserError, match="texts of 11 tokens; the table has 10 positions"):
+        jax.eval_shape(METHOD.loss, drawn(), {}, longer, KEY, STEP)
