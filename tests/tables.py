@@ -118,7 +118,7 @@ def matrix() -> Iterator[str]:
         for name, case in sorted(CASES.items()):
             if case.tasks:
                 shown = [", ".join(f"`{one}`" for one in some) for some in case.tasks]
-                yield name, *(text or "no" for text in shown[:3]), *shown[3:]
+                yield name, *(text or "no" for text in shown[:3]), *shown[3:5]
 
     head = ("`retrieve`", "`classify`", "`answer`")
     return rows(("method", *head, "never read by `classify`", "nor with `mean_norm`"), cells())

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from tests import commands, plans, recipes
 from tests.configs import ROOT, all_switches, built, config_files, switches
+from tests.methods.cases import CASES
 from vtp_jax import train, tree
 from vtp_jax.measure import flops
 from vtp_jax.run import optim, sharding
@@ -82,7 +83,7 @@ def test_a_recipe_equals_its_reviewed_golden(path):
 
 
 @pytest.mark.parametrize("path", config_files())
-def test_no_bias_or_norm_decays_except_in_snclr(path):
+def test_a_bias_or_norm_decays_only_where_the_case_says_so(path):
     cfg, *_, shapes = built(path)
     found = tree.flatten(optim.settings(cfg.optim["rules"], shapes.params))
     decayed = [
@@ -90,7 +91,8 @@ def test_no_bias_or_norm_decays_except_in_snclr(path):
         for name, how in found.items()
         if re.search(r"(bias|scale)$", name) and not how.whole and how.wd
     ]
-    assert bool(decayed) == ("snclr" in path), decayed  # its reference decays all
+    cases = (case for case in CASES.values() if case.method == cfg.method["name"])
+    assert bool(decayed) == any(case.decays_biases for case in cases), decayed
 
 
 def listed(folder, numbers):

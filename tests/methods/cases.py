@@ -50,7 +50,7 @@ CASES = dict(
         dict(size=SIZE, cube=(1, 8, 8), hidden=16, features=8, neighbours=3, queue=16,
              momentum=dict(kind="linear", start=0.0, end=1.0, steps=4), first=FLIPPED,
              second=FLIPPED),
-        video=(2, 1, 16, 16), views=True,
+        video=(2, 1, 16, 16), views=True, decays_biases=True,
         tasks=Tasks(
             classify=POOLS, never=("projector/.*", "predictor/.*"), mean_norm=("norm/.*",)
         ),
@@ -62,7 +62,7 @@ CASES = dict(
         video=(2, 2, 16, 16), text=True, texts=2, always=("vtc", "sort"),
         tasks=Tasks(
             retrieve=("embedding",), classify=POOLS, answer=("embedding",),
-            never=("text/.*", "sorter/.*"),
+            never=("text/.*", "sorter/.*"), computed=("visual/(norm|proj)/.*",),
         ),
     ),
     omnivl=Case(
@@ -77,6 +77,7 @@ CASES = dict(
         tasks=Tasks(
             retrieve=POOLS, classify=POOLS, answer=("pair", "embedding"),
             never=("text.*", "decoder/.*", ".*_head/.*", "temperature"),
+            computed=("visual/(norm|patch_embed)/.*",),  # patch_embed: of images
             mean_norm=("video_proj/.*",),
         ),
     ),

@@ -44,6 +44,7 @@ class Tasks(NamedTuple):
     classify: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    computed:  those that it does not read either, but must keep: the encoder computes with them
     mean_norm: tuple[str, ...] = ()
 
 
@@ -51,6 +52,7 @@ class Case(NamedTuple):
     """A method as the laws see it.
 
     make:    the method's `make`
+    computed: tuple[str, ...] = ()
     config:  a config of configs/, whose rules say how parameters are split over devices
     cfg:     arguments of `make` that make it small; dropout and masks on
     video:   shape of a row's clip: "t h w", or "v t h w" for several
@@ -67,6 +69,7 @@ class Case(NamedTuple):
     make: Callable[..., Method]
     config: str
     cfg: Mapping[str, Any]
+    decays_biases: whether weight decay is on biases and norms too, since the reference's is
     video: tuple[int, ...] = (4, 16, 16)
     views: bool = False
     text: bool = False
@@ -82,8 +85,14 @@ class Case(NamedTuple):
         known = inspect.signature(self.make).parameters
         words = {k: v for k, v in WORDS.items() if k in known} if self.text else {}
         return self.make(**{**words, "dtype": "float32", **self.cfg, **changes})
+    decays_biases: bool = False
 
     def takes(self, name: str) -> bool:
+    @property
+    def method(self) -> str:
+        """The name of the method, and of its file."""
+        return self.make.__module__.rpartition(".")[2]
+
         return name in self.cfg or name in inspect.signature(self.make).parameters
 
     def batch(self, seed: int = 0) -> dict[str, np.ndarray]:

@@ -151,8 +151,5 @@ def test_droppable_parameters_are_all_that_recognition_does_not_read(base, pool)
     program = jax.make_jaxpr(lambda *args: made.loss(*args)[0])(params, extra, batch, KEY, STEP)
     _, read = partial_eval.dce_jaxpr(program.jaxpr, [True])
     left = {n for n, used in zip(tree.flatten(params), read, strict=False) if not used}
-    if base == "omnivl":  # images have an embedding of their own
-        left = {n for n in left if not n.startswith("base/visual/patch_embed/")}
-    if not known.mean_norm or base == "omnivl":  # computed all the same
-        left = {n for n in left if not re.match("base/visual/(norm|proj)/", n)}
-    assert not left
+    kept = re.compile(f"base/({'|'.join(known.computed)})")
+    assert not {n for n in left if not kept.fullmatch(n)}
