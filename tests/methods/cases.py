@@ -2,7 +2,7 @@
 
 import functools
 
-from tests.methods.laws import LENGTH, SIZE, Case, Made, Tasks
+from tests.methods.laws import DEEP, LENGTH, SIZE, Case, Made, Tasks
 from vtp_jax.methods import coca, omnivl, simvtp, snclr, tvtsv2, videomae
 
 POOLS = ("mean_norm", "embedding")
@@ -10,7 +10,7 @@ FLIPPED = dict(jittered=0.0, grey=0.0, blur=0.0, solarise=0.0)
 CASES = dict(
     simvtp=Case(
         simvtp.make, "simvtp/pretrain_webvid",
-        dict(size=SIZE, decoder=SIZE, cube=(2, 8, 8), video_ratio=0.5, text_ratio=0.5, groups=2,
+        dict(size=DEEP, decoder=SIZE, cube=(2, 8, 8), video_ratio=0.5, text_ratio=0.5, groups=2,
              dropout=0.1, vocab_size=30, pad_id=0, mask_id=3,
              weights=dict(video=1.5, text=0.7, vtc=1.2, vtm=0.4)),
         text=True, grouped=("vtc", "vtm"),
@@ -22,7 +22,7 @@ CASES = dict(
     ),
     videomae=Case(
         videomae.make, "videomae/pretrain_k400",
-        dict(size=SIZE, decoder=SIZE, cube=(2, 8, 8), ratio=0.5),
+        dict(size=DEEP, decoder=SIZE, cube=(2, 8, 8), ratio=0.5),
         tasks=Tasks(
             classify=POOLS, never=("decoder.*", "encoder_to_decoder/.*", "mask_token"),
             mean_norm=("encoder_norm/.*",),
@@ -30,8 +30,7 @@ CASES = dict(
     ),
     videomae_v2=Case(
         videomae.make, "videomae_v2/pretrain_hybrid",
-        # Two blocks: with one, drop path has rate 0.
-        dict(size=(16, 2, 2, 32), decoder=SIZE, cube=(2, 4, 4), ratio=0.75, decoder_ratio=0.5,
+        dict(size=DEEP, decoder=SIZE, cube=(2, 4, 4), ratio=0.75, decoder_ratio=0.5,
              drop_path=0.2),
     ),
     coca=Case(
@@ -68,7 +67,7 @@ CASES = dict(
     omnivl=Case(
         omnivl.make, "omnivl/pretrain",
         # Dropout, which doubles what is compiled, is traced in tests/methods/test_omnivl.py.
-        dict(size=SIZE, text_size=SIZE, features=8, picture=16, frames=4, cube=(2, 8, 8), queue=16,
+        dict(size=DEEP, text_size=SIZE, features=8, picture=16, frames=4, cube=(2, 8, 8), queue=16,
              text_length=LENGTH + 2, groups=2, momentum=0.8, length=5, dropout=0.0,
              alpha=dict(kind="linear", start=0.0, end=0.8, steps=2),
              weights=dict(contrast=0.7, match=1.6, words=0.5)),
@@ -77,8 +76,8 @@ CASES = dict(
         tasks=Tasks(
             retrieve=POOLS, classify=POOLS, answer=("pair", "embedding"),
             never=("text.*", "decoder/.*", ".*_head/.*", "temperature"),
-            computed=("visual/(norm|patch_embed)/.*",),  # patch_embed: of images
             mean_norm=("video_proj/.*",),
+            computed=("visual/(norm|patch_embed)/.*",),  # patch_embed: of images
         ),
     ),
 )  # fmt: skip

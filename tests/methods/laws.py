@@ -1,19 +1,24 @@
 """What every method obeys, stated over a `Case`; tests/methods/test_laws.py checks all cases.
 
-A case is a net of one layer and width 16 on eight rows. A method compiles three programs: a step of
-training on one device, its loss on eight, and its encoders; every law uses these, or only traces.
+A case is a net of width 16 and one layer, two with drop path, on eight rows. A method compiles
+three programs: a step of training on one device, its loss on eight, and its encoders; every law
+uses these, or only traces.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from tests.arrays import fill
 from vtp_jax import tree
@@ -25,6 +30,7 @@ ROWS = 8
 STEP = 1  # not 0, at which schedules may hide what they multiply
 RATE = 0.1
 SIZE = (16, 1, 2, 32)  # of an encoder, of a decoder, of a text net
+DEEP = (16, 2, 2, 32)  # of an encoder with drop path, whose rate in the first of its blocks is 0
 # Word ids passed to methods whose arguments have these names.
 WORDS = dict(vocab_size=30, pad_id=0, cls_id=1, sep_id=2, mask_id=3)
 FIRST_WORD, LENGTH = 5, 8
@@ -38,21 +44,21 @@ class Tasks(NamedTuple):
                `config.task.fuse`. Any other value is rejected with a one-line error
     never:     parameters that `classify` never reads, for `config.task.drop`
     mean_norm: those that it does not read with pool="mean_norm" either
+    computed:  those that it does not read either, but must keep: the encoder computes with them
     """
 
     retrieve: tuple[str, ...] = ()
     classify: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
-    computed:  those that it does not read either, but must keep: the encoder computes with them
     mean_norm: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
 
 
 class Case(NamedTuple):
     """A method as the laws see it.
 
     make:    the method's `make`
-    computed: tuple[str, ...] = ()
     config:  a config of configs/, whose rules say how parameters are split over devices
     cfg:     arguments of `make` that make it small; dropout and masks on
     video:   shape of a row's clip: "t h w", or "v t h w" for several
@@ -63,13 +69,13 @@ class Case(NamedTuple):
     always:  losses that are computed at weight 0 too
     grouped: losses of which each group of rows has its own, where `cfg` asks for groups
     given:   parameters that must not be drawn about 0, such as a temperature
+    decays_biases: whether weight decay is on biases and norms too, since the reference's is
     tasks:   what tasks do with it; None if another case of the method has it
     """
 
     make: Callable[..., Method]
     config: str
     cfg: Mapping[str, Any]
-    decays_biases: whether weight decay is on biases and norms too, since the reference's is
     video: tuple[int, ...] = (4, 16, 16)
     views: bool = False
     text: bool = False
@@ -79,21 +85,26 @@ class Case(NamedTuple):
     always: tuple[str, ...] = ()
     grouped: tuple[str, ...] = ()
     given: Mapping[str, float] = {}
+    decays_biases: bool = False
     tasks: Tasks | None = None
 
-    def build(self, **changes: Any) -> Method:
-        known = inspect.signature(self.make).parameters
-        words = {k: v for k, v in WORDS.items() if k in known} if self.text else {}
-        return self.make(**{**words, "dtype": "float32", **self.cfg, **changes})
-    decays_biases: bool = False
-
-    def takes(self, name: str) -> bool:
     @property
     def method(self) -> str:
         """The name of the method, and of its file."""
         return self.make.__module__.rpartition(".")[2]
 
-        return name in self.cfg or name in inspect.signature(self.make).parameters
+    def build(self, **changes: Any) -> Method:
+        known = inspect.signature(self.make).parameters
+        words = {k: v for k, v in WORDS.items() if k in known} if self.text else {}
+        return self.make(**{**words, "dtype": "float32", **self.cfg, **changes})
+
+    def rates(self) -> list[str]:
+        """The arguments that are rates of dropping: those whose names contain "drop"."""
+        return [name for name in inspect.signature(self.make).parameters if "drop" in name]
+
+    def dropping(self, *without: str) -> Method:
+        """A variant in which every rate is 0.3, or 0 for those in `without`."""
+        return self.build(**{name: 0.0 if name in without else 0.3 for name in self.rates()})
 
     def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Eight valid rows. Texts have from 2 to LENGTH - 1 words: padding follows each."""
@@ -173,15 +184,22 @@ class Made:
         return self.step(self.case.batch(seed=9), extra=begin(self.params)).extra
 
     @functools.cached_property
+    def outline(self) -> Extra:
+        """The shapes of `extra`, for laws that compile nothing."""
+        return jax.eval_shape(lambda p: self.method.start(self.key, self.spec, p), self.params)
+
+    @functools.cached_property
     def encoders(self) -> Callable[..., Mapping[str, Any]]:
         """(params, extra, batch) -> what `video` and `text` return, as one program."""
         encode = self.method.encode
         return jax.jit(lambda *args: {name: encode[name](*args) for name in self.verbs})
 
     def encode(self, batch: Batch) -> Mapping[str, Any]:
-        if self.case.views:
-            batch = {**batch, "video": batch["video"][:, 0]}
-        return self.encoders(self.params, self.extra, batch)
+        return self.encoders(self.params, self.extra, self.single(batch))
+
+    def single(self, batch: Batch) -> Batch:
+        """The batch as encoders take it: with one view."""
+        return {**batch, "video": batch["video"][:, 0]} if self.case.views else batch
 
     def on(self, mesh: jax.sharding.Mesh, f: Callable[..., Any]) -> tuple[Any, Params]:
         """What the method's loss, or `run`, returns of the default batch on a mesh; and the
@@ -195,11 +213,27 @@ class Made:
             found = jax.jit(f)(state.params, state.extra, batch, self.key, jnp.int32(STEP))
         return found, state.params
 
-    def trace(self, method: Method) -> tuple[Any, Any]:
-        """The jaxpr of a variant's loss, and its metrics. Variants have the same parameters."""
-        loss = jax.make_jaxpr(method.loss, return_shape=True)
-        program, (_, out) = loss(self.params, self.extra, self.spec, self.key, jnp.int32(STEP))
-        return program, out.metrics
+    def metrics(self, method: Method) -> Any:
+        """The metrics of a variant's loss. Variants have the same parameters."""
+        args = self.params, self.outline, self.spec, self.key, jnp.int32(STEP)
+        return jax.eval_shape(method.loss, *args)[1].metrics
+
+    def training(self, method: Method) -> str:
+        """The program of a variant's loss."""
+        args = self.params, self.outline, self.spec, self.key, jnp.int32(STEP)
+        return program(lambda *args: method.loss(*args)[0], *args)
+
+    def verb(self, method: Method, name: str, helped: bool = False) -> str:
+        """The program of a variant's encoder that is given a key; helped: whose net gets one even
+        if the encoder does not pass it on."""
+        bind, rngs = nn.Module.bind, {"dropout": jax.random.key(1)}
+
+        def always(net: nn.Module, *args: Any, **more: Any) -> nn.Module:
+            return bind(net, *args, **{**more, "rngs": rngs})
+
+        args = self.params, self.outline, self.single(self.case.batch()), self.key
+        with mock.patch.object(nn.Module, "bind", always if helped else bind):
+            return program(lambda *args: method.encode[name](*args), *args)
 
 
 def shapes(batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
@@ -212,14 +246,19 @@ def mixed(where: np.ndarray, batch: Batch, other: Batch) -> dict[str, np.ndarray
     return {k: np.where(row[k], batch[k], other[k]) for k in batch}
 
 
-def draws(jaxpr: Any, within: str = "") -> int:
-    """The number of places in a program, or in its equations of one name, that draw random numbers;
-    `scan` is the name of stacked blocks."""
+def program(f: Callable[..., Any], *args: Any) -> str:
+    """The text of a function's program, without what its result does not depend on."""
+    jaxpr = jax.make_jaxpr(f)(*args).jaxpr
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
+
+
+def draws(jaxpr: Any) -> int:
+    """The number of places in a program that draw random numbers."""
     found = 0
     for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        found += name == "random_bits" and not within
-        found += sum(draws(j, "" if name == within else within) for j in inner(eqn.params))
+        found += eqn.primitive.name == "random_bits"
+        found += sum(draws(one) for one in inner(eqn.params))
     return found
 
 

@@ -47,19 +47,43 @@ def test_a_batch_without_a_valid_row_has_no_loss_and_finite_gradients(made):
 def test_the_key_determines_all_randomness(made):
     one, same, other = (made.step(made.case.batch(), seed=seed).value for seed in (0, 0, 1))
     assert one == same
-    assert (abs(one - other) > 1e-5) == made.case.random
+    if made.case.random:
+        lacking = "random=False in the Case if the loss draws nothing; otherwise it ignores its key"
+        assert abs(one - other) > 1e-5, f"two keys give one loss: {lacking}"
+    else:
+        assert abs(one - other) <= 1e-5, "two keys give two losses, in spite of random=False"
 
 
-def test_dropout_is_drawn_in_training_and_not_in_encoding(made):
+def test_every_rate_acts_in_training(made):
     """A key that is not passed down raises no error; masks alone make two keys' losses differ."""
-    rates = [name for name in ("dropout", "drop_path") if made.case.takes(name)]
-    on = made.case.build(**dict.fromkeys(rates, 0.3))
-    if "dropout" in rates:
-        off = made.case.build(dropout=0.0)
-        assert draws(made.trace(on)[0]) > draws(made.trace(off)[0])
-    if "drop_path" in rates:
-        assert draws(made.trace(on)[0], "scan")
-    assert draws(jax.make_jaxpr(made.encode)(made.case.batch())) == 0
+    rates = made.case.rates()
+    on = made.training(made.case.dropping()) if rates else ""
+    for rate in rates:
+        same = on == made.training(made.case.dropping(rate))
+        assert not same, (
+            f"{rate} does not act in training: the net needs it and a key, drop path two blocks "
+            "(DEEP); what is no rate of dropping needs a name without 'drop'"
+        )
+
+
+def test_every_rate_acts_in_a_verb_that_is_given_a_key(made):
+    """Tasks train through the verbs. Where a rate acts on a verb's net once this has a key, it acts
+    without that help."""
+    rates = made.case.rates()
+    off, acting = {rate: made.case.dropping(rate) for rate in rates}, set()
+    for verb in made.verbs if rates else ():
+        alone, helped = (made.verb(made.case.dropping(), verb, helped=h) for h in (False, True))
+        for rate in rates:
+            if helped != made.verb(off[rate], verb, helped=True):
+                acting.add(rate)
+                same = alone == made.verb(off[rate], verb)
+                assert not same, f"encode[{verb!r}] ignores its rng: {rate} does not act there"
+    assert acting or not rates, f"{rates} act in none of {made.verbs}"
+
+
+def test_nothing_is_drawn_without_a_key(made):
+    args = made.params, made.outline, made.single(made.case.batch())
+    assert draws(jax.make_jaxpr(made.encoders)(*args)) == 0
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(made):
@@ -74,7 +98,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(made):
 def test_a_loss_of_weight_0_is_not_computed(made):
     weights = made.case.cfg.get("weights", {})
     for off in weights.keys() - set(made.case.always):
-        _, metrics = made.trace(made.case.build(weights={**weights, off: 0.0}))
+        metrics = made.metrics(made.case.build(weights={**weights, off: 0.0}))
         asked = {name for name in metrics if name.startswith("loss_")}
         assert asked == {f"loss_{name}" for name in weights if name != off}
 
