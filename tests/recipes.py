@@ -27,8 +27,15 @@ class Recipe(NamedTuple):
     params: dict[str, tuple[str, str]]
 
 
-def golden(path: str) -> Path:
+def place(path: str) -> Path:
     return GOLDEN / f"{file_name(path)}.txt"
+
+
+def golden(path: str) -> Path:
+    """The golden of a config, which must exist."""
+    file = place(path)
+    assert file.exists(), f"no {file.relative_to(ROOT)}: run python -m tests.recipes {file.stem}"
+    return file
 
 
 def leaves(value, name="") -> Iterator[tuple[str, str]]:
@@ -93,7 +100,7 @@ def written(path: str) -> str:
 
 def main(parts):
     for path in config_files():
-        file = golden(path)
+        file = place(path)
         if parts and not any(part in file.name for part in parts):
             continue
         text = written(path)

@@ -71,14 +71,31 @@ def papers(path: Path) -> list[Paper]:
 @functools.cache
 def configs() -> Mapping[str, list[str]]:
     """{arXiv number: the configs that train it}. A config belongs to the paper of its method; if
+def faults(kind: str, path: Path) -> Iterator[str]:
+    """What is wrong with the header of a method or a task, in a line each."""
+    where, wanted, found = path.relative_to(ROOT), HEADER[kind], tuple(header(path))
+    if found[: len(wanted)] != wanted:
+        yield (
+            f"{where}: the fields of the header must be {', '.join(wanted)}, in this order, each "
+            f"with its text from the 12th character on; found: {', '.join(found) or 'none'}"
+        )
+    if kind == "methods" and not papers(path):
+        yield f"{where}: the header must begin with `NAME: title (authors, arXiv NUMBER).`"
+    if kind == "methods" and not re.search(r"^Deviations", docstring(path), re.M):
+        yield f"{where}: the header must have a paragraph that begins with `Deviations`"
+
+
     that file has several papers, to the one that the config's header cites."""
     found: dict[str, list[str]] = {}
     for path in config_files():
         method = config.load(str(ROOT / path)).method["name"]
         known = papers(parts("methods")[method])
         cited = [one for one in known if one.arxiv in docstring(ROOT / path)]
-        (one,) = known if len(known) == 1 else cited
-        found.setdefault(one.arxiv, []).append(path)
+        meant = known if len(known) == 1 else cited
+        if len(meant) != 1:
+            numbers = " or ".join(one.arxiv for one in known) or "none"
+            raise ValueError(f"{path}: its header must cite one paper of {method}.py: {numbers}")
+        found.setdefault(meant[0].arxiv, []).append(path)
     return found
 
 
@@ -98,7 +115,7 @@ def methods() -> Iterator[str]:
         for name, path in parts("methods").items():
             fields = header(path)
             for paper in papers(path):
-                trained = (f"`{name_of(c)}`" for c in configs()[paper.arxiv])
+                trained = (f"`{name_of(c)}`" for c in configs().get(paper.arxiv, ()))
                 link = f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
                 file = f"`{name}.py`"
                 shown = (paper.name, link, file, fields["Data"], "<br>".join(trained))
@@ -200,3 +217,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    files = ((kind, path) for kind in HEADER for path in parts(kind).values())
+    if wrong := [line for kind, path in files for line in faults(kind, path)]:
+        raise SystemExit("\n".join(wrong))

@@ -5,12 +5,18 @@ demo's on eight."""
 import jax
 import pytest
 
-from tests.configs import ROOT, slow_unless
+from tests.configs import ROOT, config_files, slow_unless, switches
 from vtp_jax import train
 from vtp_jax.run import metrics, sharding
 from vtp_jax.setup import config
 
 QUICK = ["configs/videomae/pretrain_k400.py:tiny"]
+
+
+@pytest.mark.parametrize("path", config_files())
+def test_every_config_has_a_switch_tiny(path):
+    lacking = f'{path}: no switch tiny; name it in a literal call: parse_arg(arg, "tiny", ...)'
+    assert "tiny" in switches(path), lacking
 
 
 @pytest.mark.parametrize("path", slow_unless(QUICK, "a minute of compiling"))

@@ -24,7 +24,8 @@ def made(request):
 
 def test_every_method_has_a_case():
     methods = {p.stem for p in (ROOT / "vtp_jax/methods").glob("[a-z]*.py")}
-    assert methods == {case.make.__module__.rpartition(".")[2] for case in CASES.values()}
+    without = methods - {case.method for case in CASES.values()}
+    assert not without, f"add a Case to tests/methods/cases.py for {sorted(without)}"
 
 
 def test_an_invalid_row_changes_nothing(made):
@@ -89,9 +90,10 @@ def test_nothing_is_drawn_without_a_key(made):
 def test_the_loss_is_the_weighted_sum_of_its_terms(made):
     found = made.step(made.case.batch())
     weights = made.case.cfg.get("weights") or dict.fromkeys(found.losses(), 1.0)
-    assert found.losses().keys() == weights.keys()
+    wrong = f"each loss needs a metric `loss_<name>`; the metrics are {sorted(found.out.metrics)}"
+    assert weights and found.losses().keys() == weights.keys(), wrong
     told = sum(weights[name] * value for name, value in found.losses().items())
-    np.testing.assert_allclose(found.value, told, rtol=1e-5)
+    np.testing.assert_allclose(found.value, told, rtol=1e-5, err_msg=wrong)
     assert all(abs(x) > 1e-3 for x in found.losses().values())
 
 

@@ -102,8 +102,13 @@ def trace(base: str, task: str, *several: int, parts: bool = False, **given: Any
 def test_the_matrix_has_every_method_and_every_task():
     files = {kind: {p.stem for p in (ROOT / f"vtp_jax/{kind}").glob("[a-z]*.py")}
              for kind in ("methods", "tasks")}  # fmt: skip
-    assert set(BASES) == set(bases()) == files["methods"]
-    assert set(TASKS) == files["tasks"]
+    for found, kind, where in (
+        (BASES, "methods", "tests/methods/cases.py: a Case of this name with tasks=Tasks(...)"),
+        (bases(), "methods", "configs/: a config without a task"),
+        (TASKS, "tasks", "tests/tasks/test_every_base.py: TASKS"),
+    ):
+        assert not (new := files[kind] - set(found)), f"{where} is missing for {sorted(new)}"
+        assert not (old := set(found) - files[kind]), f"{where} is for no file: {sorted(old)}"
 
 
 @pytest.mark.parametrize("task, value", [(t, v) for t, one in TASKS.items() for v in one.values])
