@@ -3,7 +3,7 @@
 # make test-all     the slow tests too
 # make plan         compiles every config for a pod and compares with tests/golden/plan
 # make plan-golden  rewrites the texts in tests/golden/plan that have moved (ARGS=NAME: of one)
-# make tables       rewrites the tables in docs/ that are made from code
+# make tables       rewrites the tables in README.md and docs/ that are made from code
 # make lint         ruff and pyright
 # make bench        times the demo's step and its data (benchmarks/README.md)
 # make env          .venv only

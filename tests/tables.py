@@ -1,4 +1,5 @@
-"""The tables in docs/ that are made from code: `make tables` writes them, test_docs.py compares.
+"""The tables in README.md and docs/ that are made from code: `make tables` writes them,
+test_docs.py compares.
 
     python -m tests.tables
 
@@ -6,6 +7,7 @@ A table lies between `<!-- table NAME: python -m tests.tables -->` and `<!-- end
 its NAME is a key of TABLES. What it is made from:
 
     methods    headers of vtp_jax/methods/*.py (`HEADER`), and the configs that train each paper
+    names      of the same papers, in a sentence
     tasks      headers of vtp_jax/tasks/*.py
     bases      the cases of tests/methods/cases.py
     formats    the file formats of vtp_jax.convert
@@ -20,6 +22,7 @@ its NAME is a key of TABLES. What it is made from:
 import ast
 import functools
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -68,9 +71,6 @@ def papers(path: Path) -> list[Paper]:
     return [Paper(*found) for found in PAPER.findall(title.replace("arXiv\n", "arXiv "))]
 
 
-@functools.cache
-def configs() -> Mapping[str, list[str]]:
-    """{arXiv number: the configs that train it}. A config belongs to the paper of its method; if
 def faults(kind: str, path: Path) -> Iterator[str]:
     """What is wrong with the header of a method or a task, in a line each."""
     where, wanted, found = path.relative_to(ROOT), HEADER[kind], tuple(header(path))
@@ -85,6 +85,9 @@ def faults(kind: str, path: Path) -> Iterator[str]:
         yield f"{where}: the header must have a paragraph that begins with `Deviations`"
 
 
+@functools.cache
+def configs() -> Mapping[str, list[str]]:
+    """{arXiv number: the configs that train it}. A config belongs to the paper of its method; if
     that file has several papers, to the one that the config's header cites."""
     found: dict[str, list[str]] = {}
     for path in config_files():
@@ -122,6 +125,14 @@ def methods() -> Iterator[str]:
                 yield *shown, fields["Parity"]
 
     return rows(("method", "paper", "file", "data", "configs", "parity"), cells())
+
+
+def names() -> Iterator[str]:
+    """The sentence of README.md that follows the paragraph on SimVTP."""
+    *some, last = (one.name for path in parts("methods").values() for one in papers(path)
+                   if one.name != "SimVTP")  # fmt: skip
+    methods = f"{', '.join(some)} and {last} are built from the same parts:"
+    yield from textwrap.wrap(f"{methods} [docs/methods.md](docs/methods.md).", 110)
 
 
 def tasks() -> Iterator[str]:
@@ -186,6 +197,7 @@ def rooms() -> Iterator[str]:
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
     methods=methods,
+    names=names,
     tasks=tasks,
     bases=matrix,
     formats=file_formats,
@@ -199,9 +211,9 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
 
 
 def pages() -> dict[Path, str]:
-    """{page of docs/: its text with the tables made again}, of all pages that have one."""
+    """{page: its text with the tables made again}, of all pages that have one."""
     found = {}
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8")
         if TABLE.search(text):
             found[page] = TABLE.sub(lambda m: "\n".join((m[1], *TABLES[m[2]](), "", m[3])), text)
@@ -209,6 +221,9 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
+    files = ((kind, path) for kind in HEADER for path in parts(kind).values())
+    if wrong := [line for kind, path in files for line in faults(kind, path)]:
+        raise SystemExit("\n".join(wrong))
     for page, text in pages().items():
         if page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
@@ -217,6 +232,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    files = ((kind, path) for kind in HEADER for path in parts(kind).values())
-    if wrong := [line for kind, path in files for line in faults(kind, path)]:
-        raise SystemExit("\n".join(wrong))
