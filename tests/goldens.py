@@ -8,7 +8,7 @@ names, as `python -m vtp_jax.parity` takes them, and the numbers to compare with
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -318,6 +318,25 @@ def coca() -> Golden:
     )  # fmt: skip
 
 
+@cache
+def tvtsv2_weights() -> Arrays:
+    """The same for every kind, whose names are the same too."""
+    c = load("tvtsv2_tiny")["case"]
+    b, t, side = (c[x] for x in ("batch", "frames", "size"))
+    net, recipe = tvtsv2s.build(
+        size=[c[x] for x in ("width", "depth", "heads", "mlp")],
+        text_size=[c[f"text_{x}"] for x in ("width", "depth", "heads", "mlp")],
+        features=c["features"], side=side, patch=c["patch"], frames=c["table"], turns=c["turns"],
+        vocab_size=c["vocab"], text_length=c["length"],
+    )  # fmt: skip
+    spec = dict(
+        video=jax.ShapeDtypeStruct((b, t, side, side, 3), np.float32),
+        text=jax.ShapeDtypeStruct((b, c["turns"], c["length"]), np.int32),
+    )
+    names = STEPS["tvtsv2"].rules(c["heads"], c["sorter_heads"], c["text_heads"])
+    return make_tensors(shapes_of(names, partial(tvtsv2s.init, net, recipe), spec))
+
+
 def tvtsv2(kind: str) -> Golden:
     """kind: four texts a row, "one", or "patches", which is H/14's code."""
     golden = load("tvtsv2_tiny")
@@ -330,26 +349,13 @@ def tvtsv2(kind: str) -> Golden:
     keep = np.zeros((b, (side // c["patch"]) ** 2), bool)
     for i, row in enumerate(keep):
         row[np.random.RandomState(10 + i).permutation(len(row))[: c["kept"]]] = True
-    net, recipe = tvtsv2s.build(
-        size=[c[x] for x in ("width", "depth", "heads", "mlp")],
-        text_size=[c[f"text_{x}"] for x in ("width", "depth", "heads", "mlp")],
-        features=c["features"], side=side, patch=c["patch"], frames=c["table"], turns=k,
-        vocab_size=c["vocab"], text_length=n,
-    )  # fmt: skip
     heads = dict(heads=c["heads"])
     heads |= {"decoder-heads": c["sorter_heads"], "text-heads": c["text_heads"]}
-    spec = dict(
-        video=jax.ShapeDtypeStruct((b, t, side, side, 3), np.float32),
-        text=jax.ShapeDtypeStruct(ids.shape, np.int32),
-    )
-    form = "tvtsv2_h14" if kind == "patches" else "tvtsv2"
-    init = partial(tvtsv2s.init, net, recipe)
-    shapes = shapes_of(STEPS[form].rules(*heads.values()), init, spec)
     losses = dict(loss_vtc=numbers["loss_vtc"], loss=numbers["loss"])
     if "loss_sort_times_two" in numbers:
         losses["loss_sort"] = numbers["loss_sort_times_two"]
     return Golden(
-        numbers, form, heads, make_tensors(shapes),
+        numbers, "tvtsv2_h14" if kind == "patches" else "tvtsv2", heads, tvtsv2_weights(),
         dict(video=video.swapaxes(1, 2), keep=keep, ids=ids[:, 0] if kind == "one" else ids),
         losses, numbers.get("grad_norms", {}), numbers.get("grad_probes", {}),
     )  # fmt: skip

@@ -56,7 +56,7 @@ CASES = dict(
     ),
     tvtsv2=Case(
         tvtsv2.make, "tvtsv2/pretrain_yt_webvid",
-        dict(size=SIZE, text_size=SIZE, features=16, side=16, patch=8, frames=4, turns=2, ratio=0.5,
+        dict(size=SIZE, text_size=SIZE, features=16, side=16, patch=8, frames=5, turns=2, ratio=0.5,
              text_length=LENGTH + 2, weights=dict(vtc=0.7, sort=1.6)),
         video=(2, 2, 16, 16), text=True, texts=2, always=("vtc", "sort"),
         tasks=Tasks(
@@ -66,7 +66,7 @@ CASES = dict(
     ),
     omnivl=Case(
         omnivl.make, "omnivl/pretrain",
-        # Dropout, which doubles what is compiled, is traced in tests/methods/test_omnivl.py.
+        # Dropout, which adds half to what is compiled, is traced in tests/methods/test_omnivl.py.
         dict(size=DEEP, text_size=SIZE, features=8, picture=16, frames=4, cube=(2, 8, 8), queue=16,
              text_length=LENGTH + 2, groups=2, momentum=0.8, length=5, dropout=0.0,
              alpha=dict(kind="linear", start=0.0, end=0.8, steps=2),
