@@ -103,8 +103,8 @@ def listed(folder, numbers):
 
 
 def held(shapes, rules, fsdp):
-    """Bytes on a device of each parameter and moment, without tables of positions, which stay whole:
-    in a small net they are a tenth."""
+    """Bytes on a device of each parameter and moment, without tables of positions, which stay
+    whole: in a small net they are a tenth."""
     mesh = sharding.make_mesh(data=1, fsdp=fsdp, devices=jax.devices()[:fsdp])
     placed = sharding.state_shardings(shapes, mesh, rules, note=lambda text: None)
     leaves, split = (tree.flatten(dict(params=s.params, opt=s.opt)) for s in (shapes, placed))
