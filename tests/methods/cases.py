@@ -58,7 +58,7 @@ CASES = dict(
         tvtsv2.make, "tvtsv2/pretrain_yt_webvid",
         dict(size=SIZE, text_size=SIZE, features=16, side=16, patch=8, frames=5, turns=2, ratio=0.5,
              text_length=LENGTH + 2, weights=dict(vtc=0.7, sort=1.6)),
-        video=(2, 2, 16, 16), text=True, texts=2, always=("vtc", "sort"),
+        video=(2, 2, 16, 16), text=True, texts=2,
         tasks=Tasks(
             retrieve=("embedding",), classify=POOLS, answer=("embedding",),
             never=("text/.*", "sorter/.*"), computed=("visual/(norm|proj)/.*",),

@@ -1,5 +1,7 @@
 """The laws of tests/methods/laws.py for the case of every method."""
 
+from inspect import signature
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,9 @@ from vtp_jax.run import sharding
 from vtp_jax.run.checkpoint import Checkpoints
 from vtp_jax.types import State
 
+TEXTS = [name for name, case in CASES.items() if case.text]
+WEIGHTED = [name for name, case in CASES.items() if "weights" in signature(case.make).parameters]
+GROUPED = [name for name, case in CASES.items() if case.grouped or "groups" in case.cfg]
 VALID = np.isin(np.arange(ROWS), (2, 5, 6), invert=True)
 
 
@@ -97,18 +102,20 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(made):
     assert all(abs(x) > 1e-3 for x in found.losses().values())
 
 
+@pytest.mark.parametrize("made", WEIGHTED, indirect=True)
 def test_a_loss_of_weight_0_is_not_computed(made):
     weights = made.case.cfg.get("weights", {})
-    for off in weights.keys() - set(made.case.always):
+    asked = weights.keys() - set(made.case.always)
+    assert asked, "give the Case `weights`, of which some loss is not in `always`"
+    for off in asked:
         metrics = made.metrics(made.case.build(weights={**weights, off: 0.0}))
-        asked = {name for name in metrics if name.startswith("loss_")}
-        assert asked == {f"loss_{name}" for name in weights if name != off}
+        told = {name for name in metrics if name.startswith("loss_")}
+        assert told == {f"loss_{name}" for name in weights if name != off}
 
 
+@pytest.mark.parametrize("made", GROUPED, indirect=True)
 def test_a_group_equals_a_separate_batch(made):
-    assert ("groups" in made.case.cfg) == bool(made.case.grouped)
-    if not made.case.grouped:
-        return
+    assert "groups" in made.case.cfg and made.case.grouped, "a Case has both or neither"
     batch, first = made.case.batch(), np.arange(ROWS) < ROWS // 2
     each = (first | True, first, ~first)
     whole, *parts = (made.step({**batch, "valid": valid}).out.metrics for valid in each)
@@ -117,9 +124,8 @@ def test_a_group_equals_a_separate_batch(made):
         np.testing.assert_allclose(whole[f"loss_{name}"].value(), told, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("made", TEXTS, indirect=True)
 def test_text_padding_changes_nothing(made):
-    if not made.case.text:
-        return
     batch = made.case.batch()
     other = np.where(batch["text_mask"], batch["text"], laws.WORDS["vocab_size"] - 1)
     assert (other != batch["text"]).any()

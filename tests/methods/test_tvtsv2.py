@@ -72,7 +72,7 @@ def test_tokens_and_parameters_of_the_published_models():
 
 def test_one_text_leaves_nothing_to_sort(made):
     out = tvtsv2.Outputs(draw(ROWS, 9, FEATURES), draw(ROWS, 1, FEATURES, seed=1), None)
-    found = jax.jit(lambda out: tvtsv2.losses(RECIPE, out, jnp.ones(ROWS, bool)))(out)
+    found = jax.jit(lambda out: tvtsv2.compare(RECIPE, out, jnp.ones(ROWS, bool)))(out)
     assert found["loss_sort"].count == 0 == found["loss_sort"].value()
     assert found["loss_vtc"].value() > 0
     one = {k: x[:, 0] if "text" in k else x for k, x in made.case.batch().items()}
@@ -176,7 +176,7 @@ def test_several_texts_encode_to_their_mean_and_a_single_one_has_tokens(made):
 def test_texts_are_averaged_in_fp32_in_training_as_in_evaluation():
     video, texts = draw(ROWS, 9, 16, dtype="bfloat16"), draw(ROWS, K, 16, dtype="bfloat16", seed=1)
     loss = jax.jit(
-        lambda *out: tvtsv2.losses(RECIPE, tvtsv2.Outputs(*out, None), jnp.ones(ROWS, bool))
+        lambda *out: tvtsv2.compare(RECIPE, tvtsv2.Outputs(*out, None), jnp.ones(ROWS, bool))
     )
     wide = (x.astype(jnp.float32) for x in (video, texts))
     a, b = (loss(*x)["loss_vtc"].value() for x in ((video, texts), wide))

@@ -46,8 +46,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from vtp_jax import masking
-from vtp_jax.nn import bind, embed, sizes
+from vtp_jax.nn import embed, sizes
 from vtp_jax.nn.backbone import Tokens
+from vtp_jax.nn.bind import bind
 from vtp_jax.nn.spacetime import TIME_INITS, SpaceTimeViT
 from vtp_jax.nn.text import CausalText
 from vtp_jax.nn.transformer import ACTIVATIONS, CLIP, VIT, Linear, Stack, layer_norm
@@ -173,156 +174,6 @@ class Outputs(NamedTuple):
     turns: Float[Array, "b k turns"] | None  # None for one text per row, which has no order
 
 
-def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outputs:
-    """Sorting trains the video tower and the sorter; its gradient does not reach the text tower."""
-    bound = bind.bind(net, params)
-    tokens = bound.project(bound.see(join_clips(batch["video"]), mask).raw)
-    texts = bound.encode_texts(texts_of(batch))
-    turns = bound.sort(tokens, jax.lax.stop_gradient(texts)) if texts.shape[1] > 1 else None
-    return Outputs(tokens, texts, turns)
-
-
-def losses(recipe: Recipe, out: Outputs, valid: Bool[Array, " b"]) -> dict[str, Mean]:
-    """L_vtc, the sum of both directions; L_sort over all texts, and its accuracy."""
-    sort = right = Mean(jnp.zeros(()), jnp.zeros(()))
-    if out.turns is not None:
-        turn = jnp.broadcast_to(jnp.arange(out.turns.shape[1]), out.turns.shape[:2])
-        sort, right = scored(out.turns, turn, jnp.broadcast_to(valid[:, None], turn.shape))
-    vtc = contrastive.both_ways(
-        out.video[:, 0],
-        mean_of(out.texts),
-        valid,
-        temperature=recipe.temperature,
-        sum_directions=True,
-    )
-    return dict(loss_vtc=vtc, loss_sort=sort, sort_accuracy=right)
-
-
-def loss(
-    net: TVTSv2,
-    recipe: Recipe,
-    params: Params,
-    extra: Extra,
-    batch: Batch,
-    rng: Array,
-    step: Array,
-) -> tuple[Array, Out]:
-    """L = L_vtc + 2 L_sort; dropped tubes are drawn from rng."""
-    check_clips(batch)
-    grid = grid_of(net, join_clips(batch["video"]).shape)
-    mask = masking.tubes(rng, len(batch["video"]), grid, recipe.ratio)
-    found = losses(recipe, forward(net, params, batch, mask), batch["valid"])
-    return terms.total(found, recipe.weights), Out(found, extra)
-
-
-def init(net: TVTSv2, recipe: Recipe, rng: Array, spec: Spec) -> Params:
-    check_clips(spec)
-    shape, k = spec["video"].shape, spec["text"].shape[1] if spec["text"].ndim == 3 else 1
-    if k > net.turns:
-        raise UserError(f"{k} texts of a video to sort; method.turns={net.turns}")
-    if (t := grid_of(net, shape)[0] * math.prod(shape[1:-4])) > net.frames:
-        raise UserError(f"videos of {t} frames; method.frames={net.frames}")
-    frame = jnp.zeros((1, 1, *shape[-3:]))
-    ids = jnp.zeros((1, 1, spec["text"].shape[-1]), jnp.int32)
-    return net.init(rng, frame, ids, method="visit")["params"]
-
-
-# What the trained net is used for.
-
-
-def encode_video(
-    net: TVTSv2,
-    recipe: Recipe,
-    params: Params,
-    extra: Extra,
-    batch: Batch,
-    rng: Array | None = None,
-) -> Encoded:
-    """All cubes, none dropped. embedding: the clip's token; tokens: all of them, projected."""
-    bound, video = bind.bind(net, params), join_clips(batch["video"])
-    grid_of(net, video.shape)  # checks the side
-    raw = bound.see(video).raw
-    tokens = bound.project(raw)
-    mask = jnp.ones(raw.shape[:2], bool)
-    return dict(embedding=wide(tokens[:, 0]), tokens=tokens, raw=raw, mask=mask)
-
-
-def encode_text(
-    net: TVTSv2,
-    recipe: Recipe,
-    params: Params,
-    extra: Extra,
-    batch: Batch,
-    rng: Array | None = None,
-) -> Encoded:
-    """embedding: the mean over a video's texts, as in the loss. With one text there are also
-    tokens, raw and mask."""
-    bound, several = bind.bind(net, params).text, texts_of(batch)
-    ids = several.reshape(-1, several.shape[-1])
-    raw = bound.encode(ids)
-    found = dict(embedding=mean_of(bound.pool(raw, ids).reshape(*several.shape[:2], -1)))
-    if several.shape[1] == 1:
-        found.update(tokens=bound.norm(raw), raw=raw, mask=batch["text_mask"].reshape(ids.shape))
-    return found
-
-
-def build(
-    *,
-    size: str | Sequence[int] = "B",
-    text_size: str | Sequence[int] | None = None,
-    features: int = 512,
-    side: int = 224,
-    patch: int = 16,
-    frames: int = 12,
-    turns: int = 4,
-    ratio: float = 0.5,
-    weights: Mapping[str, float] | None = None,
-    temperature: float = 0.05,
-    sorted_by: str = "tokens",
-    act: str = "quick_gelu",
-    time_init: str = "zero",
-    dtype: str = "bfloat16",
-    remat: str | None = None,
-    unroll: int = 1,
-    text_length: int = 77,
-    vocab_size: int = 49408,
-    sep_id: int | None = None,
-    mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
-) -> tuple[TVTSv2, Recipe]:
-    """TVTSv2. Batches need `video`, `text` and `text_mask`.
-
-    size, text_size: CLIP's towers, names in `nn.sizes` or (width, depth, heads, mlp); the text
-    tower's default is `size`. features: width of the embeddings. side: of the square picture, in
-    pixels; patch: of a patch. frames: rows of the time table. turns: maximum number of texts of one
-    video. ratio: of tubes dropped in training. weights: of the losses vtc and sort. temperature: of
-    contrast. sorted_by: "tokens" (B/16, B/32), or "patches" as in H/14's code, which sorts by the
-    patches before the last norm, without the clip's token. act: "gelu" for OpenCLIP's. time_init:
-    see nn.spacetime.SpaceTimeBlock. dtype: of activations and matrix products; remat, unroll: see
-    nn.transformer.Stack. text_length: rows of the position table. sep_id: the id that ends a text;
-    None: the largest id of the text, as in CLIP's vocabulary. Raises UserError on unknown options
-    and on a side that patches do not divide.
-    """
-    terms.choose("sorted_by", sorted_by, SORTED_BY)
-    terms.choose("time_init", time_init, TIME_INITS)
-    terms.choose("act", act, ACTIVATIONS)
-    if side % patch:
-        raise UserError(f"method.side={side} does not divide into patches of {patch}")
-    net = TVTSv2(
-        sizes.pick(sizes.ENCODERS, size, "method.size"),
-        sizes.pick(sizes.TEXTS, text_size or size, "method.text_size"),
-        features, side // patch, patch, frames, turns, sorted_by, act, time_init, dtype, remat,
-        unroll, vocab_size, text_length, sep_id, tuple(mean), tuple(std),
-    )  # fmt: skip
-    return net, Recipe(ratio, terms.weights(weights, WEIGHTS), temperature)
-
-
-@made_of(build)
-def make(**cfg: Any) -> Method:
-    verbs = dict(video=encode_video, text=encode_text)
-    return assemble(*build(**cfg), init=init, loss=loss, encode=verbs)
-
-
 def cube_of(net: TVTSv2) -> embed.Triple:
     return (1, net.patch, net.patch)
 
@@ -360,3 +211,157 @@ def texts_of(batch: Batch) -> Int[Array, "b k l"]:
 def mean_of(texts: Float[Array, "b k e"]) -> Float[Array, "b e"]:
     """The mean of a row's texts, in fp32 or wider."""
     return wide(texts).mean(axis=1)
+
+
+def forward(net: TVTSv2, params: Params, batch: Batch, mask: TokenMask) -> Outputs:
+    """Sorting trains the video tower and the sorter; its gradient does not reach the text tower."""
+    bound = bind(net, params)
+    tokens = bound.project(bound.see(join_clips(batch["video"]), mask).raw)
+    texts = bound.encode_texts(texts_of(batch))
+    turns = bound.sort(tokens, jax.lax.stop_gradient(texts)) if texts.shape[1] > 1 else None
+    return Outputs(tokens, texts, turns)
+
+
+def compare(recipe: Recipe, out: Outputs, valid: Bool[Array, " b"]) -> dict[str, Mean]:
+    """L_vtc, the sum of both directions; L_sort over all texts, and its accuracy."""
+    found = {}
+    if recipe.weights["vtc"]:
+        found["loss_vtc"] = contrastive.both_ways(
+            out.video[:, 0],
+            mean_of(out.texts),
+            valid,
+            temperature=recipe.temperature,
+            sum_directions=True,
+        )
+    if recipe.weights["sort"]:
+        sort = right = Mean(jnp.zeros(()), jnp.zeros(()))  # batches of both kinds have these names
+        if out.turns is not None:
+            turn = jnp.broadcast_to(jnp.arange(out.turns.shape[1]), out.turns.shape[:2])
+            sort, right = scored(out.turns, turn, jnp.broadcast_to(valid[:, None], turn.shape))
+        found["loss_sort"], found["sort_accuracy"] = sort, right
+    return found
+
+
+def loss(
+    net: TVTSv2,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array,
+    step: Array,
+) -> tuple[Array, Out]:
+    """L = L_vtc + 2 L_sort; dropped tubes are drawn from rng."""
+    check_clips(batch)
+    grid = grid_of(net, join_clips(batch["video"]).shape)
+    mask = masking.tubes(rng, len(batch["video"]), grid, recipe.ratio)
+    found = compare(recipe, forward(net, params, batch, mask), batch["valid"])
+    return terms.total(found, recipe.weights), Out(found, extra)
+
+
+def init(net: TVTSv2, recipe: Recipe, rng: Array, spec: Spec) -> Params:
+    check_clips(spec)
+    shape, k = spec["video"].shape, spec["text"].shape[1] if spec["text"].ndim == 3 else 1
+    if k > net.turns:
+        raise UserError(f"{k} texts of a video to sort; method.turns={net.turns}")
+    if (t := grid_of(net, shape)[0] * math.prod(shape[1:-4])) > net.frames:
+        raise UserError(f"videos of {t} frames; method.frames={net.frames}")
+    frame = jnp.zeros((1, 1, *shape[-3:]))
+    ids = jnp.zeros((1, 1, spec["text"].shape[-1]), jnp.int32)
+    return net.init(rng, frame, ids, method="visit")["params"]
+
+
+# What the trained net is used for.
+
+
+def encode_video(
+    net: TVTSv2,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
+) -> Encoded:
+    """All cubes, none dropped. embedding: the clip's token; tokens: all of them, projected."""
+    bound, video = bind(net, params), join_clips(batch["video"])
+    grid_of(net, video.shape)  # checks the side
+    raw = bound.see(video).raw
+    tokens = bound.project(raw)
+    mask = jnp.ones(raw.shape[:2], bool)
+    return dict(embedding=wide(tokens[:, 0]), tokens=tokens, raw=raw, mask=mask)
+
+
+def encode_text(
+    net: TVTSv2,
+    recipe: Recipe,
+    params: Params,
+    extra: Extra,
+    batch: Batch,
+    rng: Array | None = None,
+) -> Encoded:
+    """embedding: the mean over a video's texts, as in the loss. With one text there are also
+    tokens, raw and mask."""
+    bound, several = bind(net, params).text, texts_of(batch)
+    ids = several.reshape(-1, several.shape[-1])
+    raw = bound.encode(ids)
+    found = dict(embedding=mean_of(bound.pool(raw, ids).reshape(*several.shape[:2], -1)))
+    if several.shape[1] == 1:
+        found.update(tokens=bound.norm(raw), raw=raw, mask=batch["text_mask"].reshape(ids.shape))
+    return found
+
+
+def build(
+    *,
+    size: str | Sequence[int] = "B",
+    text_size: str | Sequence[int] | None = None,
+    features: int = 512,
+    side: int = 224,
+    patch: int = 16,
+    frames: int = 12,
+    turns: int = 4,
+    ratio: float = 0.5,
+    weights: Mapping[str, float] | None = None,
+    temperature: float = 0.05,
+    sorted_by: str = "tokens",
+    act: str = "quick_gelu",
+    time_init: str = "zero",
+    dtype: str = "bfloat16",
+    remat: str | None = None,
+    unroll: int = 1,
+    text_length: int = 77,
+    vocab_size: int = 49408,
+    sep_id: int | None = None,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+) -> tuple[TVTSv2, Recipe]:
+    """TVTSv2. Batches need `video`, `text` and `text_mask`.
+
+    size, text_size: CLIP's towers, names in `nn.sizes` or (width, depth, heads, mlp); the text
+    tower's default is `size`. features: width of the embeddings. side: of the square picture, in
+    pixels; patch: of a patch. frames: rows of the time table. turns: maximum number of texts of one
+    video. ratio: of tubes dropped in training. weights: of the losses vtc and sort; a loss of
+    weight 0 is not computed. temperature: of contrast. sorted_by: "tokens" (B/16, B/32), or
+    "patches" as in H/14's code, which sorts by the patches before the last norm, without the clip's
+    token. act: "gelu" for OpenCLIP's. time_init: see nn.spacetime.SpaceTimeBlock. dtype: of
+    activations and matrix products; remat, unroll: see nn.transformer.Stack. text_length: rows of
+    the position table. sep_id: the id that ends a text; None: the largest id of the text, as in
+    CLIP's vocabulary. Raises UserError on unknown options and on a side that patches do not divide.
+    """
+    terms.choose("sorted_by", sorted_by, SORTED_BY)
+    terms.choose("time_init", time_init, TIME_INITS)
+    terms.choose("act", act, ACTIVATIONS)
+    if side % patch:
+        raise UserError(f"method.side={side} does not divide into patches of {patch}")
+    net = TVTSv2(
+        sizes.pick(sizes.ENCODERS, size, "method.size"),
+        sizes.pick(sizes.TEXTS, text_size or size, "method.text_size"),
+        features, side // patch, patch, frames, turns, sorted_by, act, time_init, dtype, remat,
+        unroll, vocab_size, text_length, sep_id, tuple(mean), tuple(std),
+    )  # fmt: skip
+    return net, Recipe(ratio, terms.weights(weights, WEIGHTS), temperature)
+
+
+@made_of(build)
+def make(**cfg: Any) -> Method:
+    verbs = dict(video=encode_video, text=encode_text)
+    return assemble(*build(**cfg), init=init, loss=loss, encode=verbs)

@@ -93,7 +93,7 @@ def pretrain(act: str, sorted_by: str) -> Callable[[Params, Arrays, Heads], Net]
 
         def step(params: Any) -> Any:
             out = method.forward(net, params, batch, mask)
-            found = method.losses(recipe, out, batch["valid"])
+            found = method.compare(recipe, out, batch["valid"])
             vtc, sort = (recipe.weights[n] * found[f"loss_{n}"].value() for n in ("vtc", "sort"))
             turns = {} if out.turns is None else dict(turns=out.turns)
             features = dict(video=out.video[:, 0], text=method.mean_of(out.texts))
