@@ -89,7 +89,7 @@ class Seconds:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["cpu"] = clock()
-        elif self.tests and (cache := getattr(session.config, "cache", None)):
+        elif whole_units(session.config) and (cache := getattr(session.config, "cache", None)):
             cache.set(CACHE, {**cache.get(CACHE, {}), **total(self.tests, unit)})
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -106,6 +106,13 @@ class Seconds:
                 write(f"{took:7.1f}  {name}")
         tests = self.tests.total()
         write(f"in all {whole:.0f}, of which imports and collection {whole - tests:.0f}")
+
+
+def whole_units(config: pytest.Config) -> bool:
+    """Whether a run took all fast tests of the files that it was given: a part of a unit is no
+    measure of it."""
+    named = [arg for arg in config.args if "::" in arg]
+    return not named and not config.option.keyword and "not slow" in config.option.markexpr
 
 
 def total(tests: Counter[str], key) -> Counter[str]:

@@ -1,8 +1,8 @@
 """What every method obeys, stated over a `Case`; tests/methods/test_laws.py checks all cases.
 
-A case is a net of width 16 and one layer, two with drop path, on eight rows. A method compiles
-three programs: a step of training on one device, its loss on eight, and its encoders; every law
-uses these, or only traces.
+A case is a net of width 16 and one layer, two with drop path, on eight rows. Most laws use one of
+three programs of a method: a step of training on one device, its loss on eight, and its encoders.
+The others only trace, but for padding (the text encoder at one more length).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ DEEP = (16, 2, 2, 32)  # of an encoder with drop path, whose rate in the first o
 # Word ids passed to methods whose arguments have these names.
 WORDS = dict(vocab_size=30, pad_id=0, cls_id=1, sep_id=2, mask_id=3)
 FIRST_WORD, LENGTH = 5, 8
+ENCODERS = ("video", "text", "pair")  # verbs that return an embedding of each row
 
 
 class Tasks(NamedTuple):
@@ -151,7 +152,7 @@ class Made:
     def __init__(self, case: Case):
         self.case, self.method = case, case.build()
         self.spec = shapes(case.batch())
-        self.verbs = [name for name in ("video", "text") if name in self.method.encode]
+        self.verbs = [name for name in ENCODERS if name in self.method.encode]
         self.key = jax.random.key(0)
         drawn = fill(lambda key: self.method.init(key, self.spec), self.key)
         given = {name: np.float32(x) for name, x in case.given.items()}
@@ -190,9 +191,16 @@ class Made:
 
     @functools.cached_property
     def encoders(self) -> Callable[..., Mapping[str, Any]]:
-        """(params, extra, batch) -> what `video` and `text` return, as one program."""
-        encode = self.method.encode
-        return jax.jit(lambda *args: {name: encode[name](*args) for name in self.verbs})
+        """(params, extra, batch) -> what the verbs return, as one program."""
+
+        def run(params: Params, extra: Extra, batch: Batch) -> Mapping[str, Any]:
+            found: dict[str, Any] = {}
+            for name in self.verbs:
+                given = (found["video"], found["text"]) if name == "pair" else (batch,)
+                found[name] = self.method.encode[name](params, extra, *given)
+            return found
+
+        return jax.jit(run)
 
     def encode(self, batch: Batch) -> Mapping[str, Any]:
         return self.encoders(self.params, self.extra, self.single(batch))
@@ -231,9 +239,12 @@ class Made:
         def always(net: nn.Module, *args: Any, **more: Any) -> nn.Module:
             return bind(net, *args, **{**more, "rngs": rngs})
 
-        args = self.params, self.outline, self.single(self.case.batch()), self.key
+        state, batch = (self.params, self.outline), self.single(self.case.batch())
+        given = [batch]
+        if name == "pair":
+            given = [jax.eval_shape(method.encode[x], *state, batch) for x in ("video", "text")]
         with mock.patch.object(nn.Module, "bind", always if helped else bind):
-            return program(lambda *args: method.encode[name](*args), *args)
+            return program(lambda *args: method.encode[name](*args), *state, *given, self.key)
 
 
 def shapes(batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
