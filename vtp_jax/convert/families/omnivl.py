@@ -81,7 +81,7 @@ def untidy(tensors: Tensors) -> Tensors:
 
 def complete(params: Params, shapes: Params) -> Params:
     """The parameters with constants for those that only clips use, which BLIP lacks."""
-    rest = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), shapes)
+    rest = jax.tree.map(lambda x: np.full(x.shape, 0.1), shapes)
     return tree.replace(rest, tree.flatten(params))
 
 
