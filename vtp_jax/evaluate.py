@@ -1,6 +1,6 @@
 """Evaluates a run: the evaluators of its config, on one of its checkpoints.
 
-    vtp evaluate --workdir runs/demo [--step 500 | latest | best]
+    vtp evaluate --workdir runs/demo [--step 1800 | latest | best]
         [--config.evals.retrieval.stream=val] [--config.data.evals.mine.root=DIR ...]
 
 Prints the numbers with the protocol behind them, and writes WORKDIR/evaluation.json.

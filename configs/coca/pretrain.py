@@ -7,7 +7,7 @@
              CoCa of 2.1 B parameters: ViT-g, 18 + 18 decoder layers
     L, B     787 M (ViT-L, 12 + 12) and 383 M (ViT-B, 12 + 12)
     videos   batches of 8-frame clips alternate with those of images (not in the paper)
-    tiny     a small net on clips drawn in memory: any machine, under a minute
+    tiny     a small net on clips drawn in memory: any machine, a minute or two
 
 Published, zero-shot (g; B, L): ImageNet top-1 86.3 (82.6, 84.8); COCO image-to-text R@1 66.3 (B
 63.8), text-to-image 51.2 (B 47.5); MSR-VTT, full test set, text-to-video R@1 30.0, video-to-text

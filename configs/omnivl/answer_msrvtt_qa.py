@@ -5,10 +5,11 @@
 
 The lists have columns path, question and answer; answers.txt has the 1,500 most frequent answers of
 the training set, one per line. The run starts from runs/omnivl (configs/omnivl/pretrain.py).
+data/bert-base-uncased-vocab.txt is `vocab.txt` of the model bert-base-uncased (docs/start.md).
 
     switch     what it does
     scratch    random initial weights
-    tiny       from scratch, a small net and questions on shapes drawn in memory: under a minute
+    tiny       from scratch, a small net and questions on shapes drawn in memory: a minute or two
 
 Published: 44.1. In the paper the causal decoder generates the answer (according to second-hand
 sources); here it is chosen from a list, the more common protocol. The paper's settings are unknown:

@@ -13,11 +13,13 @@ The first stage (`:images`) starts from a supervised ViT-B/16 and BERT's words:
     vtp convert import --from vit_b16.pth --format vit --out weights/vit_b16
     vtp convert import --from pytorch_model.bin --format bert_embeddings --out weights/bert_base
 
+data/bert-base-uncased-vocab.txt is `vocab.txt` of the model bert-base-uncased (docs/start.md).
+
     switch     what it does
     images     the first stage: images only; the parameters for video are frozen
     scratch    random initial weights, without the first stage
     tiny       from scratch, a small net on clips and images drawn in memory, the images named by
-               their colour: under a minute
+               their colour: a minute or two
 
 Published (fine-tuned; text to video R@1, R@5, R@10): MSR-VTT 47.8, 74.2, 83.8; DiDeMo 52.4, 79.5,
 85.4; zero-shot 34.6, 58.4, 66.6 and 33.3, 58.7, 68.5.

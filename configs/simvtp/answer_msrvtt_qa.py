@@ -8,7 +8,7 @@ encoder takes video and question as one sequence, and the head reads the mean of
 
     switch     what it does
     scratch    random initial weights
-    tiny       from scratch, a small net and questions on shapes drawn in memory: under a minute
+    tiny       from scratch, a small net and questions on shapes drawn in memory: a minute or two
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,11 @@
 
 The run starts from the run or the imported weights in runs/simvtp (`warm_start` below): two towers,
 both initialized from the one pretrained encoder, each with a new norm after the mean over tokens.
+data/bert-base-uncased-vocab.txt is `vocab.txt` of the model bert-base-uncased (docs/start.md).
 Hardware of the paper: 8 V100, 8 clips each, fp16. Here: any mesh; bf16.
 
     switch     what it does
-    tiny       a net of 1 M parameters on clips drawn in memory, from scratch: under a minute
+    tiny       a net of 1 M parameters on clips drawn in memory, from scratch: a minute or two
     official   the reference's quirks too (listed in tasks/retrieve.py): means over padding, summed
                directions, negatives among 8, no layer-wise decay of rates (0.75 is intended, but
                its names do not match), flips regardless of the caption, and the best epoch on the

@@ -12,9 +12,11 @@ embeddings. Import their files once:
     vtp convert import --from checkpoint.pth --format videomae --out weights/videomae_b_k400
     vtp convert import --from pytorch_model.bin --format bert_embeddings --out weights/bert_base
 
+data/bert-base-uncased-vocab.txt is `vocab.txt` of the model bert-base-uncased (docs/start.md).
+
     switch     what it does
     scratch    random initial weights
-    tiny       from scratch, 0.8 M parameters, on clips drawn in memory: any machine, under a minute
+    tiny       from scratch, 0.8 M parameters, on clips drawn in memory: a minute or two
     official   the reference's quirks too (listed in methods/simvtp.py): masked captions in VTC and
                VTM, means over padding, summed directions, 64 groups of 16 for negatives and means
 
@@ -44,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.kind = "files"
     c.data.train = dict(root="data/webvid", list="data/webvid/train.json")
     c.data.evals = dict()
-    # 64-frame windows, every 4th frame; crops of 1, .875, .75 or .66 of the short side (facts 4.1).
+    # 64-frame windows, every 4th frame; crops of 1, .875, .75 or .66 of the short side.
     c.data.video = dict(frames=16, stride=4, size=224, crop="multiscale")
     c.data.text = dict(kind="wordpiece", path="data/bert-base-uncased-vocab.txt", length=32)
     c.data.max_failed = 0.05

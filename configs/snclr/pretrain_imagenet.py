@@ -6,7 +6,7 @@
                ViT-S/16 with 12 heads on ImageNet-1K, 300 epochs at batch 4096
     per_gpu    one queue per 128 rows, as in the code: 32 queues, 4.2 GB together
     clips      8 frames of each video of K400 instead of images (not in the paper)
-    tiny       a small net on clips drawn in memory: any machine, under a minute
+    tiny       a small net on clips drawn in memory: any machine, a minute or two
 
 Published: "on par or better" than contemporary methods in linear classification and detection; no
 figures are known here.

@@ -14,7 +14,7 @@ video (SSv2 2 x 3) and averages after the softmax, as published.
     ssv2      ViT-B on Something-Something V2           384          5e-4       30         0.75
     ssv2_S    ViT-S on SSv2                             384          1e-3       40         0.7
     ucf101    ViT-B on UCF101                           128          5e-4      100         0.7
-    tiny      a small net that names the colours of shapes drawn in memory, in under a minute
+    tiny      a small net that names the colours of shapes drawn in memory, in a minute or two
 
 H and ucf101 recompute blocks in the backward pass (method.remat), as their scripts do.
 

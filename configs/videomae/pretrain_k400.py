@@ -11,7 +11,7 @@
     ssv2       ViT-B on Something-Something V2: every 2nd frame         2048     2400
     ssv2_S     ViT-S on SSv2                                            2048     2400
     ucf101     ViT-B on UCF101: mask ratio 0.75, base rate 3e-4          192     3200
-    tiny       a net of 0.5 M parameters on clips drawn in memory: any machine, under a minute
+    tiny       a net of 0.5 M parameters on clips drawn in memory: any machine, a minute or two
 
 Published, after fine-tuning (configs/videomae/finetune_k400.py), top-1 / top-5, no other data:
     K400, 16 x 224^2, 5 x 3 views    S 79.0/93.8  B 81.5/95.1  L 85.2/96.8  H 86.6/97.1

@@ -25,7 +25,7 @@ pretrain_hybrid.py, with the same size); g_k710_... from those in runs/v2_k710. 
     B_k710         ViT-B on K710                            7e-4          0.75        0.1       90
     B_k400         ViT-B on K400                            7e-4          0.75        0.1       90
     B_ssv2         ViT-B on SSv2                            2e-3          0.65        0.1       25
-    tiny           a small net that names the colours of shapes drawn in memory, in under a minute
+    tiny           a small net that names the colours of shapes drawn in memory, in a minute or two
 
 Published, top-1 / top-5, 16 x 224^2, 5 x 3 views (SSv2 2 x 3): g K710 83.8/96.4, K400 87.2/97.4,
 K710 to K400 88.4/98.0, to K600 88.8/98.2, to UCF101 99.6/100, to HMDB51 88.1/98.5, SSv2 77.0/95.9.

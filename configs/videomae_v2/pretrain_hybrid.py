@@ -12,7 +12,7 @@ predicted, 704 counted of 1568 (g: 208, 1024 and 920 of 2048).
     H        ViT-H                                            2048           300 (1200)        1e-3
     L        ViT-L                                            1536           300 (1200)        1e-3
     B        ViT-B                                            1024            200 (800)        1e-3
-    tiny     a small net on clips drawn in memory: any machine, under a minute
+    tiny     a small net on clips drawn in memory: any machine, a minute or two
 
 The three stages: this config; configs/videomae_v2/finetune.py, the post-pretraining on K710, in
 runs/v2_k710; and the same file's g_k710_k400.
