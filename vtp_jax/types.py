@@ -1,8 +1,8 @@
 """The contract of the project: plain data and functions. See docs/architecture.md.
 
-Everything that passes between folders is one of the types below: the pipeline produces a `Batch`, a
-method is a `Method` (a bundle of pure functions), an objective returns a `Mean`, an evaluator is an
-`Evaluator`. Nothing here depends on a model, a mesh or a file.
+The types that the folders share: the pipeline produces a `Batch`, a method is a `Method` (a bundle
+of pure functions), a loss in `objectives` returns a `Mean`, an evaluator is an `Evaluator`. Nothing
+here depends on a model, a mesh or a file.
 """
 
 from __future__ import annotations
@@ -91,9 +91,6 @@ class Mean(NamedTuple):
         return self.total / jnp.maximum(self.count, 1)
 
 
-Objective = Callable[..., Mean]  # (prediction, target, where, ...) -> Mean, on global arrays
-
-
 class Out(NamedTuple):
     """The auxiliary outputs of a loss: metrics, and the method's new `extra`."""
 
@@ -148,8 +145,9 @@ class Method(NamedTuple):
     encode:       name -> (params, extra, batch, rng=None) -> Encoded. `video` and `text` return
                   `embedding` f32 "b d" (not normalised), `tokens` "b n d" with `mask` "b n",
                   `raw` "b n d" (the last block's output, before the backbone's last norm) and
-                  `memory` (for this method's `pair` only). `pair` takes two Encoded instead of a
-                  batch and returns `score` f32 "b"
+                  `memory` (for other functions of this method's encode only, such as `pair`).
+                  `pair` takes two Encoded instead of a batch and returns `score` f32 "b", and
+                  `embedding` f32 "b d" if tasks can be trained on it (tasks/answer.py)
     start:        (rng, spec, params) -> extra; called after a warm start
     after_update: (params, extra, step) -> (params, extra)
     """

@@ -1,4 +1,4 @@
-"""Means over a stream are the mean of the whole, at a fixed key."""
+"""Means over a stream are the mean of the whole, at fixed keys."""
 
 import jax
 import jax.numpy as jnp

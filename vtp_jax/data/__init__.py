@@ -1,1 +1,1 @@
-"""From files to batches; the only room that may import TensorFlow."""
+"""From files to batches; the only room that imports TensorFlow itself."""
