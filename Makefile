@@ -48,8 +48,8 @@ demo:
 	@started=$$(date +%s); $(MAKE) --no-print-directory env && \
 	$(BIN)/python -m vtp_jax.demo --started $$started $(if $(ABLATION),--ablation $(ABLATION)) $(ARGS)
 
-# Tests of one file share fixtures, so a file stays with one worker; tests/seconds.py starts with
-# the files that took longest in the last run.
+# Tests of a method share compiled programs, as do tests of a file: one worker runs all tests of a
+# method, and otherwise whole files. What took longest in the last run comes first (tests/seconds.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: env $(TORCH) $(TPU)
 	$(PYTEST) -m "not slow and not plan" $(ARGS)

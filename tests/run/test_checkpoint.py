@@ -365,10 +365,10 @@ with checkpoint.Checkpoints({workdir!r}, every=1, keep=2) as c:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="20 processes")
 def test_kills_at_random_instants_lose_no_saved_step(tmp_path):
-    """Slow: 20 processes, each killed up to half a second into saving without a pause. A step
-    whose save has ended (the one before the step being saved) is never lost."""
+    """Each process is killed up to half a second into saving without a pause. A step whose save has
+    ended (the one before the step being saved) is never lost."""
     code = SAVING.format(tests=str(Path(__file__).parent), workdir=str(tmp_path))
     rng = np.random.default_rng(0)
     done = 0
