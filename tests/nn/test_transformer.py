@@ -100,7 +100,7 @@ def test_a_stack_asked_for_some_tokens_has_their_numbers_and_gradients(depth, ch
 def test_layers_differ_and_are_initialised_as_in_the_reference():
     base = jax.eval_shape(Stack(sizes.Size(768, 2, 12, 3072)).init, KEY, normal(1, 1, 768))
     assert tree.flatten(base)["params/blocks/attn/qkv"].shape == (2, 768, 12, 3, 64)
-    assert tree.size(base) == 2 * 7_087_104  # facts 1.9
+    assert tree.size(base) == 2 * 7_087_104  # ViT-B's block; keys have no bias
     narrow = Stack(sizes.Size(192, 2, 3, 64))
     params = tree.flatten(jax.device_get(jax.jit(narrow.init)(KEY, normal(1, 1, 192))))
     qkv = params["params/blocks/attn/qkv"]

@@ -1,5 +1,5 @@
 """Rates and decay of the fine-tuning recipe, tensor by tensor in the official names: what the
-authors' code intends (facts 3.2), and what it does."""
+authors' code intends, and what it does."""
 
 import jax
 import numpy as np

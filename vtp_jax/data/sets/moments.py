@@ -89,7 +89,7 @@ SETS = {
             for split, rows in (("train", 12_408), ("test", 3_720))
         },
         "videos: Charades_v1_480.zip (AllenAI); sentences: jiyanggao/TALL",
-        "non-commercial (from memory)",
+        "non-commercial (unverified)",
     ),
     "tacos": Set(
         "TACoS",
@@ -114,6 +114,6 @@ SETS = {
             for split, rows in (("train", 7_218), ("val", 1_550), ("test", 1_542))
         },
         "videos and annotations: jayleicn/moment_detr",
-        "CC-BY-NC-SA 4.0 annotations (from memory)",
+        "CC-BY-NC-SA 4.0 annotations (unverified)",
     ),
 }

@@ -160,14 +160,14 @@ SETS = {
         },
         "Hugging Face (Mutonix/Vript) or ModelScope: clips as zips",
         "academic terms (its LICENSE section)",
-        "about 420,000 clips in all (from memory)",
+        "about 420,000 clips in all (unverified)",
     ),
     "internvid": Set(
         "InternVid-10M-FLT",
         "pretraining",
         {"train": Split(read_internvid, ("InternVid-10M-flt.jsonl",), 10_000_000, sure=False)},
         "YouTube ids; a third-party resized copy on OpenDataLab is named by its authors",
-        "CC-BY-NC-SA (from memory)",
+        "CC-BY-NC-SA (unverified)",
         "cut clips are looked for as `id_start_end`, else the whole video as `id`",
     ),
     "panda70m": Set(

@@ -102,7 +102,7 @@ def read_msrvtt_mc(file: Path) -> Iterator[Row]:
         )
 
 
-TGIF = {  # kind: reader, training and test questions, from memory
+TGIF = {  # kind: reader, training and test questions, unverified
     "action": (read_tgif, 20_475, 2_274),
     "transition": (read_tgif, 52_704, 6_232),
     "count": (read_tgif, 26_843, 3_554),

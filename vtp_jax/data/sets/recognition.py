@@ -247,7 +247,7 @@ SETS = {
             for split in ("train", "val")
         },
         "CVDF's copies of the films, 15 minutes from 900 s on",
-        "CC-BY annotations (from memory)",
+        "CC-BY annotations (unverified)",
         "times are those of the whole film; a file cut at 900 s starts at 900",
     ),
 }

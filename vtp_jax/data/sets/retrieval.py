@@ -312,7 +312,7 @@ SETS = {
             if (split, language) != ("test", "zh")
         },
         "YouTube ids; annotations: the project page",
-        "CC-BY-4.0 annotations (from memory)",
+        "CC-BY-4.0 annotations (unverified)",
         "the public test has English captions only; the half of val that HGR tests on is not "
         "known here",
     ),

@@ -60,7 +60,7 @@ class Split(NamedTuple):
     files: their names; "a | b": either name; "?a": may be absent, then None; with a star: a list of
            all that match
     rows:  the published number; None: unknown here
-    sure:  whether a source for that number was found; False: from memory
+    sure:  whether a source for that number was found; False: unverified
     vocabulary: for open questions, the split in which answers are counted
     labelled: whether rows have labels, or answers that become labels
     """
