@@ -205,7 +205,7 @@ def without_cache(params, memory, ids, n):
     net, _ = build()
     text = bind(net, params).text
     words, _ = text.read(ids, jnp.ones(ids.shape, bool))
-    logits = text.tell(words, memory, causal(ids.shape[1]))
+    logits = text.predict(words, memory, causal(ids.shape[1]))
     return jax.nn.log_softmax(logits[:, n - 1])
 
 

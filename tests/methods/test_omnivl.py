@@ -88,7 +88,7 @@ def test_rows_of_one_class_are_positives_and_never_wrong_pairs(made, filled):
         return {name: float(mean.value()) for name, mean in found.items()}, found["loss_match"]
 
     ids = jax.tree.map(jnp.asarray, {k: example()[k] for k in ("id", "label")})
-    assert (omnivl.names({"id": ids["id"]}) == omnivl.names(ids)).all()
+    assert (omnivl.identities({"id": ids["id"]}) == omnivl.identities(ids)).all()
     (plain, _), (own, _) = metrics(*[-1] * ROWS), metrics(*range(5, 5 + ROWS))
     assert plain == pytest.approx(own, rel=1e-6)
     shared, _ = metrics(5, 5, 7, 8, 9, 10, 11, 12)
@@ -214,6 +214,7 @@ def test_parameters_of_the_base_model():
     [
         (dict(weights=dict(itm=1.0)), "no loss 'itm'; known: contrast, match, words"),
         (dict(frames=2), "method.frames=2: a clip needs at least 2 cubes of 2 frames"),
+        (dict(picture=20), "method.picture=20 does not divide into patches of 8 pixels"),
         (dict(alpha=dict(kind="lineal")), "method.alpha: kind='lineal'"),
     ],
 )

@@ -25,7 +25,7 @@ def test_an_evaluations_clips_have_none_of_trainings_ids(monkeypatch):
     batch = dict(id=jnp.arange(4, dtype=jnp.int32), valid=jnp.ones(4, bool))
     made.encode["loss"]({}, {}, batch, jax.random.key(0))
     made.loss({}, {}, batch, jax.random.key(0), jnp.int32(0))
-    evaluated, trained = (omnivl.names(one) for one in seen)
+    evaluated, trained = (omnivl.identities(one) for one in seen)
     assert seen[0]["id"].dtype == jnp.int32 and len(set(evaluated.tolist())) == 4
     assert not np.isin(evaluated, trained).any() and (evaluated < 0).all()
     assert (seen[1]["id"] == batch["id"]).all()

@@ -141,7 +141,7 @@ class CoCa(nn.Module):
         """Calls every verb once: linen creates only the parameters that `init` reaches."""
         memory, _ = self.pool(self.visual.norm(self.see(video).raw), video.shape[1])
         self.text.read(ids, jnp.ones(ids.shape, bool))
-        self.text.begin(ids, memory)
+        self.text.prefill(ids, memory)
 
 
 class Recipe(NamedTuple):
@@ -172,7 +172,7 @@ def forward(net: CoCa, params: Params, batch: Batch) -> Outputs:
     memory, video = bound.pool(seen, batch["video"].shape[1])
     words, text = bound.text.read(batch["text"], batch["text_mask"])
     before = words[:, :-1]
-    logits = bound.text.tell(before, memory, causal(before.shape[1]))
+    logits = bound.text.predict(before, memory, causal(before.shape[1]))
     return Outputs(video, text, logits, jnp.exp(params["logit_scale"]))
 
 
@@ -206,18 +206,18 @@ def loss(
     return terms.total(found, recipe.weights), Out(found, extra)
 
 
-def bound_scale(
-    net: CoCa, recipe: Recipe, params: Params, extra: Extra, step: Array
-) -> tuple[Params, Extra]:
-    scale = jnp.minimum(params["logit_scale"], math.log(MAX_SCALE))
-    return {**params, "logit_scale": scale}, extra
-
-
 def init(net: CoCa, recipe: Recipe, rng: Array, spec: Spec) -> Params:
     augment.one_view(spec, "coca")
     frame = jnp.zeros((1, 1, *spec["video"].shape[-3:]))
     ids = jnp.zeros((1, spec["text"].shape[-1]), jnp.int32)
     return net.init(rng, frame, ids, method="visit")["params"]
+
+
+def after_update(
+    net: CoCa, recipe: Recipe, params: Params, extra: Extra, step: Array
+) -> tuple[Params, Extra]:
+    scale = jnp.minimum(params["logit_scale"], math.log(MAX_SCALE))
+    return {**params, "logit_scale": scale}, extra
 
 
 # What the trained net is used for.
@@ -246,7 +246,7 @@ def encode_text(
     return dict(embedding=wide(embedding), tokens=words, raw=words, mask=batch["text_mask"])
 
 
-def write(
+def generate_text(
     net: CoCa,
     recipe: Recipe,
     params: Params,
@@ -261,7 +261,7 @@ def write(
     ids, start = generate.begin(len(memory), net.length, recipe.start_id, recipe.pad_id)
     _, kept = net.apply(
         {"params": params}, ids, memory,
-        method=lambda m, *x: m.text.begin(*x), mutable=["cache", "context"],
+        method=lambda m, *x: m.text.prefill(*x), mutable=["cache", "context"],
     )  # fmt: skip
     fixed = {"params": params, "context": kept["context"]}
 
@@ -270,7 +270,7 @@ def write(
     ) -> tuple[Float[Array, "r v"], Any]:
         logits, new = net.apply(
             {**fixed, "cache": cache}, token, place, memory,
-            method=lambda m, *x: m.text.go_on(*x), mutable=["cache"],
+            method=lambda m, *x: m.text.step(*x), mutable=["cache"],
         )  # fmt: skip
         return logits, new["cache"]
 
@@ -322,23 +322,28 @@ def build(
     """
     for name, value in dict(poolers=poolers, frames=frames).items():
         terms.choose(name, value, CHOICES[name])
-    if side % patch:
-        raise UserError(f"method.side={side} does not divide into patches of {patch} pixels")
+    sizes.check_patches("side", side, patch)
     if beams < 1 or penalty < 0:
         raise UserError(f"method.beams={beams}, penalty={penalty}: at least 1, and at least 0")
     chosen = sizes.pick(TEXTS, text_size or size, "method.text_size")
     net = CoCa(
-        sizes.pick(sizes.ENCODERS, size, "method.size"), chosen, layers or chosen.depth, side,
-        patch, queries, poolers, frames, dtype, remat, unroll, vocab_size, length, tuple(mean),
-        tuple(std),
+        size=sizes.pick(sizes.ENCODERS, size, "method.size"), text_size=chosen,
+        layers=layers or chosen.depth, side=side, patch=patch, queries=queries, poolers=poolers,
+        frames=frames, dtype=dtype, remat=remat, unroll=unroll, vocab_size=vocab_size,
+        length=length, mean=tuple(mean), std=tuple(std),
     )  # fmt: skip
-    recipe = Recipe(
-        terms.weights(weights, WEIGHTS), sum_words, cls_id, sep_id, pad_id, beams, penalty
+    return net, Recipe(
+        weights=terms.weights(weights, WEIGHTS),
+        sum_words=sum_words,
+        start_id=cls_id,
+        end_id=sep_id,
+        pad_id=pad_id,
+        beams=beams,
+        penalty=penalty,
     )
-    return net, recipe
 
 
 @made_of(build)
 def make(**cfg: Any) -> Method:
-    verbs = dict(video=encode_video, text=encode_text, generate=write)
-    return assemble(*build(**cfg), init=init, loss=loss, encode=verbs, after_update=bound_scale)
+    verbs = dict(video=encode_video, text=encode_text, generate=generate_text)
+    return assemble(*build(**cfg), init=init, loss=loss, encode=verbs, after_update=after_update)

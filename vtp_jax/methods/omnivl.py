@@ -48,8 +48,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vtp_jax import augment, masking, schedules
-from vtp_jax.nn import bind, blip, sizes
-from vtp_jax.nn import generate as generation
+from vtp_jax.nn import blip, generate, sizes
+from vtp_jax.nn.bind import bind, has
 from vtp_jax.nn.blip import Blip
 from vtp_jax.objectives import contrastive, matching, momentum, queue, terms
 from vtp_jax.objectives.classification import cross_entropy, log_odds
@@ -90,7 +90,7 @@ class Recipe(NamedTuple):
     wrong: Callable[..., matching.Wrong] = matching.hard  # chooses VLM's wrong pairs
 
 
-class Embedded(NamedTuple):
+class Outputs(NamedTuple):
     """Outputs of the two encoders for a batch."""
 
     seen: Float[Array, "b n d"]  # normed visual tokens
@@ -98,14 +98,14 @@ class Embedded(NamedTuple):
     text: Float[Array, "b e"]
 
 
-def embedded(net: Blip, params: Params, batch: Batch, rng: Array | None = None) -> Embedded:
-    bound = bind.bind(net, params, rng)
+def forward(net: Blip, params: Params, batch: Batch, rng: Array | None = None) -> Outputs:
+    bound = bind(net, params, rng)
     seen = bound.visual.norm(bound.see(batch["video"]).raw)
     words = bound.read(batch["text"], batch["text_mask"])
-    return Embedded(seen, bound.video_proj(seen[:, 0]), bound.text_proj(words[:, 0]))
+    return Outputs(seen, bound.video_proj(seen[:, 0]), bound.text_proj(words[:, 0]))
 
 
-def match(
+def match_loss(
     net: Blip,
     params: Params,
     batch: Batch,
@@ -114,13 +114,13 @@ def match(
     rng: Array | None = None,
 ) -> tuple[Mean, Mean]:
     """VLM's loss and accuracy."""
-    bound = bind.bind(net, params, rng)
+    bound = bind(net, params, rng)
     seen, (ids, mask) = matching.triples(wrong, seen, (batch["text"], batch["text_mask"]))
     fused = bound.fuse(ids, mask, seen)
     return matching.scored(bound.match_head(fused[:, 0]), wrong.asked)
 
 
-def write(
+def word_loss(
     net: Blip,
     recipe: Recipe,
     params: Params,
@@ -130,18 +130,25 @@ def write(
 ) -> Mean:
     """LM: every word of the text from the words before it and the visual tokens."""
     text, mask = batch["text"], batch["text_mask"]
-    logits = bind.bind(net, blip.writing(params), rng).write(text, mask, seen)[:, :-1]
+    logits = bind(net, blip.writing(params), rng).write(text, mask, seen)[:, :-1]
     asked = mask[:, 1:] & batch["valid"][:, None]
     return cross_entropy(logits, text[:, 1:], asked, smoothing=recipe.smoothing)
+
+
+def identities(batch: Batch) -> Int[Array, " b"]:
+    """The name of each row: its class, or its own id if it has none. Rows of the same name are each
+    other's positives."""
+    own = -1 - batch["id"]
+    return jnp.where(batch["label"] >= 0, batch["label"], own) if "label" in batch else own
 
 
 def loss(
     net: Blip, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
 ) -> tuple[Array, Out]:
-    embed_key, video_key, text_key, match_key, write_key = jax.random.split(rng, 5)
-    valid, name, past = batch["valid"], names(batch), extra["queue"]
-    mine = embedded(net, params, batch, embed_key)
-    twin = embedded(net, extra["twin"], batch)
+    embed_key, video_key, text_key, match_key, word_key = jax.random.split(rng, 5)
+    valid, name, past = batch["valid"], identities(batch), extra["queue"]
+    mine = forward(net, params, batch, embed_key)
+    twin = forward(net, extra["twin"], batch)
     found = {"temperature": Mean.of(params["temperature"][None])}
 
     near = masking.together(valid, recipe.groups)
@@ -158,19 +165,12 @@ def loss(
 
     wrong = recipe.wrong((video_key, text_key), alike, near & (name[:, None] != name))
     if recipe.weights["match"]:
-        found["loss_match"], found["match_accuracy"] = match(
+        found["loss_match"], found["match_accuracy"] = match_loss(
             net, params, batch, mine.seen, wrong, match_key
         )
     if recipe.weights["words"]:
-        found["loss_words"] = write(net, recipe, params, batch, mine.seen, write_key)
+        found["loss_words"] = word_loss(net, recipe, params, batch, mine.seen, word_key)
     return terms.total(found, recipe.weights), Out(found, {**extra, "queue": past})
-
-
-def names(batch: Batch) -> Int[Array, " b"]:
-    """The name of each row: its class, or its own id if it has none. Rows of the same name are each
-    other's positives."""
-    own = -1 - batch["id"]
-    return jnp.where(batch["label"] >= 0, batch["label"], own) if "label" in batch else own
 
 
 # What is carried from step to step.
@@ -220,7 +220,7 @@ def encode_video(
     rng: Array | None = None,
 ) -> Encoded:
     """memory: the normed tokens, which the decoders attend to."""
-    bound = bind.bind(net, params, rng)
+    bound = bind(net, params, rng)
     raw = bound.see(batch["video"]).raw
     tokens = bound.visual.norm(raw)
     found = dict(raw=raw, tokens=tokens, mask=jnp.ones(raw.shape[:2], bool), memory=tokens)
@@ -237,7 +237,7 @@ def encode_text(
 ) -> Encoded:
     """memory: the ids, which the decoders read again. BERT's blocks end with their norm, so raw and
     tokens are the same."""
-    bound = bind.bind(net, params, rng)
+    bound = bind(net, params, rng)
     tokens = bound.read(batch["text"], batch["text_mask"])
     found = dict(raw=tokens, tokens=tokens, mask=batch["text_mask"], memory=batch["text"])
     return with_embedding(bound, "text", found)
@@ -245,7 +245,7 @@ def encode_text(
 
 def with_embedding(bound: Blip, kind: str, found: dict[str, Array]) -> Encoded:
     """`found` with the embedding, unless a task has dropped the projection."""
-    if not bind.has(bound, f"{kind}_proj"):
+    if not has(bound, f"{kind}_proj"):
         return found
     vector = getattr(bound, f"{kind}_proj")(found["tokens"][:, 0])
     return {**found, "embedding": wide(vector)}
@@ -262,28 +262,28 @@ def score_pair(
 ) -> Encoded:
     """score: VLM's log odds that video i and text i are a pair; embedding: the fused token from
     which VLM's head computes them."""
-    bound = bind.bind(net, params, rng)
+    bound = bind(net, params, rng)
     fused = wide(bound.fuse(text["memory"], text["mask"], video["memory"])[:, 0])
-    if not bind.has(bound, "match_head"):
+    if not has(bound, "match_head"):
         return dict(embedding=fused)
     return dict(score=log_odds(bound.match_head(fused)), embedding=fused)
 
 
-def generate(
+def generate_text(
     net: Blip, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array | None = None
 ) -> Encoded:
     """ids i32 "b l": a text for each clip from [CLS] to [SEP], then padding, where l is the
     method's length; score f32 "b": the mean log probability of its words. Every step reads the
     whole text so far, which is short."""
-    bound = bind.bind(net, blip.writing(params), rng)
+    bound = bind(net, blip.writing(params), rng)
     seen = bound.visual.norm(bound.see(batch["video"]).raw)
-    ids, first = generation.begin(len(seen), recipe.length, recipe.start_id, net.pad_id)
+    ids, first = generate.begin(len(seen), recipe.length, recipe.start_id, net.pad_id)
 
     def read(ids: Int[Array, "r l"], mask: Array) -> Float[Array, "r l v"]:
         return bound.write(ids, mask, seen)[..., : net.vocab_size]
 
-    found = generation.beam(
-        generation.rereading(read), ids, ids, first,
+    found = generate.beam(
+        generate.rereading(read), ids, ids, first,
         beams=recipe.beams, end_id=recipe.end_id, pad_id=net.pad_id,
     )  # fmt: skip
     return dict(ids=found.ids, score=found.score)
@@ -335,11 +335,14 @@ def build(
         raise UserError(
             f"method.frames={frames}: a clip needs at least 2 cubes of {cube[0]} frames"
         )
+    sizes.check_patches("picture", picture, *cube[1:])
     net = Blip(
-        sizes.pick(sizes.ENCODERS, size, "method.size"),
-        sizes.pick(sizes.ENCODERS, text_size, "method.text_size"),
-        features, picture, frames, (cube[0], cube[1], cube[2]), dropout, drop_path, dtype, remat,
-        unroll, vocab_size, text_length, pad_id, tuple(mean), tuple(std),
+        size=sizes.pick(sizes.ENCODERS, size, "method.size"),
+        text_size=sizes.pick(sizes.ENCODERS, text_size, "method.text_size"),
+        features=features, picture=picture, frames=frames, cube=(cube[0], cube[1], cube[2]),
+        dropout=dropout, drop_path=drop_path, dtype=dtype, remat=remat, unroll=unroll,
+        vocab_size=vocab_size, text_length=text_length, pad_id=pad_id, mean=tuple(mean),
+        std=tuple(std),
     )  # fmt: skip
     return net, Recipe(
         weights=terms.weights(weights, WEIGHTS),
@@ -358,7 +361,7 @@ def build(
 
 @made_of(build)
 def make(**cfg: Any) -> Method:
-    verbs = dict(video=encode_video, text=encode_text, pair=score_pair, generate=generate)
+    verbs = dict(video=encode_video, text=encode_text, pair=score_pair, generate=generate_text)
     return assemble(
         *build(**cfg), init=init, loss=loss, encode=verbs, start=start, after_update=after_update
     )

@@ -364,13 +364,6 @@ def build(
     1 / chunks of the rows at a time (`nn.chunks`); contrast_chunks: see `contrastive.info_nce`.
     text_length: rows of the position table.
     """
-    recipe = Recipe(
-        terms.choose("mask", mask, masking.MASKS), video_ratio, text_ratio, decoder_ratio,
-        terms.weights(weights, WEIGHTS), temperature,
-        terms.choose("contrast_text", contrast_text, TEXTS),
-        terms.choose("match_text", match_text, TEXTS),
-        pool_padding, sum_directions, second_draw, groups, chunks, contrast_chunks, mask_id,
-    )  # fmt: skip
     net = SimVTP(
         encoder_size=sizes.pick(sizes.ENCODERS, size, "method.size"),
         decoder_size=sizes.pick(sizes.DECODERS, decoder or size, "method.decoder"),
@@ -378,7 +371,23 @@ def build(
         unroll=unroll, attention=attention, mean=tuple(mean), std=tuple(std), dropout=dropout,
         vocab_size=vocab_size, text_length=text_length, pad_id=pad_id,
     )  # fmt: skip
-    return net, recipe
+    return net, Recipe(
+        mask=terms.choose("mask", mask, masking.MASKS),
+        video_ratio=video_ratio,
+        text_ratio=text_ratio,
+        decoder_ratio=decoder_ratio,
+        weights=terms.weights(weights, WEIGHTS),
+        temperature=temperature,
+        contrast_text=terms.choose("contrast_text", contrast_text, TEXTS),
+        match_text=terms.choose("match_text", match_text, TEXTS),
+        pool_padding=pool_padding,
+        sum_directions=sum_directions,
+        second_draw=second_draw,
+        groups=groups,
+        chunks=chunks,
+        contrast_chunks=contrast_chunks,
+        mask_id=mask_id,
+    )
 
 
 @made_of(build)

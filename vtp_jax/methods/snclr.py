@@ -47,7 +47,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtp_jax import augment, schedules, tree
-from vtp_jax.nn import bind, embed, norm, sizes
+from vtp_jax.nn import embed, norm, sizes
+from vtp_jax.nn.bind import bind, has
 from vtp_jax.nn.transformer import VIT, Linear, Stack, layer_norm
 from vtp_jax.objectives import momentum, neighbours, queue, terms
 from vtp_jax.objectives.contrastive import normalise
@@ -155,43 +156,6 @@ class Seen(NamedTuple):
     real: Bool[Array, "b k"]  # which of them exist
 
 
-def loss(
-    net: SNCLR, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
-) -> tuple[Array, Out]:
-    """Queries of each view against keys of the other; the second view's keys enter the queue."""
-    where, groups = batch["valid"], recipe.groups
-    online, average = (bind.bind(net, p) for p in (params, extra["twin"]))
-
-    def look(video: Float[Array, "b t h w c"]) -> Seen:
-        z = online.project(video, where)
-        key = normalise(jax.lax.stop_gradient(average.project(video, where)))
-        past = extra["queue"]
-        near = neighbours.nearest(key, past["key"], past["real"], recipe.neighbours, groups)
-        return Seen(z, online.predict(z, where), key, *near)
-
-    def ask(a: Seen, b: Seen) -> Mean:
-        support = jax.lax.stop_gradient(a.z) if recipe.detach_weights else a.z
-        weight = neighbours.positiveness(support, b.near, b.real, recipe.threshold)
-        return neighbours.soft_info_nce(
-            a.query,
-            jnp.concatenate([b.key[:, None], b.near], axis=1),
-            jnp.pad(b.real, ((0, 0), (1, 0)), constant_values=True) & where[:, None],
-            jnp.pad(weight, ((0, 0), (1, 0)), constant_values=1.0),
-            where,
-            temperature=recipe.temperature,
-            weighted=recipe.weighted,
-        )
-
-    one, two = (look(video) for video in draw_views(recipe, rng, batch["video"]))
-    there, back = ask(one, two), ask(two, one)
-    scale = 2 * recipe.temperature  # as in MoCo v3
-    found = Mean(scale * (there.total + back.total), there.count)
-    # Batch norm turns a single row into zeros, so its key would have no direction.
-    several = where & (where.sum() > 1)
-    past = queue.push(extra["queue"], dict(key=two.key), several, groups)
-    return found.value(), Out(dict(loss_contrast=found), {**extra, "queue": past})
-
-
 def draw_views(
     recipe: Recipe, rng: Array, video: Any
 ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
@@ -207,6 +171,43 @@ def draw_views(
         for i, key in enumerate(jax.random.split(rng))
     )
     return one, two
+
+
+def loss(
+    net: SNCLR, recipe: Recipe, params: Params, extra: Extra, batch: Batch, rng: Array, step: Array
+) -> tuple[Array, Out]:
+    """Queries of each view against keys of the other; the second view's keys enter the queue."""
+    valid, groups = batch["valid"], recipe.groups
+    online, average = (bind(net, p) for p in (params, extra["twin"]))
+
+    def look(video: Float[Array, "b t h w c"]) -> Seen:
+        z = online.project(video, valid)
+        key = normalise(jax.lax.stop_gradient(average.project(video, valid)))
+        past = extra["queue"]
+        near = neighbours.nearest(key, past["key"], past["real"], recipe.neighbours, groups)
+        return Seen(z, online.predict(z, valid), key, *near)
+
+    def ask(a: Seen, b: Seen) -> Mean:
+        support = jax.lax.stop_gradient(a.z) if recipe.detach_weights else a.z
+        weight = neighbours.positiveness(support, b.near, b.real, recipe.threshold)
+        return neighbours.soft_info_nce(
+            a.query,
+            jnp.concatenate([b.key[:, None], b.near], axis=1),
+            jnp.pad(b.real, ((0, 0), (1, 0)), constant_values=True) & valid[:, None],
+            jnp.pad(weight, ((0, 0), (1, 0)), constant_values=1.0),
+            valid,
+            temperature=recipe.temperature,
+            weighted=recipe.weighted,
+        )
+
+    one, two = (look(video) for video in draw_views(recipe, rng, batch["video"]))
+    there, back = ask(one, two), ask(two, one)
+    scale = 2 * recipe.temperature  # as in MoCo v3
+    found = Mean(scale * (there.total + back.total), there.count)
+    # Batch norm turns a single row into zeros, so its key would have no direction.
+    several = valid & (valid.sum() > 1)
+    past = queue.push(extra["queue"], dict(key=two.key), several, groups)
+    return found.value(), Out(dict(loss_contrast=found), {**extra, "queue": past})
 
 
 def init(net: SNCLR, recipe: Recipe, rng: Array, spec: Spec) -> Params:
@@ -252,13 +253,11 @@ def encode_video(
     batch: Batch,
     rng: Array | None = None,
 ) -> Encoded:
-    """Only the encoder. embedding: its class token; memory: its input tokens. Tasks that read `raw`
-    may drop the last norm."""
-    bound = bind.bind(net, params)
-    memory = bound.embed(embed.to_unit(batch["video"]))
-    raw = bound.encoder(memory)
-    found = dict(raw=raw, mask=jnp.ones(raw.shape[:2], bool), memory=memory)
-    if bind.has(bound, "norm"):
+    """Only the encoder; embedding: its class token. Tasks that read raw may drop the last norm."""
+    bound = bind(net, params)
+    raw = bound.encoder(bound.embed(embed.to_unit(batch["video"])))
+    found = dict(raw=raw, mask=jnp.ones(raw.shape[:2], bool))
+    if has(bound, "norm"):
         tokens = bound.norm(raw)
         found.update(embedding=wide(tokens[:, 0]), tokens=tokens)
     return found
@@ -309,8 +308,9 @@ def build(
             raise UserError(f"method.{name}: unknown key '{odd[0]}'; known: {known}")
     one, two = (augment.View(**view) for view in views)
     net = SNCLR(
-        sizes.pick(sizes.ENCODERS, size, "method.size"), (cube[0], cube[1], cube[2]),
-        hidden, features, dtype, remat, unroll, tuple(mean), tuple(std),
+        size=sizes.pick(sizes.ENCODERS, size, "method.size"), cube=(cube[0], cube[1], cube[2]),
+        hidden=hidden, features=features, dtype=dtype, remat=remat, unroll=unroll,
+        mean=tuple(mean), std=tuple(std),
     )  # fmt: skip
     return net, Recipe(
         neighbours=neighbours,

@@ -350,15 +350,18 @@ def build(
     terms.choose("sorted_by", sorted_by, SORTED_BY)
     terms.choose("time_init", time_init, TIME_INITS)
     terms.choose("act", act, ACTIVATIONS)
-    if side % patch:
-        raise UserError(f"method.side={side} does not divide into patches of {patch}")
+    sizes.check_patches("side", side, patch)
     net = TVTSv2(
-        sizes.pick(sizes.ENCODERS, size, "method.size"),
-        sizes.pick(sizes.TEXTS, text_size or size, "method.text_size"),
-        features, side // patch, patch, frames, turns, sorted_by, act, time_init, dtype, remat,
-        unroll, vocab_size, text_length, sep_id, tuple(mean), tuple(std),
+        size=sizes.pick(sizes.ENCODERS, size, "method.size"),
+        text_size=sizes.pick(sizes.TEXTS, text_size or size, "method.text_size"),
+        features=features, grid=side // patch, patch=patch, frames=frames, turns=turns,
+        sorted_by=sorted_by, act=act, time_init=time_init, dtype=dtype, remat=remat, unroll=unroll,
+        vocab_size=vocab_size, text_length=text_length, sep_id=sep_id, mean=tuple(mean),
+        std=tuple(std),
     )  # fmt: skip
-    return net, Recipe(ratio, terms.weights(weights, WEIGHTS), temperature)
+    return net, Recipe(
+        ratio=ratio, weights=terms.weights(weights, WEIGHTS), temperature=temperature
+    )
 
 
 @made_of(build)

@@ -180,12 +180,14 @@ def build(
     products; remat, unroll, attention: see nn.transformer.Stack.
     """
     net = MaskedAutoencoder(
-        sizes.pick(sizes.ENCODERS, size, "method.size"),
-        sizes.pick(sizes.DECODERS, decoder or size, "method.decoder"),
-        (cube[0], cube[1], cube[2]), drop_path, dtype, remat, unroll, attention, tuple(mean),
-        tuple(std),
+        encoder_size=sizes.pick(sizes.ENCODERS, size, "method.size"),
+        decoder_size=sizes.pick(sizes.DECODERS, decoder or size, "method.decoder"),
+        cube=(cube[0], cube[1], cube[2]), drop_path=drop_path, dtype=dtype, remat=remat,
+        unroll=unroll, attention=attention, mean=tuple(mean), std=tuple(std),
     )  # fmt: skip
-    return net, Recipe(terms.choose("mask", mask, masking.MASKS), ratio, decoder_ratio)
+    return net, Recipe(
+        mask=terms.choose("mask", mask, masking.MASKS), ratio=ratio, decoder_ratio=decoder_ratio
+    )
 
 
 @made_of(build)

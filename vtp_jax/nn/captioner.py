@@ -23,8 +23,8 @@ from vtp_jax.types import UserError
 
 
 class Captioner(nn.Module):
-    """The verbs: `read` runs the lower half, `tell` the upper half, and `begin` and `go_on` run
-    both, for generation word by word.
+    """The verbs: `read` runs the lower half, `predict` the upper half, and `prefill` and `step`
+    run both, for generation word by word.
 
     size: of the lower half; layers: depth of the upper half; length: rows of the position table
     The rest is as in `nn.transformer.Stack`.
@@ -75,7 +75,7 @@ class Captioner(nn.Module):
         x = self.lower(jnp.concatenate([words, last], axis=1), seen)
         return x[:, :-1], self.proj(self.class_norm(x[:, -1]))
 
-    def tell(
+    def predict(
         self,
         words: Float[Array, "b l d"],
         memory: Float[Array, "c q d"],
@@ -85,15 +85,17 @@ class Captioner(nn.Module):
         (`memory`). mask: the words that each word may attend to."""
         return self.head(self.norm(self.upper(words, mask, self.memory_norm(memory))))
 
-    def begin(self, ids: Int[Array, "b l"], memory: Float[Array, "b q d"]) -> Float[Array, "b l v"]:
+    def prefill(
+        self, ids: Int[Array, "b l"], memory: Float[Array, "b q d"]
+    ) -> Float[Array, "b l v"]:
         """Logits of the word after each token of whole rows; fills a cache (`nn.transformer`)."""
         mask = causal(ids.shape[1])
-        return self.tell(self.lower(self.embed_all(ids), mask), memory, mask)
+        return self.predict(self.lower(self.embed_all(ids), mask), memory, mask)
 
-    def go_on(
+    def step(
         self, token: Int[Array, " r"], place: Int[Array, " r"], memory: Float[Array, "c q d"]
     ) -> Float[Array, "r v"]:
         """Logits of the word after one more token in each row, with a cache of `length` places."""
         mask = (jnp.arange(self.length) <= place[:, None])[:, None]
         words = self.lower(self.embed(token[:, None], place[:, None]), mask)
-        return self.tell(words, memory, mask)[:, 0]
+        return self.predict(words, memory, mask)[:, 0]

@@ -61,3 +61,9 @@ def pick(table: dict[str, Size], size: str | Sequence[int], where: str) -> Size:
     if chosen.width % chosen.heads:
         raise UserError(f"{where}: {chosen.heads} heads do not divide the width {chosen.width}")
     return chosen
+
+
+def check_patches(name: str, side: int, *patch: int) -> None:
+    """Raises UserError unless patches of these sides divide a picture of side `method.{name}`."""
+    if odd := [p for p in patch if side % p]:
+        raise UserError(f"method.{name}={side} does not divide into patches of {odd[0]} pixels")
