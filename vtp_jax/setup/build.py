@@ -38,7 +38,6 @@ from vtp_jax.types import (
 T = TypeVar("T")
 NOTHING: Mapping[str, Any] = {}
 HELD_OUT = 2**30  # added to an evaluation's ids, which begin at 0 as training's do
-FACTS = ("vocab_size", "pad_id", "mask_id", "mean", "std")  # of the data, that methods are made of
 
 
 class Parts(NamedTuple):
@@ -134,13 +133,12 @@ def method(cfg: Config, facts: Mapping[str, Any]) -> Method:
 
 def part(kind: str, cfg: Section, where: str, facts: Mapping[str, Any], **more: Any) -> Any:
     """Calls `make` of vtp_jax/<kind>/<cfg["name"]>.py with the rest of `cfg`, with `more`, and with
-    the facts of the data that its signature names (with all FACTS if it takes any keyword)."""
+    the facts of the data that its signature names."""
     if "name" not in cfg:
         raise UserError(f"{where}: the key 'name' is missing")
     make = cli.find(kind, cfg["name"])
-    takes = inspect.signature(make).parameters.values()
-    asked = FACTS if any(p.kind is p.VAR_KEYWORD for p in takes) else {p.name for p in takes}
-    known = {name: value for name, value in facts.items() if name in asked}
+    takes = inspect.signature(make).parameters
+    known = {name: value for name, value in facts.items() if name in takes}
     given = {name: value for name, value in cfg.items() if name != "name"}
     return cli.call(make, where, **{**known, **more, **given})
 
