@@ -307,7 +307,7 @@ def check() -> float:
 
     other_net = torch_net("tiny", facts, video).eval()
     table = published.pretrain_rules(sizes.ENCODERS["tiny"].heads, sizes.DECODERS["tiny"].heads)
-    tensors = rules.to_theirs(table, params)
+    tensors = rules.to_tensors(table, params)
     other_net.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in tensors.items()})
     with torch.no_grad():
         arguments = torch_arguments(given, draws, facts["mask_id"])

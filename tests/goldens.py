@@ -80,7 +80,7 @@ def make_tensors(shapes: Mapping[str, tuple[int, ...]], **more: Any) -> Arrays:
 def shapes_of(names: list[rules.Rule], init: Callable[..., Any], spec: Any) -> Shapes:
     """Official names and shapes of the parameters that init makes."""
     params = jax.eval_shape(lambda key: init(key, spec), jax.random.key(0))
-    empty = rules.to_theirs(names, jax.tree.map(lambda x: np.empty(x.shape), params))
+    empty = rules.to_tensors(names, jax.tree.map(lambda x: np.empty(x.shape), params))
     return {name: x.shape for name, x in empty.items()}
 
 

@@ -116,4 +116,4 @@ def tensors_of(name, dtype="float32", make=None):
     heads = {n: HEADS[n] for n in form.stacks}
     flat = tree.flatten(params)
     table = formats.table(form, heads, flat.keys())
-    return rules.to_theirs(table, params), params, heads
+    return rules.to_tensors(table, params), params, heads

@@ -25,7 +25,7 @@ def put(path, name, tensors, heads):
     (path / "given").mkdir()
     files.write(path / "given" / "model.safetensors", tensors)
     source = export.Source(
-        rules.to_ours(formats.table(FORMATS[name], heads, tensors.keys()), tensors),
+        rules.to_params(formats.table(FORMATS[name], heads, tensors.keys()), tensors),
         name, heads, (4, 16, 16), export.DEFAULTS, (), None, "a test",
     )  # fmt: skip
     export.write_json(path / "given" / "config.json", export.hf_config(source, name))
@@ -103,7 +103,7 @@ def test_half_of_an_optional_part_is_an_error():
     tensors, _, heads = small.tensors_of("vit")
     del tensors["head.bias"]
     with pytest.raises(UserError, match=r"missing \['head.bias'\], unexpected none"):
-        rules.to_ours(formats.table(FORMATS["vit"], heads, tensors.keys()), tensors)
+        rules.to_params(formats.table(FORMATS["vit"], heads, tensors.keys()), tensors)
 
 
 def test_a_norm_without_a_width_is_rejected():
@@ -173,7 +173,7 @@ def test_a_wrong_conversion_is_rejected(tmp_path, monkeypatch):
 
     def wrong(*heads):
         return [
-            r._replace(layout=forget) if r.ours == "encoder/blocks/attn/q_bias" else r
+            r._replace(layout=forget) if r.param == "encoder/blocks/attn/q_bias" else r
             for r in right(*heads)
         ]
 

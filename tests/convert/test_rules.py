@@ -288,8 +288,8 @@ def draw(shapes: Shapes, dtype: str = "float32") -> dict[str, np.ndarray]:
 def test_import_then_export_is_the_identity_bit_for_bit(name, dtype):
     table, shapes, count = TABLES[name]()
     theirs = draw(shapes, dtype)
-    ours = rules.to_ours(table, theirs)
-    back = rules.to_theirs(table, ours)
+    ours = rules.to_params(table, theirs)
+    back = rules.to_tensors(table, ours)
     assert len(shapes) == count and back.keys() == theirs.keys()
     for key, tensor in theirs.items():
         assert back[key].dtype == tensor.dtype and back[key].shape == tensor.shape, key
@@ -303,8 +303,8 @@ def test_gradients_convert_by_the_same_rules(name):
     table, shapes, _ = TABLES[name]()
     a = draw(shapes)
     b = {key: np.asarray(np.flip(tensor) * 3) for key, tensor in a.items()}
-    both = tree.flatten(rules.to_ours(table, {key: np.asarray(a[key] + b[key]) for key in a}))
-    x, y = (tree.flatten(rules.to_ours(table, t)) for t in (a, b))
+    both = tree.flatten(rules.to_params(table, {key: np.asarray(a[key] + b[key]) for key in a}))
+    x, y = (tree.flatten(rules.to_params(table, t)) for t in (a, b))
     for key, array in both.items():
         assert (array == x[key] + y[key]).all(), key
     assert (
@@ -320,7 +320,7 @@ def test_all_missing_and_unexpected_tensors_are_reported(name):
     for key in gone:
         theirs[f"strange.{key}"] = theirs.pop(key)
     with pytest.raises(UserError) as error:
-        rules.to_ours(table, theirs)
+        rules.to_params(table, theirs)
     missing, unexpected = str(error.value).split("unexpected")
     assert all(f"'{key}'" in missing and f"'strange.{key}'" in unexpected for key in gone)
     assert "\n" not in str(error.value)
@@ -329,18 +329,18 @@ def test_all_missing_and_unexpected_tensors_are_reported(name):
 def test_another_net_and_a_wrong_shape_are_rejected():
     table, shapes, _ = TABLES["videomae_finetune"]()
     with pytest.raises(UserError, match=r"missing .*'blocks.0.attn.qkv.weight'.* unexpected .*'x'"):
-        rules.to_ours(table, {"x": np.zeros(1)})
+        rules.to_params(table, {"x": np.zeros(1)})
     theirs = draw(shapes)
     theirs["blocks.3.mlp.fc1.weight"] = np.zeros((5, 7), np.float32)
     with pytest.raises(UserError, match=r"missing none, .*'blocks.3.mlp.fc1.weight \(5, 7\)"):
-        rules.to_ours(table, theirs)
+        rules.to_params(table, theirs)
 
 
 def test_parameters_that_no_rule_matches_are_rejected():
     table, shapes, _ = TABLES["videomae_finetune"]()
-    ours = rules.to_ours(table, draw(shapes))
+    ours = rules.to_params(table, draw(shapes))
     with pytest.raises(UserError, match="extra/kernel"):
-        rules.to_theirs(table, {**ours, "extra": {"kernel": np.zeros(1)}})
+        rules.to_tensors(table, {**ours, "extra": {"kernel": np.zeros(1)}})
 
 
 def test_unused_tensors_are_listed_and_read_by_no_rule():
@@ -360,7 +360,7 @@ def test_unused_tensors_are_listed_and_read_by_no_rule():
 def test_a_table_can_be_put_under_prefixes():
     table, shapes, _ = TABLES["hf_videomae_v5"]()
     theirs = draw(under("module.", shapes))
-    moved = rules.to_ours(rules.under(table, "net/", "module."), theirs)
-    plain = rules.to_ours(table, {k.removeprefix("module."): v for k, v in theirs.items()})
+    moved = rules.to_params(rules.under(table, "net/", "module."), theirs)
+    plain = rules.to_params(table, {k.removeprefix("module."): v for k, v in theirs.items()})
     assert tree.flatten(moved).keys() == {f"net/{k}" for k in tree.flatten(plain)}
     assert (moved["net"]["mask_token"] == plain["mask_token"]).all()

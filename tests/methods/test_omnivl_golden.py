@@ -26,7 +26,7 @@ def made(golden):
         shapes = jax.eval_shape(case.net.init, jax.random.key(0))
         params = {name: omnivl.complete(case.params[name], shapes[name]) for name in shapes}
         loss, out, gradient = formats.differentiate(case.net, params)
-        known = {rule.ours for rule in case.rules}
+        known = {rule.param for rule in case.rules}
         flat = tree.flatten(gradient)
         blips = tree.split(gradient, lambda name: name in known)[0]
         out = {name: np.asarray(x) for name, x in {**out, "loss": loss}.items()}

@@ -277,7 +277,7 @@ def write_clip(path, params):
     visual = {**params["visual"], "encoder": {"blocks": kept}}
     del visual["time_position"]
     clip = dict(visual=visual, text=params["text"], logit_scale=np.zeros((), np.float32))
-    tensors = rules.to_theirs(clip_rules(2, 2), jax.tree.map(np.asarray, clip))
+    tensors = rules.to_tensors(clip_rules(2, 2), jax.tree.map(np.asarray, clip))
     files.write(path, tensors)
     return tensors
 

@@ -29,14 +29,14 @@ def official_rules():
     Both embeddings here have the official one's shape where a cube is one frame."""
     names, block = timm.vit_rules(CASE["heads"], head=None), "encoder/blocks"
     time = rules.stack("encoder", "blocks", CASE["heads"], timm.TIMM)
-    time = [r for r in time if r.ours.startswith(f"{block}/attn/")]
+    time = [r for r in time if r.param.startswith(f"{block}/attn/")]
     return [
-        *(r._replace(ours=r.ours.replace("patch_embed", "video_patch_embed")) for r in names),
+        *(r._replace(param=r.param.replace("patch_embed", "video_patch_embed")) for r in names),
         rules.Rule("time_position", "time_embed", rules.TABLE),
         *(
             r._replace(
-                ours=r.ours.replace("/attn/", "/time_attn/"),
-                theirs=r.theirs.replace(".attn.", ".temporal_attn."),
+                param=r.param.replace("/attn/", "/time_attn/"),
+                tensor=r.tensor.replace(".attn.", ".temporal_attn."),
             )
             for r in time
         ),
@@ -66,10 +66,10 @@ def official():
     """Parameters by the golden's rule, in fp64, without the embedding of images."""
     shapes = jax.eval_shape(net().init, KEY, jnp.zeros((1, *clip().shape[1:])))["params"]
     flat = {k: np.empty(x.shape) for k, x in tree.flatten(shapes).items()}
-    flat = {rule.ours: flat[rule.ours] for rule in official_rules()}
-    empty = rules.to_theirs(official_rules(), traverse_util.unflatten_dict(flat, sep="/"))
+    flat = {rule.param: flat[rule.param] for rule in official_rules()}
+    empty = rules.to_tensors(official_rules(), traverse_util.unflatten_dict(flat, sep="/"))
     theirs = {k: np.float64(make_tensor(k, x.shape)) for k, x in empty.items()}
-    return rules.to_ours(official_rules(), theirs)
+    return rules.to_params(official_rules(), theirs)
 
 
 def test_tokens_and_gradients_equal_timesformers(official):
@@ -88,7 +88,7 @@ def test_tokens_and_gradients_equal_timesformers(official):
     check_output(tokens, OFFICIAL["tokens"])
     check_output(tokens[:, 0], OFFICIAL["class"])
     assert float(value) == close(OFFICIAL["scalar"])
-    theirs = rules.to_theirs(official_rules(), grads)
+    theirs = rules.to_tensors(official_rules(), grads)
     assert theirs.keys() == OFFICIAL["grads"].keys()
     for name, golden in OFFICIAL["grads"].items():
         size = float(np.linalg.norm(theirs[name]))

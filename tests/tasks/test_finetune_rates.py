@@ -37,7 +37,7 @@ def official(setting: str, rates: str) -> dict[str, float]:
             value.reshape(value.shape + (1,) * (shape.ndim - value.ndim)), shape.shape
         )
 
-    theirs = rules.to_theirs(published.finetune_rules(HEADS), tree.map_named(fill, shapes))
+    theirs = rules.to_tensors(published.finetune_rules(HEADS), tree.map_named(fill, shapes))
     assert all((x == x.flat[0]).all() for x in theirs.values())
     return {name: float(x.flat[0]) for name, x in theirs.items()}
 

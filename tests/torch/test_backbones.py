@@ -106,7 +106,7 @@ def image():
 def test_vit_agrees_with_transformers():
     config = transformers.ViTConfig(**WIDTHS, **IMAGE, layer_norm_eps=1e-6, num_labels=5)
     theirs = build(transformers.ViTForImageClassification, config)
-    params = rules.to_ours(timm.vit_rules(SIZE.heads), rename(theirs, TIMM))
+    params = rules.to_params(timm.vit_rules(SIZE.heads), rename(theirs, TIMM))
     head = params.pop("head")
     pooled = run_jax(vit.ViT(SIZE, PLACES, PATCH), params, None, cubes())
     close(pooled @ head["kernel"] + head["bias"], theirs(image()).logits)
@@ -123,7 +123,7 @@ def test_mae_agrees_with_transformers():
         decoder_intermediate_size=DECODER.mlp,
     )
     theirs = build(transformers.ViTMAEForPreTraining, config)
-    params = rules.to_ours(timm.mae_rules(SIZE.heads, DECODER.heads), rename(theirs, MAE))
+    params = rules.to_params(timm.mae_rules(SIZE.heads, DECODER.heads), rename(theirs, MAE))
     noise = RNG.uniform(size=(2, PLACES)).astype(np.float32)
     out = theirs(image(), noise=torch.from_numpy(noise))
     dropped = out.mask.numpy() > 0
@@ -159,7 +159,7 @@ def test_clip_agrees_with_transformers(end_id):
     tensors = rename(theirs, OPENAI)
     for name in ("visual.proj", "text_projection"):
         tensors[name] = tensors[name].T  # linear layers there, plain matrices in the release
-    params = rules.to_ours(clip.clip_rules(SIZE.heads, TEXT.heads), tensors)
+    params = rules.to_params(clip.clip_rules(SIZE.heads, TEXT.heads), tensors)
     out = theirs(torch.from_numpy(IDS), image())
 
     visual = vit.ViT(SIZE, PLACES, PATCH, style=CLIP, first_norm=True, features=10)
@@ -175,7 +175,7 @@ def test_clip_agrees_with_transformers(end_id):
 def test_bert_agrees_with_transformers():
     config = transformers.BertConfig(**WIDTHS, vocab_size=50, max_position_embeddings=9)
     theirs = build(transformers.BertModel, config)
-    params = rules.to_ours(bert_rules(SIZE.heads), rename(theirs, []))
+    params = rules.to_params(bert_rules(SIZE.heads), rename(theirs, []))
     mask = IDS > 0
     out = theirs(torch.from_numpy(IDS), torch.from_numpy(mask.astype(np.int64)))
     bert = text.Bert(SIZE, vocab_size=50, length=9)
@@ -195,7 +195,7 @@ def test_bert_that_attends_to_other_tokens_agrees_with_transformers():
     )
     theirs = build(transformers.BertModel, config)
     names = bert_rules(SIZE.heads) + cross_rules("encoder", "encoder.layer", SIZE.heads)
-    params = rules.to_ours(names, rename(theirs, []))
+    params = rules.to_params(names, rename(theirs, []))
     other = RNG.standard_normal((2, 4, 16)).astype(np.float32)
     other_mask = np.array([[True] * 4, [True, False, True, False]])
     out = theirs(

@@ -161,13 +161,13 @@ def test_a_folder_of_transformers_gives_the_same_numbers_here(kind, tmp_path):
     said = hf_folder.read_config(tmp_path)
     assert said.architecture == kind.architecture
     assert (said.heads, said.eps, said.frames, said.side) == (4, 1e-6, FRAMES, SIDE)
-    params = rules.to_ours(kind.rules, huggingface.one_name(files.read(tmp_path).tensors))
+    params = rules.to_params(kind.rules, huggingface.one_name(files.read(tmp_path).tensors))
     check(kind.run(params), run_transformers(kind, model))
 
 
 def test_an_exported_folder_gives_the_same_numbers_in_transformers(kind, tmp_path):
     params = random_params(kind.shapes)
-    tensors = rules.to_theirs(kind.rules, params)
+    tensors = rules.to_tensors(kind.rules, params)
     write_folder(tmp_path, kind, huggingface.add_names(tensors))
     model, info = kind.model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert {name: list(found) for name, found in info.items() if found} == {}
@@ -177,7 +177,7 @@ def test_an_exported_folder_gives_the_same_numbers_in_transformers(kind, tmp_pat
     np.testing.assert_allclose(pixels, PIXELS, atol=1e-6)
     check(kind.run(params), run_transformers(kind, model, pixels))
     # And back again, bit for bit.
-    back = rules.to_ours(kind.rules, huggingface.one_name(files.read(tmp_path).tensors))
+    back = rules.to_params(kind.rules, huggingface.one_name(files.read(tmp_path).tensors))
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
@@ -192,13 +192,13 @@ def test_labels_are_exported(classification, tmp_path):
 def test_an_omitted_bias_is_detected(kind, tmp_path):
     """Versions 5.5.1 to 5.17 left biases out of every published file, with only a warning."""
     params = random_params(kind.shapes)
-    tensors = rules.to_theirs(kind.rules, params)
+    tensors = rules.to_tensors(kind.rules, params)
     (name, *_) = (n for n in tensors if n.endswith("layer.1.attention.attention.q_bias"))
     del tensors[name]
     with pytest.raises(UserError, match=f"biases are missing, under either name: {name}$"):
         huggingface.one_name(tensors)
     with pytest.raises(UserError, match=f"missing .*{name}"):
-        rules.to_ours(kind.rules, tensors)
+        rules.to_params(kind.rules, tensors)
     write_folder(tmp_path, kind, huggingface.add_names(tensors))
     model, info = kind.model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {name.replace("q_bias", "query.bias")}

@@ -270,9 +270,9 @@ def run(recipe: Recipe, dtype: str) -> Runs:
     net = build_pytorch(recipe, dtype)
     start = tensors(net)
     with jax.enable_x64(dtype == "float64"):
-        params = jax.tree.map(jnp.asarray, rules.to_ours(recipe.table, start))
+        params = jax.tree.map(jnp.asarray, rules.to_params(recipe.table, start))
         params, losses = train_jax(recipe, params, dtype)
-        ours = rules.to_theirs(recipe.table, params)
+        ours = rules.to_tensors(recipe.table, params)
     expected = train_pytorch(recipe, net, dtype)
     return Runs(start, tensors(net), ours, (losses, expected))
 

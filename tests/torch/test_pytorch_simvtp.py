@@ -134,9 +134,9 @@ def build(folder: Path, dtype: Any, pool_padding: bool, finetuned: bool) -> Case
         std=STD, vocab_size=WORDS, text_length=PLACES, pad_id=1, dropout=0.1, pool_padding=False,
     )  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    files.write(folder / "model.safetensors", rules.to_theirs(table, params))
+    files.write(folder / "model.safetensors", rules.to_tensors(table, params))
     theirs = module_in(folder).load(folder, pool_padding=pool_padding)
-    gradient = rules.to_theirs(table, jax.tree.map(np.asarray, grad))
+    gradient = rules.to_tensors(table, jax.tree.map(np.asarray, grad))
     ours = jax.tree.map(np.asarray, ours)
     return Case(folder, theirs, draw_batch(dtype), ours, gradient, TOLERANCE[dtype])
 

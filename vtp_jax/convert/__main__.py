@@ -74,7 +74,7 @@ def import_file(args: argparse.Namespace) -> None:
         if config.doubt:
             print(config.doubt)
     heads = formats.heads_of(form, tensors, given)
-    params = rules.to_ours(formats.table(form, heads, tensors.keys()), tensors)
+    params = rules.to_params(formats.table(form, heads, tensors.keys()), tensors)
     print(f"{source}: {describe(tensors)}; {list_heads(heads)}")
     print_names("left out, not part of the net", [*aside, *file.dropped])
     worst = prove(form, params, tensors, heads)
@@ -102,7 +102,7 @@ def export_folder(args: argparse.Namespace) -> None:
     source = export.find(Path(args.checkpoint), args.step)
     name = export.written_name(source.name, args.format)
     form, flat = FORMATS[name], tree.flatten(source.params)
-    tensors = rules.to_theirs(formats.table(form, source.heads, flat.keys()), source.params)
+    tensors = rules.to_tensors(formats.table(form, source.heads, flat.keys()), source.params)
     print(f"{args.checkpoint}, {source.origin}: {describe(tensors)}; {list_heads(source.heads)}")
     with whole(out) as new:
         path = new / export.FILES[args.format]
@@ -111,7 +111,7 @@ def export_folder(args: argparse.Namespace) -> None:
         # The proof is of the written file, read back.
         written, _ = formats.sort_out(form, files.read(path).tensors)
         table = formats.table(form, source.heads, written.keys())
-        back = tree.flatten(rules.to_ours(table, written))
+        back = tree.flatten(rules.to_params(table, written))
         if changed := [n for n, x in flat.items() if not np.array_equal(x, back[n])]:
             raise UserError(f"{changed[0]} differs when {path.name} is read back")
         worst = prove(form, source.params, written, source.heads)

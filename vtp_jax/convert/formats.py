@@ -135,10 +135,10 @@ def table(form: Format, heads: Heads, present: Set[str]) -> list[rules.Rule]:
         prefix
         for prefix in form.optional
         if not any(
-            present & {rule.ours, *rule.names()} for rule in every if rule.ours.startswith(prefix)
+            present & {rule.param, *rule.names()} for rule in every if rule.param.startswith(prefix)
         )
     )
-    return [rule for rule in every if not rule.ours.startswith(lacking)]
+    return [rule for rule in every if not rule.param.startswith(lacking)]
 
 
 def sort_out(form: Format, tensors: Tensors) -> tuple[dict[str, Any], list[str]]:
@@ -221,7 +221,7 @@ def prepare(
     kept, _ = sort_out(form, tensors)
     found = heads_of(form, kept, heads, heads_of_64)
     names = table(form, found, kept.keys())
-    params = fp64(rules.to_ours(names, kept))
+    params = fp64(rules.to_params(names, kept))
     return Case(fit(form, params, inputs, found), params, names)
 
 
@@ -236,7 +236,7 @@ def official(form: Format, names: list[rules.Rule], gradient: Params) -> dict[st
     """A gradient under official names, without the parameters that the official code does not
     train."""
     frozen = form.step.frozen if form.step else ""
-    found = form.untidy(rules.to_theirs(names, gradient))
+    found = form.untidy(rules.to_tensors(names, gradient))
     return {name: x for name, x in found.items() if not re.fullmatch(frozen, name)}
 
 
@@ -266,7 +266,7 @@ def run_step(
         found = dict(found)
         if after := jax.device_get(found.pop("after", None)):
             present = tree.flatten(after).keys()
-            moved = rules.to_theirs([r for r in names if r.ours in present], after)
+            moved = rules.to_tensors([r for r in names if r.param in present], after)
             found.update({f"after/{n}": x for n, x in moved.items()})
         return {n: np.asarray(x) for n, x in {**found, "loss": loss, **gradient}.items()}
 

@@ -1,7 +1,7 @@
 """Names and layouts of published weights: rules that are written once and used in both directions.
 
-A rule maps the parameter `ours` of this implementation to the tensor `theirs` of a published file,
-by `layout`. If `theirs` has `{i}`, axis 0 of `ours` stacks the layers; if it is several names, the
+A rule maps the parameter `param` of this implementation to the tensor `tensor` of a published file,
+by `layout`. If `tensor` has `{i}`, axis 0 of `param` stacks the layers; if it is several names, the
 parameter is the concatenation of their rows. All layouts are linear, so gradients convert by the
 same rules as weights. `convert.families` has the tables of the published nets.
 """
@@ -31,13 +31,13 @@ class Layout(NamedTuple):
 class Rule(NamedTuple):
     """One parameter; see the module's docstring."""
 
-    ours: str
-    theirs: str | tuple[str, ...]
+    param: str
+    tensor: str | tuple[str, ...]
     layout: Layout
 
     def names(self, layer: int | None = None) -> list[str]:
         """The published names; those of layer `layer` if given."""
-        names = [self.theirs] if isinstance(self.theirs, str) else list(self.theirs)
+        names = [self.tensor] if isinstance(self.tensor, str) else list(self.tensor)
         return names if layer is None else [n.replace("{i}", str(layer)) for n in names]
 
     @property
@@ -87,25 +87,25 @@ def head_kernel(heads: int) -> Layout:
     return Layout(lambda x: x.T.reshape(x.shape[1], heads, -1), lambda x: x.reshape(len(x), -1).T)
 
 
-def linear(ours: str, theirs: str) -> list[Rule]:
+def linear(param: str, tensor: str) -> list[Rule]:
     return [
-        Rule(f"{ours}/kernel", f"{theirs}.weight", LINEAR),
-        Rule(f"{ours}/bias", f"{theirs}.bias", SAME),
+        Rule(f"{param}/kernel", f"{tensor}.weight", LINEAR),
+        Rule(f"{param}/bias", f"{tensor}.bias", SAME),
     ]
 
 
-def norm(ours: str, theirs: str) -> list[Rule]:
+def norm(param: str, tensor: str) -> list[Rule]:
     return [
-        Rule(f"{ours}/scale", f"{theirs}.weight", SAME),
-        Rule(f"{ours}/bias", f"{theirs}.bias", SAME),
+        Rule(f"{param}/scale", f"{tensor}.weight", SAME),
+        Rule(f"{param}/bias", f"{tensor}.bias", SAME),
     ]
 
 
-def cube_embed(ours: str, theirs: str) -> list[Rule]:
+def cube_embed(param: str, tensor: str) -> list[Rule]:
     """`nn.embed.CubeEmbed` and a 3-D convolution with stride = kernel."""
     return [
-        Rule(f"{ours}/kernel", f"{theirs}.weight", CONV),
-        Rule(f"{ours}/bias", f"{theirs}.bias", SAME),
+        Rule(f"{param}/kernel", f"{tensor}.weight", CONV),
+        Rule(f"{param}/bias", f"{tensor}.bias", SAME),
     ]
 
 
@@ -121,9 +121,9 @@ class BlockNames(NamedTuple):
     fc2: str
 
 
-def stack(ours: str, theirs: str, heads: int, names: BlockNames) -> list[Rule]:
-    """`nn.transformer.Stack` and the published blocks `theirs.{i}`."""
-    mine, other = f"{ours}/blocks", theirs + ".{i}."
+def stack(param: str, tensor: str, heads: int, names: BlockNames) -> list[Rule]:
+    """`nn.transformer.Stack` and the published blocks `tensor.{i}`."""
+    mine, other = f"{param}/blocks", tensor + ".{i}."
     qkv = (names.qkv,) if isinstance(names.qkv, str) else names.qkv
     bias = tuple(other + b for b in names.bias)
     if len(bias) == 2:
@@ -148,12 +148,12 @@ def _one(names: tuple[str, ...]) -> str | tuple[str, ...]:
     return names[0] if len(names) == 1 else names
 
 
-def under(rules: Sequence[Rule], ours: str = "", theirs: str = "") -> list[Rule]:
-    """The same rules with prefixes on both names, such as ours="text/" and theirs="bert."."""
+def under(rules: Sequence[Rule], param: str = "", tensor: str = "") -> list[Rule]:
+    """The same rules with prefixes on both names, such as param="text/" and tensor="bert."."""
 
     def prefixed(rule: Rule) -> Rule:
-        names = tuple(theirs + name for name in rule.names())
-        return Rule(ours + rule.ours, _one(names), rule.layout)
+        names = tuple(tensor + name for name in rule.names())
+        return Rule(param + rule.param, _one(names), rule.layout)
 
     return [prefixed(rule) for rule in rules]
 
@@ -164,7 +164,7 @@ def depth(names: Sequence[str] | Mapping[str, Any], prefix: str) -> int:
     return len({n.split(".")[0] for n in rest})
 
 
-def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def to_params(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Nested parameters from published tensors, all of which must be used.
 
     Raises UserError with all names that are missing, unexpected, or of an impossible shape.
@@ -182,7 +182,7 @@ def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, A
             continue
         try:
             parts = [rule.layout.into(_join([np.asarray(tensors[n]) for n in p])) for p in names]
-            flat[rule.ours] = np.stack(parts) if rule.stacked else parts[0]
+            flat[rule.param] = np.stack(parts) if rule.stacked else parts[0]
         except ValueError:
             wrong += [f"{n} {np.shape(tensors[n])}" for part in names for n in part]
     if missing or unused or wrong:
@@ -193,16 +193,16 @@ def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, A
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def to_theirs(rules: Sequence[Rule], params: Mapping[str, Any]) -> dict[str, Tensor]:
+def to_tensors(rules: Sequence[Rule], params: Mapping[str, Any]) -> dict[str, Tensor]:
     """Published tensors from nested parameters (or gradients), all of which must be used.
 
     Raises UserError with the names that only the parameters or only the rules have.
     """
     flat, tensors = tree.flatten(params), {}
-    if odd := sorted(set(flat) ^ {rule.ours for rule in rules}):
+    if odd := sorted(set(flat) ^ {rule.param for rule in rules}):
         raise UserError(f"parameter names do not fit the rules: {', '.join(odd)}")
     for rule in rules:
-        array = np.asarray(flat[rule.ours])
+        array = np.asarray(flat[rule.param])
         for i, layer in enumerate(array) if rule.stacked else [(None, array)]:
             names = rule.names(i)
             out = rule.layout.out(layer)

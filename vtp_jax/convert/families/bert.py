@@ -26,21 +26,21 @@ BERT = BlockNames(
 UNUSED = (POSITION_IDS, r"cls\..*")  # of a whole BERT: the buffer, and the heads of pretraining
 
 
-def embedding_rules(ours: str, theirs: str) -> list[Rule]:
+def embedding_rules(param: str, tensor: str) -> list[Rule]:
     """The rules of `nn.embed.WordEmbed` and BERT's embedding module."""
     tables = dict(word="word", position="position", type="token_type")
     return [
         *(
-            Rule(f"{ours}/{a}", f"{theirs}.{b}_embeddings.weight", rules.SAME)
+            Rule(f"{param}/{a}", f"{tensor}.{b}_embeddings.weight", rules.SAME)
             for a, b in tables.items()
         ),
-        *rules.norm(f"{ours}/norm", f"{theirs}.LayerNorm"),
+        *rules.norm(f"{param}/norm", f"{tensor}.LayerNorm"),
     ]
 
 
 def bert_rules(heads: int) -> list[Rule]:
     """The rules of `nn.text.Bert` and BERT as saved by `transformers.BertModel`: 199 tensors at
-    depth 12. Its pretraining files have a prefix: `rules.under(bert_rules(12), theirs="bert.")`."""
+    depth 12. Its pretraining files have a prefix: `rules.under(bert_rules(12), tensor="bert.")`."""
     return [
         *embedding_rules("text_embed", "embeddings"),
         *rules.stack("encoder", "encoder.layer", heads, BERT),
@@ -48,10 +48,10 @@ def bert_rules(heads: int) -> list[Rule]:
     ]
 
 
-def cross_rules(ours: str, theirs: str, heads: int) -> list[Rule]:
-    """The rules of cross-attention in the BERT blocks `theirs.{i}` (`transformers`; ALBEF's and
+def cross_rules(param: str, tensor: str, heads: int) -> list[Rule]:
+    """The rules of cross-attention in the BERT blocks `tensor.{i}` (`transformers`; ALBEF's and
     BLIP's fusion encoders and decoders)."""
-    mine, other = f"{ours}/blocks", theirs + ".{i}.crossattention."
+    mine, other = f"{param}/blocks", tensor + ".{i}.crossattention."
     kv = [tuple(f"{other}self.{x}.{y}" for x in ("key", "value")) for y in ("weight", "bias")]
     return [
         Rule(f"{mine}/cross/q", f"{other}self.query.weight", rules.head_kernel(heads)),

@@ -18,22 +18,22 @@ from vtp_jax.objectives import contrastive
 from vtp_jax.types import Params
 
 
-def cross_rules(ours: str, theirs: str, heads: int) -> list[Rule]:
+def cross_rules(param: str, tensor: str, heads: int) -> list[Rule]:
     return [
-        Rule(f"{ours}/q", f"{theirs}.q.weight", rules.head_kernel(heads)),
-        Rule(f"{ours}/q_bias", f"{theirs}.q.bias", rules.per_head(heads)),
-        Rule(f"{ours}/kv", f"{theirs}.kv.weight", rules.fused_qkv(heads, 2)),
-        Rule(f"{ours}/kv_bias", f"{theirs}.kv.bias", rules.fused_bias(heads, 2)),
-        *linear(f"{ours}/proj", f"{theirs}.out_proj"),
+        Rule(f"{param}/q", f"{tensor}.q.weight", rules.head_kernel(heads)),
+        Rule(f"{param}/q_bias", f"{tensor}.q.bias", rules.per_head(heads)),
+        Rule(f"{param}/kv", f"{tensor}.kv.weight", rules.fused_qkv(heads, 2)),
+        Rule(f"{param}/kv_bias", f"{tensor}.kv.bias", rules.fused_bias(heads, 2)),
+        *linear(f"{param}/proj", f"{tensor}.out_proj"),
     ]
 
 
-def pooler_rules(ours: str, theirs: str, heads: int) -> list[Rule]:
+def pooler_rules(param: str, tensor: str, heads: int) -> list[Rule]:
     return [
-        Rule(f"{ours}/query", f"{theirs}.query", rules.SAME),
-        *norm(f"{ours}/norm_query", f"{theirs}.ln_q"),
-        *norm(f"{ours}/norm", f"{theirs}.ln_k"),
-        *cross_rules(f"{ours}/cross", f"{theirs}.attn", heads),
+        Rule(f"{param}/query", f"{tensor}.query", rules.SAME),
+        *norm(f"{param}/norm_query", f"{tensor}.ln_q"),
+        *norm(f"{param}/norm", f"{tensor}.ln_k"),
+        *cross_rules(f"{param}/cross", f"{tensor}.attn", heads),
     ]
 
 

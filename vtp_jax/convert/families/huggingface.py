@@ -55,10 +55,10 @@ def finetune_rules(heads: int, names: BlockNames = V5) -> list[Rule]:
     ]
 
 
-def _encoder(ours: str, heads: int, names: BlockNames) -> list[Rule]:
+def _encoder(param: str, heads: int, names: BlockNames) -> list[Rule]:
     return [
-        *rules.cube_embed(f"{ours}patch_embed", EMBED),
-        *rules.stack(f"{ours}encoder", "videomae.encoder.layer", heads, names),
+        *rules.cube_embed(f"{param}patch_embed", EMBED),
+        *rules.stack(f"{param}encoder", "videomae.encoder.layer", heads, names),
     ]
 
 

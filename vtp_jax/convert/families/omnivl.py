@@ -47,7 +47,7 @@ def pretrain_rules(heads: int, text_heads: int) -> list[Rule]:
         *encoder_rules(heads, text_heads),
         *bert.cross_rules("text/encoder", "text_encoder.encoder.layer", text_heads),
         *rules.linear("match_head", "itm_head"),
-        *(r for r in decoder if "/attn/" in r.ours or "/norm1/" in r.ours),
+        *(r for r in decoder if "/attn/" in r.param or "/norm1/" in r.param),
         *rules.linear("word_head/fc", f"{head}.transform.dense"),
         *rules.norm("word_head/norm", f"{head}.transform.LayerNorm"),
         Rule("word_head/bias", f"{head}.bias", rules.SAME),

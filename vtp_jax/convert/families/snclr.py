@@ -20,22 +20,22 @@ from vtp_jax.types import Params
 STILL = dict(jittered=0.0, grey=0.0, blur=0.0, solarise=0.0, flip=0.0)  # the inputs are views
 
 
-def head_rules(ours: str, theirs: str, layers: int) -> list[Rule]:
+def head_rules(param: str, tensor: str, layers: int) -> list[Rule]:
     """The rules of a head; its layers, norms and activations are numbered together: linear layers
     are 0, 3, 6."""
     found = []
     for i in range(layers):
-        found.append(Rule(f"{ours}/fc{i + 1}/kernel", f"{theirs}.{3 * i}.weight", rules.LINEAR))
+        found.append(Rule(f"{param}/fc{i + 1}/kernel", f"{tensor}.{3 * i}.weight", rules.LINEAR))
         if i + 1 < layers:
-            found += rules.norm(f"{ours}/norm{i + 1}", f"{theirs}.{3 * i + 1}")
+            found += rules.norm(f"{param}/norm{i + 1}", f"{tensor}.{3 * i + 1}")
     return found
 
 
 def encoder_rules(heads: int, part: str) -> list[Rule]:
     """The rules of the "base" or the "momentum" encoder, with its projector. Positions are
     fixed."""
-    vit = [r for r in timm.vit_rules(heads, head=None) if r.ours != "position"]
-    return rules.under([*vit, *head_rules("projector", "head", 3)], theirs=f"{part}_encoder.")
+    vit = [r for r in timm.vit_rules(heads, head=None) if r.param != "position"]
+    return rules.under([*vit, *head_rules("projector", "head", 3)], tensor=f"{part}_encoder.")
 
 
 def pretrain_rules(heads: int) -> list[Rule]:

@@ -35,11 +35,11 @@ def pretrain_rules(encoder_heads: int, decoder_heads: int) -> list[Rule]:
     ]
 
 
-def decoder_rules(theirs: str, heads: int, names: BlockNames) -> list[Rule]:
+def decoder_rules(tensor: str, heads: int, names: BlockNames) -> list[Rule]:
     return [
         Rule("encoder_to_decoder/kernel", "encoder_to_decoder.weight", rules.LINEAR),
         Rule("mask_token", "mask_token", rules.ROW),
-        *rules.stack("decoder", theirs, heads, names),
+        *rules.stack("decoder", tensor, heads, names),
         *rules.norm("decoder_norm", "decoder.norm"),
         *rules.linear("decoder_head", "decoder.head"),
     ]
