@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.arrays import fill
-from tests.methods import test_omnivl
 from tests.tasks import test_retrieve
 from vtp_jax import tree
 from vtp_jax.methods import omnivl, simvtp
@@ -27,16 +26,34 @@ UNUSED = dict(
 FUSE = dict(simvtp="pair", omnivl="pair", plain="embedding")
 
 
+OMNIVL = dict(
+    size=(16, 1, 2, 24), text_size=(16, 1, 2, 24), features=8, picture=16, frames=4, cube=(2, 8, 8),
+    queue=12, dropout=0.0, dtype="float32", vocab_size=20, text_length=8, cls_id=2, sep_id=3,
+    momentum=0.9, alpha=dict(kind="linear", start=0.0, end=0.8, steps=2), length=6,
+)  # fmt: skip
+
+
 def base(name, **changes) -> Method:
     if name == "plain":
         return test_retrieve.plain()
-    known = dict(simvtp=(simvtp, test_retrieve.SMALL), omnivl=(omnivl, test_omnivl.SMALL))
+    known = dict(simvtp=(simvtp, test_retrieve.SMALL), omnivl=(omnivl, OMNIVL))
     make, small = known[name]
     return make.make(**{**small, **changes})
 
 
 def example(seed=0, label=(0, 5, 3, 1)):
-    return {**test_omnivl.example(seed=seed), "label": jnp.asarray(label, jnp.int32)}
+    """Four clips of four frames, each with a question of another length."""
+    rng, mask = np.random.default_rng(seed), np.arange(6) < np.array([[6], [5], [3], [4]])
+    text = np.where(mask, rng.integers(5, 20, mask.shape), 0)
+    text[:, 0] = OMNIVL["cls_id"]
+    return dict(
+        video=jnp.asarray(rng.integers(0, 256, (4, 4, 16, 16, 3)), jnp.uint8),
+        text=jnp.asarray(text, jnp.int32),
+        text_mask=jnp.asarray(mask),
+        valid=jnp.ones(4, bool),
+        id=jnp.arange(4, dtype=jnp.int32) + 10 * seed,
+        label=jnp.asarray(label, jnp.int32),
+    )
 
 
 class Made(NamedTuple):
