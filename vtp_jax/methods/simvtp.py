@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtp_jax import augment, masking
-from vtp_jax.nn import embed, joint, pool, sizes
+from vtp_jax.nn import embed, joint, mae, pool, sizes
 from vtp_jax.nn.bind import bind, has
 from vtp_jax.nn.chunks import in_chunks
 from vtp_jax.nn.mae import MaskedAutoencoder
@@ -252,9 +252,8 @@ def loss(
 
 
 def init(net: SimVTP, recipe: Recipe, rng: Array, spec: Spec) -> Params:
-    video, ids = jnp.zeros((1, *spec["video"].shape[-4:])), jnp.zeros((1, 1), jnp.int32)
-    n = math.prod(embed.grid_of(video.shape, net.cube))
-    hide = masking.tokens(jax.random.key(0), 1, n, 0.5)
+    video, hide = mae.half_hidden(net, spec)
+    ids = jnp.zeros((1, 1), jnp.int32)
     return net.init(rng, video, hide, ids, method="visit")["params"]
 
 

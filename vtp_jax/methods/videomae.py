@@ -33,7 +33,6 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,7 +41,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vtp_jax import augment, masking
-from vtp_jax.nn import embed, sizes
+from vtp_jax.nn import embed, mae, sizes
 from vtp_jax.nn.bind import bind
 from vtp_jax.nn.mae import MaskedAutoencoder
 from vtp_jax.objectives import reconstruction, terms
@@ -118,9 +117,7 @@ def loss(
 
 
 def init(net: MaskedAutoencoder, recipe: Recipe, rng: Array, spec: Spec) -> Params:
-    video = jnp.zeros((1, *spec["video"].shape[-4:]))
-    n = math.prod(embed.grid_of(video.shape, net.cube))
-    hide = masking.tokens(jax.random.key(0), 1, n, 0.5)
+    video, hide = mae.half_hidden(net, spec)
     return net.init(rng, video, hide, hide.drop, method="restore")["params"]
 
 

@@ -12,15 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vtp_jax import masking
 from vtp_jax.nn import embed, pool
 from vtp_jax.nn.backbone import Tokens
 from vtp_jax.nn.bind import has
 from vtp_jax.nn.sizes import Size
 from vtp_jax.nn.transformer import VIT, AttentionMask, Linear, Stack, Style, layer_norm
-from vtp_jax.types import TokenMask
+from vtp_jax.types import Spec, TokenMask
 
 MASK_INIT = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
 TABLE_INIT = nn.initializers.normal(0.02)
@@ -124,6 +126,14 @@ class MaskedAutoencoder(nn.Module):
         """The whole autoencoder: from the visible cubes to those at places `ask`."""
         tokens = self.embed_video(video, hide)
         return self.decode(self.encode(tokens.raw), hide.keep, ask, math.prod(tokens.grid))
+
+
+def half_hidden(net: MaskedAutoencoder, spec: Spec) -> tuple[Float[Array, "1 t h w c"], TokenMask]:
+    """A black clip of a batch's shape, of whose cubes half are hidden: what `init` visits verbs
+    with."""
+    video = jnp.zeros((1, *spec["video"].shape[-4:]))
+    n = math.prod(embed.grid_of(video.shape, net.cube))
+    return video, masking.tokens(jax.random.key(0), 1, n, 0.5)
 
 
 class Decoder(nn.Module):

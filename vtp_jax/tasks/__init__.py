@@ -2,7 +2,7 @@
 the `encode` functions that the task needs. Here is what tasks share.
 
 A task file has the parts of a method file: `build(*, base, ...) -> (net, recipe)`, whose net holds
-the base, and `make`.
+the base or is the base, and `make`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from flax.errors import ScopeParamNotFoundError
 from jaxtyping import Array
 
 from vtp_jax.types import Batch, Encoded, Extra, Method, Params, Spec, UserError
+
+# Values of `config.task.pool`, and the key of the base's Encoded that each reads.
+POOLS = dict(mean_norm="raw", embedding="embedding")
 
 
 def on_base(made: Method, base: Method, names: Iterable[str]) -> Method:

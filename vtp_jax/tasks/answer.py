@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtp_jax import augment, tree
+from vtp_jax.nn.bind import bind
 from vtp_jax.nn.transformer import ACTIVATIONS, Linear, layer_norm
 from vtp_jax.objectives import terms
 from vtp_jax.objectives.classification import scored
@@ -107,9 +108,7 @@ def answer(
     """classes: logits f32 "b c"; score: their softmax. With a key, dropout acts."""
     keys = (None, None) if rng is None else jax.random.split(rng)
     vector = fused(net, params["base"], extra["base"], batch, keys[0])["embedding"]
-    rngs = {} if keys[1] is None else {"dropout": keys[1]}
-    logits = net.head.apply({"params": params["head"]}, vector, rngs=rngs)
-    assert isinstance(logits, jax.Array)
+    logits = bind(net.head, params["head"], keys[1])(vector)
     return dict(classes=logits, score=jax.nn.softmax(logits))
 
 

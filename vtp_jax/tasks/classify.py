@@ -29,10 +29,11 @@ from jaxtyping import Array, Float
 
 from vtp_jax import augment, tree
 from vtp_jax.nn import embed, pool
+from vtp_jax.nn.bind import bind
 from vtp_jax.nn.transformer import Linear, layer_norm
 from vtp_jax.objectives import terms
 from vtp_jax.objectives.classification import accuracy, smooth, soft_cross_entropy
-from vtp_jax.tasks import encoded_shapes, on_base
+from vtp_jax.tasks import POOLS, encoded_shapes, on_base
 from vtp_jax.types import (
     Batch,
     Encoded,
@@ -46,9 +47,6 @@ from vtp_jax.types import (
     made_of,
 )
 
-POOLS = dict(
-    mean_norm="raw", embedding="embedding"
-)  # the key of the base's Encoded that each reads
 READ = (*POOLS.values(), "mask")
 HEAD_INIT = nn.initializers.normal(0.02 * 1e-3)  # the code cuts it off at 100 deviations
 
@@ -138,9 +136,7 @@ def classify(
     own = {name: value for name, value in params.items() if name != "base"}
     keys = (None, None) if rng is None else jax.random.split(rng)
     video = net.base.encode["video"](params["base"], extra["base"], batch, keys[0])
-    rngs = {} if keys[1] is None else {"dropout": keys[1]}
-    logits = net.head.apply({"params": own}, video, rngs=rngs)
-    assert isinstance(logits, jax.Array)
+    logits = bind(net.head, own, keys[1])(video)
     return dict(classes=logits, score=jax.nn.softmax(logits))
 
 

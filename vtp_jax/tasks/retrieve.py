@@ -34,7 +34,7 @@ from vtp_jax.nn import embed
 from vtp_jax.nn import pool as pooling
 from vtp_jax.nn.transformer import layer_norm
 from vtp_jax.objectives import contrastive, terms
-from vtp_jax.tasks import encoded_shapes, on_base
+from vtp_jax.tasks import POOLS, encoded_shapes, on_base
 from vtp_jax.types import (
     Batch,
     Encoded,
@@ -50,9 +50,6 @@ from vtp_jax.types import (
 
 KINDS = ("video", "text")
 TOWERS = {"one": dict(video="base", text="base"), "two": dict(video="video", text="text")}
-POOLS = dict(
-    mean_norm="raw", embedding="embedding"
-)  # the key of the base's Encoded that each reads
 NORM = layer_norm(None)  # computes in its input's dtype, which is fp32 or wider
 
 
