@@ -58,7 +58,7 @@ test-all: env $(TORCH) $(TPU)
 	$(PYTEST) -m "not plan" $(ARGS)
 
 plan: env $(TPU)
-	$(PYTEST) --dist load -m plan $(ARGS)
+	$(PYTEST) --dist load -m plan tests/test_plan.py $(ARGS)
 
 plan-golden: env $(TPU)
 	$(BIN)/python -m tests.plans $(ARGS)

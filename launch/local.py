@@ -20,7 +20,8 @@ def render(args: argparse.Namespace, train: str) -> str:
     # The others would wait for one that fails, so they are terminated.
     return f"""\
 {memory}
-export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count={args.devices}
+export JAX_PLATFORMS=cpu
+export XLA_FLAGS="${{XLA_FLAGS:-}} --xla_force_host_platform_device_count={args.devices}"
 export JAX_COORDINATOR_ADDRESS=localhost:{args.port} JAX_NUM_PROCESSES={args.processes}
 for i in $(seq 0 {args.processes - 1}); do
   JAX_PROCESS_ID=$i {train} &

@@ -22,9 +22,15 @@ FAST = [
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",
 ]
+# Eight devices on two busy cores: a collective may wait for its last device for longer than the 40
+# seconds after which XLA ends the process.
+PATIENT = [
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    "--xla_cpu_collective_timeout_seconds=600",
+]
 fast = os.environ.get("VTP_TEST_OPTIMIZED", "0") == "0"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
-    flags = [os.environ.get("XLA_FLAGS", ""), f"{FLAG}=8", *(FAST if fast else [])]
+    flags = [os.environ.get("XLA_FLAGS", ""), f"{FLAG}=8", *PATIENT, *(FAST if fast else [])]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(fast))
