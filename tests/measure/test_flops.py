@@ -96,10 +96,9 @@ def test_videomae_costs_what_the_papers_say(recipe, published):
 
 @pytest.mark.parametrize("match, lean", [("masked", 142.5), ("clean", 176.5)])
 def test_simvtp_costs_what_a_lean_step_must(match, lean):
-    """GFLOP of a clip and 32 words, counted by hand in the sheet of the method: 190.9 in the
-    released code, 142.5 where nothing is computed twice. Here the decoder's last block is
-    computed for the 1,408 hidden places only, and the 160 cubes and the 32 words, each alone, share
-    one pass."""
+    """GFLOP of a clip and 32 words, counted by hand: 190.9 in the released code, 142.5 where
+    nothing is computed twice. Here the decoder's last block is computed for the 1,408 hidden places
+    only, and the 160 cubes and the 32 words, each alone, share one pass."""
     method = simvtp.make(size="B", vocab_size=30522, mask_id=103, pad_id=0, match_text=match)
     d, seen, n = 384, 160, 1568
     unasked = 2 * seen * (2 * d * d + 2 * d * 4 * d + 2 * n * d) / 1e9

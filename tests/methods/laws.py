@@ -24,7 +24,7 @@ from tests.arrays import fill
 from vtp_jax import tree
 from vtp_jax.run import sharding
 from vtp_jax.setup import config
-from vtp_jax.types import Batch, Extra, Method, Out, Params, State
+from vtp_jax.types import Batch, Extra, Method, Out, Params, Spec, State
 
 ROWS = 8
 STEP = 1  # not 0, at which schedules may hide what they multiply
@@ -94,10 +94,14 @@ class Case(NamedTuple):
         """The name of the method, and of its file."""
         return self.make.__module__.rpartition(".")[2]
 
-    def build(self, **changes: Any) -> Method:
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """What `make`, or the method's `build`, is given."""
         known = inspect.signature(self.make).parameters
         words = {k: v for k, v in WORDS.items() if k in known} if self.text else {}
-        return self.make(**{**words, "dtype": "float32", **self.cfg, **changes})
+        return {**words, "dtype": "float32", **self.cfg, **changes}
+
+    def build(self, **changes: Any) -> Method:
+        return self.make(**self.arguments(**changes))
 
     def rates(self) -> list[str]:
         """The arguments that are rates of dropping: those whose names contain "drop"."""
@@ -203,9 +207,9 @@ class Made:
         return jax.jit(run)
 
     def encode(self, batch: Batch) -> Mapping[str, Any]:
-        return self.encoders(self.params, self.extra, self.single(batch))
+        return self.encoders(self.params, self.extra, self.one_view(batch))
 
-    def single(self, batch: Batch) -> Batch:
+    def one_view(self, batch: Batch) -> Batch:
         """The batch as encoders take it: with one view."""
         return {**batch, "video": batch["video"][:, 0]} if self.case.views else batch
 
@@ -221,15 +225,26 @@ class Made:
             found = jax.jit(f)(state.params, state.extra, batch, self.key, jnp.int32(STEP))
         return found, state.params
 
+    @functools.cached_property
+    def encoded(self) -> Mapping[str, Any]:
+        """The shapes of what the verbs return."""
+        return jax.eval_shape(self.encoders, *self.encoder_args())
+
+    def encoder_args(self) -> tuple[Params, Extra, Batch]:
+        """What encoders are traced with."""
+        return self.params, self.outline, self.one_view(self.case.batch())
+
+    def loss_args(self) -> tuple[Params, Extra, Spec, Any, Any]:
+        """What losses are traced with. Variants of the method have the same parameters."""
+        return self.params, self.outline, self.spec, self.key, jnp.int32(STEP)
+
     def metrics(self, method: Method) -> Any:
-        """The metrics of a variant's loss. Variants have the same parameters."""
-        args = self.params, self.outline, self.spec, self.key, jnp.int32(STEP)
-        return jax.eval_shape(method.loss, *args)[1].metrics
+        """The metrics of a variant's loss."""
+        return jax.eval_shape(method.loss, *self.loss_args())[1].metrics
 
     def training(self, method: Method) -> str:
         """The program of a variant's loss."""
-        args = self.params, self.outline, self.spec, self.key, jnp.int32(STEP)
-        return program(lambda *args: method.loss(*args)[0], *args)
+        return program(lambda *args: method.loss(*args)[0], *self.loss_args())
 
     def verb(self, method: Method, name: str, helped: bool = False) -> str:
         """The program of a variant's encoder that is given a key; helped: whose net gets one even
@@ -239,10 +254,8 @@ class Made:
         def always(net: nn.Module, *args: Any, **more: Any) -> nn.Module:
             return bind(net, *args, **{**more, "rngs": rngs})
 
-        state, batch = (self.params, self.outline), self.single(self.case.batch())
-        given = [batch]
-        if name == "pair":
-            given = [jax.eval_shape(method.encode[x], *state, batch) for x in ("video", "text")]
+        *state, batch = self.encoder_args()
+        given = (self.encoded["video"], self.encoded["text"]) if name == "pair" else (batch,)
         with mock.patch.object(nn.Module, "bind", always if helped else bind):
             return program(lambda *args: method.encode[name](*args), *state, *given, self.key)
 

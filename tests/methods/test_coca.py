@@ -32,8 +32,7 @@ def make(**changes):
 
 
 def build(**changes):
-    words = {k: WORDS[k] for k in ("vocab_size", "pad_id", "cls_id", "sep_id")}
-    return coca.build(**{**CASE.cfg, **words, "dtype": "float32", "weights": None, **changes})
+    return coca.build(**CASE.arguments(**{"weights": None, **changes}))
 
 
 METHOD = make()

@@ -88,8 +88,7 @@ def test_every_rate_acts_in_a_verb_that_is_given_a_key(made):
 
 
 def test_nothing_is_drawn_without_a_key(made):
-    args = made.params, made.outline, made.single(made.case.batch())
-    assert draws(jax.make_jaxpr(made.encoders)(*args)) == 0
+    assert draws(jax.make_jaxpr(made.encoders)(*made.encoder_args())) == 0
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(made):

@@ -151,7 +151,7 @@ def test_the_twin_follows_its_rule_and_the_temperature_stays_in_its_bounds(made)
 
 
 def test_the_caption_decoder_attends_to_no_later_word_and_the_matcher_does(made):
-    net, _ = omnivl.build(**CASE.cfg, vocab_size=WORDS["vocab_size"], dtype="float32")
+    net, _ = omnivl.build(**CASE.arguments())
     batch = example()
     seen, ids = made.encode(batch)["video"]["memory"], jnp.asarray(batch["text"])
 

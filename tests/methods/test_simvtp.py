@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.methods.cases import CASES
-from tests.methods.laws import ROWS, Made, draws, mixed, shapes
+from tests.methods import cases
+from tests.methods.laws import ROWS, draws, mixed, shapes
 from vtp_jax import masking, tree
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import embed, sizes
@@ -17,16 +17,15 @@ from vtp_jax.types import UserError
 
 KEY = jax.random.key(0)
 STEP = jnp.zeros((), jnp.int32)
-CASE = CASES["simvtp"]
+CASE = cases.CASES["simvtp"]
 BATCH = CASE.batch()
 STILL = dict(dropout=0.0)  # what is compared must not differ by another draw
 NOTHING_HIDDEN = dict(video_ratio=0.0, text_ratio=0.0)
 
 
-@functools.cache
 def made():
     """No change of the recipe changes a shape: all methods below have these parameters."""
-    return Made(CASE)
+    return cases.made("simvtp")
 
 
 def encode(batch):
@@ -35,7 +34,7 @@ def encode(batch):
 
 def both(**changes):
     """(net, recipe) of the method that `CASE.build` gives."""
-    return simvtp.build(**{**CASE.cfg, "dtype": "float32", **STILL, **changes})
+    return simvtp.build(**CASE.arguments(**{**STILL, **changes}))
 
 
 def only(*names):

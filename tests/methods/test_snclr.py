@@ -115,7 +115,7 @@ def test_a_single_row_adds_no_real_key(made):
 
 def test_views_are_drawn_with_the_key_also_of_a_single_clip():
     blurred = {**cases.FLIPPED, "blur": 1.0}
-    _, recipe = snclr.build(**{**CASE.cfg, "first": blurred, "second": blurred})
+    _, recipe = snclr.build(**CASE.arguments(first=blurred, second=blurred))
     clip = jnp.asarray(CASE.batch()["video"][:, 0])
 
     @jax.jit
@@ -158,7 +158,7 @@ BATCH = jax.tree.map(jnp.asarray, CASE.batch())
 @functools.cache
 def linear(**changes):
     still = dict.fromkeys(("first", "second"), {**cases.FLIPPED, "flip": 0.0})
-    net, recipe = snclr.build(**{**CASE.cfg, **still, **changes}, dtype="float32")
+    net, recipe = snclr.build(**CASE.arguments(**still, **changes))
     net = Linear(**{name: getattr(net, name) for name in snclr.SNCLR.__annotations__})
     params = fill(net.init, KEY, BATCH["video"][:, 0] / 255, BATCH["valid"])["params"]
     params = jax.tree.map(jnp.asarray, params)

@@ -28,7 +28,7 @@ from vtp_jax.types import State, UserError
 CASE, KEY = cases.CASES["tvtsv2"], jax.random.key(0)
 V, T = CASE.video[:2]
 K, FEATURES = CASE.texts, CASE.cfg["features"]
-NET, RECIPE = tvtsv2.build(**CASE.cfg, vocab_size=WORDS["vocab_size"], dtype="float32")
+NET, RECIPE = tvtsv2.build(**CASE.arguments())
 TIME = "visual/encoder/blocks/time_attn"
 
 

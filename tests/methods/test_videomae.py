@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.arrays import fill
-from tests.methods.cases import CASES
-from tests.methods.laws import SIZE, Made, shapes
+from tests.methods import cases
+from tests.methods.laws import SIZE, shapes
 from vtp_jax import masking
 from vtp_jax.methods import videomae
 from vtp_jax.nn import embed
@@ -70,7 +70,7 @@ def both_papers():
     ],
 )
 def test_counts_of_visible_and_predicted_tokens_are_the_papers(recipe, side, seen, asked):
-    """Section 10 of both papers' sheets. The decoder reads both together: 944 for V2's B."""
+    """The decoder reads both together: 944 for V2's B."""
     video = jax.ShapeDtypeStruct((16, 16, side, side, 3), jnp.uint8)
     draws = jax.eval_shape(lambda k: videomae.draw(*videomae.build(**recipe), k, video), KEY)
     assert draws.mask.keep.shape == (16, seen) and draws.ask.shape == (16, asked)
@@ -141,7 +141,7 @@ def test_visible_tokens_are_a_set():
 
 
 def test_an_embedding_is_the_mean_of_all_tokens():
-    made = Made(CASES["videomae"])
+    made = cases.made("videomae")
     found = made.encoders(made.params, {}, made.case.batch())["video"]
     assert found["tokens"].shape == found["raw"].shape == (8, 8, 16) and found["mask"].all()
     np.testing.assert_allclose(found["tokens"].mean(axis=1), found["embedding"], atol=1e-5)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.arrays import fill
+from tests.methods.laws import shapes
 from tests.tasks import test_retrieve
 from vtp_jax import tree
 from vtp_jax.methods import omnivl, simvtp
@@ -43,17 +44,9 @@ def base(name, **changes) -> Method:
 
 def example(seed=0, label=(0, 5, 3, 1)):
     """Four clips of four frames, each with a question of another length."""
-    rng, mask = np.random.default_rng(seed), np.arange(6) < np.array([[6], [5], [3], [4]])
-    text = np.where(mask, rng.integers(5, 20, mask.shape), 0)
-    text[:, 0] = OMNIVL["cls_id"]
-    return dict(
-        video=jnp.asarray(rng.integers(0, 256, (4, 4, 16, 16, 3)), jnp.uint8),
-        text=jnp.asarray(text, jnp.int32),
-        text_mask=jnp.asarray(mask),
-        valid=jnp.ones(4, bool),
-        id=jnp.arange(4, dtype=jnp.int32) + 10 * seed,
-        label=jnp.asarray(label, jnp.int32),
-    )
+    batch = test_retrieve.example(4, seed, length=6)
+    ids = jnp.arange(4, dtype=jnp.int32) + 10 * seed
+    return {**batch, "id": ids, "label": jnp.asarray(label, jnp.int32)}
 
 
 class Made(NamedTuple):
@@ -68,7 +61,7 @@ class Made(NamedTuple):
 def build(name, **changes) -> Made:
     task = dict(answers=ANSWERS, fuse=FUSE[name], drop=UNUSED[name], dropout=0.0) | changes
     method = answer.make(base=base(name), **task)
-    spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in example().items()}
+    spec = shapes(example())
     params = jax.tree.map(jnp.asarray, fill(lambda key: method.init(key, spec), KEY))
     grad = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
     return Made(

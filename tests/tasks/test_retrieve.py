@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.methods.laws import shapes
 from vtp_jax import tree
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import embed
@@ -74,10 +75,6 @@ def example(b=8, seed=0, length=7):
     )
 
 
-def spec_of(batch):
-    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
-
-
 class Made(NamedTuple):
     """A task with parameters and extra, and its functions compiled once for all tests."""
 
@@ -91,12 +88,12 @@ class Made(NamedTuple):
 @cache
 def compiled(base: str, changes: str, task: str) -> Made:
     method = retrieve.make(base=BASES[base](**json.loads(changes)), **json.loads(task))
-    params = dict(jax.jit(lambda key: method.init(key, spec_of(example())))(KEY))
+    params = dict(jax.jit(lambda key: method.init(key, shapes(example())))(KEY))
     # Norms are drawn: those of a start would hide a swap.
     for i, name in enumerate(n for n in params if n.endswith("_norm")):
         draw = jax.random.normal(jax.random.key(i), (2, params[name]["scale"].shape[0]))
         params[name] = dict(scale=1 + 0.1 * draw[0], bias=0.1 * draw[1])
-    extra = method.start(KEY, spec_of(example()), params)
+    extra = method.start(KEY, shapes(example()), params)
     grad = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
     return Made(method, params, extra, grad, {k: jax.jit(f) for k, f in method.encode.items()})
 
@@ -139,19 +136,19 @@ def test_two_towers_start_equal_without_what_they_do_not_use():
     assert set(params["text"]) == {"encoder", "text_embed"}
     both = zip(*(jax.tree.leaves(params[t]["encoder"]) for t in retrieve.KINDS), strict=True)
     assert all((a == b).all() for a, b in both)
-    fresh = build().method.init(KEY, spec_of(example()))
+    fresh = build().method.init(KEY, shapes(example()))
     for norm in ("video_norm", "text_norm"):
         assert (fresh[norm]["scale"] == 1).all() and (fresh[norm]["bias"] == 0).all()
 
 
 def test_parameters_of_the_published_model():
     base = simvtp.make(size="B", vocab_size=30522)
-    spec = spec_of(example()) | dict(video=jax.ShapeDtypeStruct((2, 16, 224, 224, 3), np.uint8))
+    spec = shapes(example()) | dict(video=jax.ShapeDtypeStruct((2, 16, 224, 224, 3), np.uint8))
     spec = {**spec, "text": jax.ShapeDtypeStruct((2, 32), np.int32)}
     spec = {**spec, "text_mask": jax.ShapeDtypeStruct((2, 32), np.bool_)}
     method = retrieve.make(base=base, drop=DROP)
-    shapes = jax.eval_shape(lambda key: method.init(key, spec), KEY)
-    assert tree.size(shapes) == 195_111_168
+    found = jax.eval_shape(lambda key: method.init(key, spec), KEY)
+    assert tree.size(found) == 195_111_168
 
 
 def test_towers_are_trained_apart():
@@ -333,7 +330,7 @@ def test_a_narrower_text_net_is_rejected():
 
     made = retrieve.make(base=base._replace(encode={**base.encode, "text": text}))
     with pytest.raises(UserError, match="mean_norm: raw of 'video' 6 and 'text' 4 wide do not"):
-        made.init(KEY, spec_of(example()))
+        made.init(KEY, shapes(example()))
 
 
 def test_a_batch_that_does_not_divide_into_groups_is_rejected():
