@@ -15,7 +15,7 @@ motion and background; 200 of them are held out from training and used for retri
 
 from ml_collections import ConfigDict
 
-from vtp_jax.setup.recipes import DECAY, SHARDING, parse_arg
+from vtp_jax.setup.recipes import DECAY, SHARDING, parse_arg, share
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -51,7 +51,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.unroll = 3
 
     c.optim = ConfigDict()
-    c.optim.lr = dict(kind="warmup_cosine", peak=1.8e-3, end=1e-5, warmup=150, steps=c.steps)
+    c.optim.lr = dict(
+        kind="warmup_cosine", peak=1.8e-3, end=1e-5,
+        warmup=share(c, 150, 2400), steps=share(c, 1, 1),
+    )  # fmt: skip
     c.optim.betas = (0.9, 0.95)
     c.optim.weight_decay = 0.05
     c.optim.rules = DECAY
@@ -74,6 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.data.train, c.data.evals = dict(clips=64), dict(val=dict(clips=16))
         c.data.text.update(path=None, vocab_size=256)
         c.method.size, c.method.unroll = (64, 1, 1, 128), 1
-        c.optim.lr.update(peak=1e-3, warmup=4, steps=c.steps)
+        c.optim.lr.update(peak=1e-3)
+        c.optim.lr.warmup = share(c, 4, 12)
         c.evals.retrieval.every, c.checkpoint.every, c.log.every = 6, 6, 2
     return c

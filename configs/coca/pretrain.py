@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vtp_jax.setup.recipes import NO_DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
+from vtp_jax.setup.recipes import NO_DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick, share
 
 SPLIT_CROSS = [
     (r".*/blocks/cross/q", (None, "fsdp", "tensor", None)),
@@ -83,8 +83,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # Warm-up from 0 over 2 % of the run, then linear decay to 0.
     c.optim = ConfigDict()
     c.optim.lr = dict(
-        kind="warmup_linear", peak=8e-4, end=0.0, warmup=c.steps // 50, steps=c.steps
-    )  # fmt: skip
+        kind="warmup_linear", peak=8e-4, end=0.0, warmup=share(c, 1, 50), steps=share(c, 1, 1)
+    )
     c.optim.betas = (0.9, 0.999)
     c.optim.weight_decay = 0.01
     c.optim.rules = [(NO_DECAY + "|logit_scale", dict(wd=0.0)), (r".*", dict())]
@@ -110,7 +110,8 @@ def shrink(c: ConfigDict) -> None:
     c.data.text.update(path=None, length=24, vocab_size=256)
     c.method.update(size="tiny", side=32, patch=8, queries=8, length=24, dtype="float32")
     c.method.remat = None
-    c.optim.lr.update(peak=8e-4, warmup=10, steps=c.steps)
+    c.optim.lr.update(peak=8e-4)
+    c.optim.lr.warmup = share(c, 1, 2)
     c.evals.val = dict(type="mean", stream="val", every=10)
     c.evals.retrieval = dict(type="retrieval", stream="val", every=10)
     c.evals.captions = dict(type="caption", stream="val", every=10)

@@ -19,7 +19,7 @@ rate, batch, epochs and augmentation are choices of this config, close to those 
 from ml_collections import ConfigDict
 
 from vtp_jax.setup import shipped
-from vtp_jax.setup.recipes import DECAY, parse_arg
+from vtp_jax.setup.recipes import DECAY, parse_arg, share
 
 pretrain = shipped.module("omnivl/pretrain")
 
@@ -55,11 +55,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def ask(epochs: int, batch: int, rate: float) -> ConfigDict:
     """Training on MSRVTT-QA, without the method."""
-    epoch = 158_581 // batch
     c = ConfigDict()
     c.seed = 0
-    c.steps = epochs * epoch
     c.batch = batch
+    epoch = 158_581 // c.get_ref("batch")
+    c.steps = epochs * epoch
 
     c.data = ConfigDict()
     c.data.kind = "files"
@@ -80,8 +80,9 @@ def ask(epochs: int, batch: int, rate: float) -> ConfigDict:
 
     c.optim = ConfigDict()
     c.optim.lr = dict(
-        kind="warmup_cosine", peak=rate, end=rate / 100, warmup=epoch // 2, steps=c.steps
-    )
+        kind="warmup_cosine", peak=rate, end=rate / 100,
+        warmup=share(c, 1, 2 * epochs), steps=share(c, 1, 1),
+    )  # fmt: skip
     c.optim.betas = (0.9, 0.999)
     c.optim.weight_decay = 0.05
     c.optim.rules = DECAY
@@ -103,6 +104,7 @@ def shrink(c: ConfigDict) -> None:
     c.data.video = dict(frames=4, stride=4, size=32, crop="centre")
     c.data.text = dict(kind="sentencepiece", path=None, length=12)
     c.task.answers = 100
-    c.optim.lr.update(peak=2e-3, end=1e-4, warmup=4, steps=c.steps)
+    c.optim.lr.update(peak=2e-3, end=1e-4)
+    c.optim.lr.warmup = share(c, 4, 24)
     c.evals.answer.every = 12
     c.checkpoint.every, c.log.every = 12, 6

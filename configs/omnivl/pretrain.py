@@ -37,7 +37,14 @@ deviation of pixels (CLIP's).
 
 from ml_collections import ConfigDict
 
-from vtp_jax.setup.recipes import DECAY, SPLIT_BLOCKS, SPLIT_REST, SPLIT_WORDS, parse_arg
+from vtp_jax.setup.recipes import (
+    DECAY,
+    SPLIT_BLOCKS,
+    SPLIT_REST,
+    SPLIT_WORDS,
+    parse_arg,
+    share,
+)
 
 TIME = r"visual/(time_position|video_patch_embed/.*|encoder/blocks/(time_\w+|norm_time)/.*)"
 STACKED = (None, "fsdp", "tensor")
@@ -56,12 +63,13 @@ def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "images", "scratch", "tiny")
     images = "images" in switches
     batch, epochs, rows = (2880, 20, 14_000_000) if images else (800, 10, 2_500_000)
-    epoch = rows // batch * (5 if images else 10) // 4  # 4 of these 5 or 10 batches
 
     c = ConfigDict()
     c.seed = 0
-    c.steps = epochs * epoch
     c.batch = batch
+    # 4 of these 5 or 10 batches
+    epoch = rows // c.get_ref("batch") * (5 if images else 10) // 4
+    c.steps = epochs * epoch
 
     c.data = ConfigDict()
     c.data.kind = "files"
@@ -92,14 +100,15 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.temperature = 0.07
     c.method.queue = 57600
     c.method.momentum = 0.995
-    c.method.alpha = dict(kind="linear", start=0.0, end=0.4, steps=2 * epoch)
+    c.method.alpha = dict(kind="linear", start=0.0, end=0.4, steps=share(c, 2, epochs))
     c.method.dtype = "bfloat16"
     c.method.remat = "nothing_saveable"
 
     c.optim = ConfigDict()
     c.optim.lr = dict(
-        kind="warmup_cosine", peak=3e-4 if images else 8e-5, end=1e-6, warmup=3000, steps=c.steps
-    )
+        kind="warmup_cosine", peak=3e-4 if images else 8e-5, end=1e-6,
+        warmup=share(c, 3000, c.steps), steps=share(c, 1, 1),
+    )  # fmt: skip
     c.optim.betas = (0.9, 0.999)
     c.optim.weight_decay = 0.05
     resting = [(TIME, dict(frozen=True))] if images else []
@@ -155,8 +164,9 @@ def shrink(c: ConfigDict, images: bool) -> None:
     shrink_net(c)
     c.method.update(features=32, momentum=0.9)
     del c.method.remat
-    c.method.alpha.steps = 12
-    c.optim.lr.update(peak=2e-3, end=1e-4, warmup=4, steps=c.steps)
+    c.method.alpha.steps = share(c, 1, 2)
+    c.optim.lr.update(peak=2e-3, end=1e-4)
+    c.optim.lr.warmup = share(c, 4, 24)
     c.evals.retrieval = dict(type="retrieval", stream="val", every=12)
     c.evals.rerank = dict(type="rerank", stream="val", k=8, block=32)
     c.checkpoint = dict(every=12, keep=2)

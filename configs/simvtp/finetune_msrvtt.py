@@ -33,6 +33,8 @@ from vtp_jax.setup.recipes import (
     SPLIT_WORDS,
     layer_decay,
     parse_arg,
+    per_clips,
+    share,
 )
 
 # Pretrained parameters that neither tower uses.
@@ -42,13 +44,13 @@ LAST_NORM = (r"encoder_norm/.*",)
 
 def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "tiny", "official", "last_norm")
-    batch, epochs, rows = 64, 100, 9000
-    epoch = rows // batch
+    epochs, rows = 100, 9000
 
     c = ConfigDict()
     c.seed = 0
+    c.batch = 64
+    epoch = rows // c.get_ref("batch")
     c.steps = epochs * epoch
-    c.batch = batch
 
     c.data = ConfigDict()
     c.data.kind = "files"
@@ -82,8 +84,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # AdamW; base rate 3e-4 for 256 clips, warm-up from 0 over 5 epochs, cosine to 1e-6 for 256.
     c.optim = ConfigDict()
     c.optim.lr = dict(
-        kind="warmup_cosine", peak=3e-4 * batch / 256, end=1e-6 * batch / 256,
-        warmup=5 * epoch, steps=c.steps,
+        kind="warmup_cosine", peak=per_clips(c, 3e-4), end=per_clips(c, 1e-6),
+        warmup=share(c, 5, epochs), steps=share(c, 1, 1),
     )  # fmt: skip
     c.optim.betas = (0.9, 0.999)
     c.optim.weight_decay = 0.05
@@ -137,7 +139,8 @@ def shrink(c: ConfigDict) -> None:
     c.method.cube = (2, 8, 8)
     if "groups" in c.task:
         c.task.groups = 2
-    c.optim.lr.update(peak=1e-3, end=1e-5, warmup=4, steps=c.steps)
+    c.optim.lr.update(peak=1e-3, end=1e-5)
+    c.optim.lr.warmup = share(c, 4, 20)
     c.evals.retrieval.every = 10
     c.checkpoint.update(every=10)
     c.log.every = 5

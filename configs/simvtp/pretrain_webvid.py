@@ -29,18 +29,18 @@ of videos with captions as CSV, JSONL or SimVTP's JSON.
 
 from ml_collections import ConfigDict
 
-from vtp_jax.setup.recipes import DECAY, SHARDING, parse_arg
+from vtp_jax.setup.recipes import DECAY, SHARDING, parse_arg, per_clips, share
 
 
 def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "scratch", "tiny", "official")
-    batch, epochs, rows = 1024, 200, 2_500_000
-    epoch = rows // batch
+    epochs, rows = 200, 2_500_000
 
     c = ConfigDict()
     c.seed = 0
+    c.batch = 1024
+    epoch = rows // c.get_ref("batch")
     c.steps = epochs * epoch
-    c.batch = batch
 
     c.data = ConfigDict()
     c.data.kind = "files"
@@ -62,8 +62,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # AdamW; base rate 1.5e-4 for 256 clips, warm-up from 0 over 40 epochs, cosine to 1e-5.
     c.optim = ConfigDict()
     c.optim.lr = dict(
-        kind="warmup_cosine", peak=1.5e-4 * batch / 256, end=1e-5 * batch / 256,
-        warmup=40 * epoch, steps=c.steps,
+        kind="warmup_cosine", peak=per_clips(c, 1.5e-4), end=per_clips(c, 1e-5),
+        warmup=share(c, 40, epochs), steps=share(c, 1, 1),
     )  # fmt: skip
     c.optim.betas = (0.9, 0.95)
     c.optim.weight_decay = 0.05
@@ -105,7 +105,8 @@ def shrink(c: ConfigDict) -> None:
     c.method.cube = (2, 8, 8)
     if "groups" in c.method:
         c.method.groups = 2
-    c.optim.lr.update(peak=1e-3, end=1e-5, warmup=4, steps=c.steps)
+    c.optim.lr.update(peak=1e-3, end=1e-5)
+    c.optim.lr.warmup = share(c, 4, 20)
     c.evals.val = dict(type="mean", stream="val", every=10)
     c.evals.retrieval = dict(type="retrieval", stream="val", every=10)
     c.checkpoint = dict(every=10, keep=2, best=("retrieval/t2v_r1", "max"))

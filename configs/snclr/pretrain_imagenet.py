@@ -17,7 +17,7 @@ has 1.5e-5. The list of images names files; an image is read as a video of one f
 
 from ml_collections import ConfigDict
 
-from vtp_jax.setup.recipes import SPLIT_BLOCKS, SPLIT_REST, parse_arg
+from vtp_jax.setup.recipes import SPLIT_BLOCKS, SPLIT_REST, parse_arg, per_clips, share
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
     c.batch = 4096
     rows, epochs, frames = (240_000, 300, 8) if "clips" in switches else (1_281_167, 300, 1)
-    epoch = rows // c.batch
+    epoch = rows // c.get_ref("batch")
     c.steps = epochs * epoch
 
     c.data = ConfigDict()
@@ -48,14 +48,15 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method.queue = 128_000
     c.method.groups = 32 if "per_gpu" in switches else 1
     c.method.temperature = 0.2
-    c.method.momentum = dict(kind="cosine", start=0.99, end=1.0, steps=c.steps)
+    c.method.momentum = dict(kind="cosine", start=0.99, end=1.0, steps=share(c, 1, 1))
     c.method.dtype = "bfloat16"
 
     # AdamW that decays everything; warm-up from 0 over 40 epochs, cosine to 0. The embedding of
     # cubes stays at its random initialization (MoCo v3).
     c.optim = ConfigDict()
     c.optim.lr = dict(
-        kind="warmup_cosine", peak=1.5e-4 * c.batch / 256, end=0.0, warmup=40 * epoch, steps=c.steps
+        kind="warmup_cosine", peak=per_clips(c, 1.5e-4), end=0.0,
+        warmup=share(c, 40, epochs), steps=share(c, 1, 1),
     )  # fmt: skip
     c.optim.betas = (0.9, 0.999)
     c.optim.weight_decay = 0.1
@@ -84,8 +85,8 @@ def shrink(c: ConfigDict) -> None:
     c.method.cube = (2, 8, 8)
     c.method.update(hidden=128, features=32, neighbours=4, queue=64)
     c.method.groups = min(c.method.groups, 4)
-    c.method.momentum.update(steps=c.steps)
-    c.optim.lr.update(peak=2e-3, warmup=5, steps=c.steps)
+    c.optim.lr.update(peak=2e-3)
+    c.optim.lr.warmup = share(c, 5, 30)
     c.evals.val = dict(type="probe", stream="val", ks=(1, 5), every=15)
     c.checkpoint = dict(every=15, keep=2)
     c.log.every = 5

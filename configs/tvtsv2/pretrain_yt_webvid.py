@@ -37,7 +37,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vtp_jax.setup.recipes import DECAY, NO_DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
+from vtp_jax.setup.recipes import (
+    DECAY,
+    NO_DECAY,
+    SPLIT_BLOCKS,
+    SPLIT_REST,
+    parse_arg,
+    pick,
+    share,
+)
 
 PIECES = 4
 NEW = r"visual/encoder/blocks/(time_attn|norm_time)/.*|sorter/.*"
@@ -71,13 +79,12 @@ RECIPES = {
 def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "B32", "H14", "official", "scratch", "tiny")
     recipe, gpus = pick(switches, RECIPES, "B16"), 80
-    batch = recipe.clips * gpus
-    epoch = 2 * (1_000_000 // batch)  # steps: the two sources alternate
 
     c = ConfigDict()
     c.seed = 0
+    c.batch = recipe.clips * gpus
+    epoch = 2 * (1_000_000 // c.get_ref("batch"))  # steps: the two sources alternate
     c.steps = 10 * epoch
-    c.batch = batch
     c.warm_start = ((f"weights/{recipe.clip}", r"params/(visual|text)/(.*)", r"params/\1/\2"),)
     c.fresh = (rf"params/({NEW})", "params/visual/time_position")
 
@@ -114,7 +121,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # AdamW, 1e-4 for new parameters and a thousandth of it for CLIP's; a tenth after 6 and 8 of 10
     # epochs. No warm-up, no clipping.
     c.optim = ConfigDict()
-    c.optim.lr = dict(kind="stairs", value=1e-4, factor=0.1, at=(6 * epoch, 8 * epoch))
+    stairs = (share(c, 6, 10), share(c, 8, 10))
+    c.optim.lr = dict(kind="stairs", value=1e-4, factor=0.1, at=stairs)
     c.optim.betas = (0.9, 0.999)
     c.optim.eps = 1e-6
     c.optim.weight_decay = 0.05
@@ -164,7 +172,7 @@ def shrink(c: ConfigDict) -> None:
     c.method.update(
         size="tiny", features=64, side=32, patch=8, frames=8, act="quick_gelu", dtype="float32"
     )
-    c.optim.lr.update(value=1e-3, at=(12, 16))
+    c.optim.lr.value = 1e-3
     c.evals.retrieval = dict(type="retrieval", stream="val", every=10)
     c.evals.order = dict(type="mean", stream="order", every=10)
     c.checkpoint = dict(every=10, keep=2)

@@ -30,7 +30,16 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vtp_jax.setup.recipes import DECAY, SPLIT_BLOCKS, SPLIT_REST, layer_decay, parse_arg, pick
+from vtp_jax.setup.recipes import (
+    DECAY,
+    SPLIT_BLOCKS,
+    SPLIT_REST,
+    layer_decay,
+    parse_arg,
+    per_clips,
+    pick,
+    share,
+)
 
 UNUSED = ("decoder.*", "encoder_to_decoder.*", "mask_token", "encoder_norm.*")
 FIRST = r"base/patch_embed/.*"  # has the lowest rate
@@ -100,12 +109,12 @@ def get_config(arg: str = "") -> ConfigDict:
 def recognise(recipe: Recipe, source: str) -> ConfigDict:
     """Fine-tuning from the encoder in `source`."""
     dataset = DATA[recipe.data]
-    epoch = dataset.rows // recipe.batch
 
     c = ConfigDict()
     c.seed = 0
-    c.steps = recipe.epochs * epoch
     c.batch = recipe.batch
+    epoch = dataset.rows // c.get_ref("batch")
+    c.steps = recipe.epochs * epoch
     c.warm_start = ((source, "params/(patch_embed|encoder)/(.*)", r"params/base/\1/\2"),)
     c.fresh = ("params/(fc_norm|head)/.*",)
 
@@ -145,8 +154,8 @@ def recognise(recipe: Recipe, source: str) -> ConfigDict:
     # AdamW; warm-up from 0.
     c.optim = ConfigDict()
     c.optim.lr = dict(
-        kind="warmup_cosine", peak=recipe.rate * recipe.batch / 256,
-        end=recipe.end * recipe.batch / 256, warmup=recipe.warmup * epoch, steps=c.steps,
+        kind="warmup_cosine", peak=per_clips(c, recipe.rate), end=per_clips(c, recipe.end),
+        warmup=share(c, recipe.warmup, recipe.epochs), steps=share(c, 1, 1),
     )  # fmt: skip
     c.optim.betas = (0.9, 0.999)
     c.optim.weight_decay = recipe.weight_decay
@@ -173,7 +182,8 @@ def shrink(c: ConfigDict) -> None:
     c.method.update(size="tiny", cube=(2, 8, 8), remat=None)
     with c.task.ignore_type():  # pick may be a path
         c.task.update(classes=12, pick=(), mixup=0.1, cutmix=0.1)
-    c.optim.lr.update(peak=2e-3, end=1e-5, warmup=4, steps=c.steps)
+    c.optim.lr.update(peak=2e-3, end=1e-5)
+    c.optim.lr.warmup = share(c, 4, 30)
     c.optim.rules = [*layer_decay(0.75, 2, first=FIRST), *DECAY]
     c.checkpoint = dict(every=15, keep=2)
     c.log.every = 10

@@ -27,7 +27,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vtp_jax.setup.recipes import DECAY, SPLIT_BLOCKS, SPLIT_REST, parse_arg, pick
+from vtp_jax.setup.recipes import (
+    DECAY,
+    SPLIT_BLOCKS,
+    SPLIT_REST,
+    parse_arg,
+    per_clips,
+    pick,
+    share,
+)
 
 
 class Recipe(NamedTuple):
@@ -55,12 +63,12 @@ RECIPES = {
 def get_config(arg: str = "") -> ConfigDict:
     switches = parse_arg(arg, "S", "L", "H", "ssv2", "ssv2_S", "ucf101", "tiny")
     recipe = pick(switches, RECIPES, "B")
-    epoch = recipe.rows // recipe.batch
 
     c = ConfigDict()
     c.seed = 0
-    c.steps = recipe.epochs * epoch
     c.batch = recipe.batch
+    epoch = recipe.rows // c.get_ref("batch")
+    c.steps = recipe.epochs * epoch
 
     c.data = ConfigDict()
     c.data.kind = "files"
@@ -80,8 +88,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # AdamW; warm-up from 0 over 40 epochs, cosine to 1e-5 for 256 clips.
     c.optim = ConfigDict()
     c.optim.lr = dict(
-        kind="warmup_cosine", peak=recipe.rate * recipe.batch / 256,
-        end=1e-5 * recipe.batch / 256, warmup=40 * epoch, steps=c.steps,
+        kind="warmup_cosine", peak=per_clips(c, recipe.rate), end=per_clips(c, 1e-5),
+        warmup=share(c, 40, recipe.epochs), steps=share(c, 1, 1),
     )  # fmt: skip
     c.optim.betas = (0.9, 0.95)
     c.optim.weight_decay = 0.05
@@ -106,7 +114,8 @@ def shrink(c: ConfigDict) -> None:
     c.data.evals = dict(val=dict(clips=32))
     c.data.video.update(frames=8, stride=2, size=32)
     c.method.update(size="tiny", cube=(2, 8, 8), ratio=0.75, remat=None)
-    c.optim.lr.update(peak=1e-3, end=1e-5, warmup=4, steps=c.steps)
+    c.optim.lr.update(peak=1e-3, end=1e-5)
+    c.optim.lr.warmup = share(c, 4, 20)
     c.evals.val = dict(type="mean", stream="val", every=10)
     c.checkpoint = dict(every=10, keep=2)
     c.log.every = 5

@@ -3,12 +3,15 @@
 A config is a name such as `simvtp/pretrain_webvid` or a `FILE.py`, either with `:ARG` (a Python
 file with `get_config(arg)`; reading it executes it), or a `FILE.json` (the resolved form that every
 run writes; data only). `--config.a.b=value` changes
-one value, typed as in the file, or adds one: the part that takes a section checks its names.
+one value, typed as in the file, or adds one: the part that takes a section checks its names. What a
+Python file computes from `c.get_ref("steps")` follows when a flag changes the steps, unless a flag
+sets it too; a JSON file has numbers only.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import traceback
@@ -16,7 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict, FieldReference
 
 from vtp_jax.setup import cli, shipped
 from vtp_jax.types import UserError
@@ -69,7 +75,15 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError on a section that is unknown or missing, and as `read` does.
     """
-    return make(read(spec, overrides))
+    cfg = make(read(spec, overrides))
+    rate = cfg.optim.get("lr")
+    ends = rate.get("steps", cfg.steps) if isinstance(rate, Mapping) else cfg.steps
+    if ends != cfg.steps:
+        logging.warning(
+            "config %s: the run has %s steps, but its rate ends at step %s (optim.lr.steps)",
+            spec, cfg.steps, ends,
+        )  # fmt: skip
+    return cfg
 
 
 def make(sections: Mapping[str, Any] | ConfigDict) -> Config:
@@ -137,6 +151,8 @@ def execute(path: Path, argument: str, where: str) -> ConfigDict:
 def change(value: Any, keys: Sequence[str], text: str, where: str) -> Any:
     """`value` with the entry at `keys` replaced by what `text` denotes. A number is a place in a
     tuple or list, from 0; a key that a dict lacks is added."""
+    if isinstance(value, FieldReference):  # in a tuple
+        value = value.get()
     if not keys:
         return parse(text, value, where)
     key, inner = keys[0], f"{where}.{keys[0]}"
@@ -190,12 +206,31 @@ def parse(text: str, old: Any, where: str) -> Any:
     return value
 
 
-def plain(config: Any) -> Any:
-    """A config as dicts, lists and scalars: what makers take and JSON files hold."""
+def plain(config: Any, where: str = "config") -> Any:
+    """A config as dicts, lists and scalars: what makers take and JSON files hold.
+
+    Values that are computed from others get their number, paths become text, numpy's and JAX's
+    numbers those of Python, dtypes their name. Raises UserError on what JSON cannot hold.
+    """
+    if isinstance(config, FieldReference):
+        return plain(config.get(), where)
     if isinstance(config, ConfigDict):
-        return plain(config.to_dict())
+        return plain(config.to_dict(), where)
     if isinstance(config, Mapping):
-        return {str(k): plain(v) for k, v in config.items()}
+        return {str(k): plain(v, f"{where}.{k}") for k, v in config.items()}
     if isinstance(config, (list, tuple)):
-        return [plain(v) for v in config]
-    return config
+        return [plain(v, f"{where}.{i}") for i, v in enumerate(config)]
+    if config is None or type(config) in (bool, int, float, str):
+        return config
+    if isinstance(config, os.PathLike):
+        return os.fspath(config)
+    if isinstance(config, (bool, int, float, str)):  # an IntEnum, a numpy.float64
+        kinds = (bool, int, float, str)
+        return next(kind(config) for kind in kinds if isinstance(config, kind))
+    if isinstance(config, (np.generic, np.ndarray, jax.Array)):
+        return plain(np.asarray(config).tolist(), where)
+    with contextlib.suppress(TypeError):
+        if not (dtype := np.dtype(config)).hasobject:
+            return dtype.name
+    kind = type(config).__name__
+    raise UserError(f"{where} is a {kind}, which config.json cannot hold; write it as plain data")

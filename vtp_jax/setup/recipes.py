@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+from ml_collections import ConfigDict, FieldReference
+
 T = TypeVar("T")
 
 # Leading axes of stacked blocks are layers. An axis that does not divide a dimension leaves it
@@ -43,6 +45,20 @@ def layer_decay(
     for names, lr in rates:
         rules += [(rf"(?=({NO_DECAY})$)({names})", dict(lr=lr, wd=0.0)), (names, dict(lr=lr))]
     return rules
+
+
+def share(c: ConfigDict, part: int, whole: int) -> FieldReference:
+    """`part` of `whole` of the run's steps, rounded down: `share(c, 40, 200)` is 40 of 200 epochs.
+
+    Like everything computed from `c.get_ref(...)`, it follows when a switch or a flag changes what
+    it was computed from, and is a plain number to whoever reads the config.
+    """
+    return c.get_ref("steps") * part // whole
+
+
+def per_clips(c: ConfigDict, value: float, clips: int = 256) -> FieldReference:
+    """`value` for batches of `clips` rows, in proportion to the rows of the run's batches."""
+    return value * c.get_ref("batch").to_float() / clips
 
 
 def pick(switches: set[str], table: Mapping[str, T], default: str) -> T:
