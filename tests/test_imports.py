@@ -21,15 +21,16 @@ ALLOWED = {
     "schedules": {"types"},
     **{part: BASE | PARTS for part in PARTS},
     "methods": BASE | PARTS,
-    "tasks": BASE | PARTS,
+    "tasks": BASE | PARTS | {"lines"},
+    "lines": {"types"},
     "pickles": {"types"},
-    "data": {"types", "pickles"},
-    "run": BASE,
+    "data": {"types", "lines", "pickles"},
+    "run": BASE | {"lines"},
     "evals": {"types", "run"},
-    "setup": BASE | {"nn", "data", "evals", "run"},
-    "show": {"types", "run", "evals", "setup"},
-    "measure": BASE | {"data", "run", "setup"},
-    "convert": BASE | PARTS | {"pickles", "methods", "tasks", "run", "setup", "reference"},
+    "setup": BASE | {"lines", "nn", "data", "evals", "run"},
+    "show": {"types", "lines", "run", "evals", "setup"},
+    "measure": BASE | {"lines", "data", "run", "setup"},
+    "convert": BASE | PARTS | {"lines", "pickles", "methods", "tasks", "run", "setup", "reference"},
     "reference": {"types"},  # conversions are checked against it: it shares nothing
 }
 

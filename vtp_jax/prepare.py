@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from vtp_jax import lines
 from vtp_jax.data import inputs, processes, sets, shapes, shards, sources, text, video
 from vtp_jax.run import metrics
 from vtp_jax.setup import cli
@@ -85,7 +86,7 @@ def add_shards(command: argparse.ArgumentParser) -> None:
     form = shards.Form()
     add = command.add_argument
     given = command.add_mutually_exclusive_group(required=True)
-    given.add_argument("--list", help="a file that names videos below --root")
+    given.add_argument("--list", "--captions", help="a file that names videos below --root")
     given.add_argument("--tars", nargs="+", help="WebDataset tars, or folders of them")
     given.add_argument("--tfds", help="a data set of TFDS that is prepared already")
     given.add_argument("--set", help="one of the community's data sets; see docs/datasets.md")
@@ -205,16 +206,21 @@ def print_manifest(out: Path, made: Mapping[str, Any]) -> None:
 
 def remove(args: argparse.Namespace) -> None:
     ids = Path(args.ids)
-    if not ids.is_file():
+    if not ids.exists():
         raise UserError(f"no file '{ids}'; write an id on each line")
-    try:
-        lines = ids.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{ids} is not UTF-8; save it as UTF-8") from None
-    wanted = set(filter(None, map(str.strip, lines)))
-    made = shards.remove(Path(args.shards), wanted)
-    gone = made["causes"].get("removed", 0)
-    print(f"{args.shards}: {made['records']} records are left, {gone} have been taken down")
+    wanted = {one: number for number, one in lines.items(ids)}
+    if not wanted:
+        raise UserError(f"{ids} is empty; write an id on each line")
+    made, gone, unknown = shards.remove(Path(args.shards), wanted)
+    print(
+        f"{args.shards}: {made['records']} records are left, {gone} have been taken down "
+        f"({made['causes'].get('removed', 0)} in all)"
+    )
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} of {len(wanted)} ids are nowhere in {args.shards}, first "
+            f"'{unknown[0]}' ({ids}, line {wanted[unknown[0]]}); correct them and run again"
+        )
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:

@@ -117,10 +117,14 @@ def test_a_run_that_is_killed_at_any_moment_resumes(corpus, made, tmp_path):
 def test_removed_records_do_not_come_back(corpus, made, tmp_path, capsys):
     for path in made.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "ids.txt").write_text("id4\nid9\n\nnobody\n")
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfid4\r\nid9\r\n\r\nnobody\r\n")  # Notepad's
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.glob("*.shard")}
-    prepare.main(f"remove --shards {tmp_path} --ids {tmp_path}/ids.txt".split())
-    assert "6 records are left, 2 have been taken down" in capsys.readouterr().out
+    argv = f"remove --shards {tmp_path} --ids {tmp_path}/ids.txt".split()
+    for now in (2, 0):  # what is gone is known, what never was is an error, each time
+        with pytest.raises(UserError, match="1 of 3 ids are nowhere.*'nobody' .*, line 4"):
+            prepare.main(argv)
+        told = f"6 records are left, {now} have been taken down (2 in all)"
+        assert told in capsys.readouterr().out
     assert [c.path for c in records.Shards(tmp_path)] == [f"id{k}" for k in (0, 1, 2, 5, 6, 8)]
     changed = {
         p.name
@@ -275,7 +279,8 @@ def test_a_removal_that_is_killed_resumes(corpus, made, tmp_path, monkeypatch):
         patch.setattr(shards, "write_json", die)
         with pytest.raises(KeyboardInterrupt):
             shards.remove(tmp_path, ["id4"])
-    manifest = shards.remove(tmp_path, ["id9"])
+    manifest, now, _ = shards.remove(tmp_path, ["id9"])
+    assert now == 2
     assert manifest["causes"] == dict(CAUSES, removed=2)
     assert [c.path for c in records.Shards(tmp_path)] == [f"id{k}" for k in (0, 1, 2, 5, 6, 8)]
 
@@ -335,7 +340,7 @@ def test_ids_are_unique(corpus, tmp_path):
     manifest = shards.finish(out)
     assert [c.path for c in records.Shards(out)] == ["one/0", "two/0"]
     assert [one["id"] for one in manifest["rejected"]] == ["one/one", "two/two"]
-    assert shards.remove(out, ["two/0"])["records"] == 1
+    assert shards.remove(out, ["two/0"])[0]["records"] == 1
 
     def items(keys):
         return lambda: (inputs.Item(sources.Clip(key, ()), film) for key in keys)

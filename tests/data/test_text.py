@@ -92,10 +92,14 @@ def test_clip_reads_bytes_and_joins_them_by_its_merges(clip):
 def test_another_file_than_clips_is_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match="must be CLIP's bpe_simple_vocab_16e6.txt.gz"):
         text.make(kind="clip", path=tmp_path / "none")
-    (tmp_path / "plain").write_text("a b c")
-    with pytest.raises(UserError, match="is not CLIP's file of merges") as error:
-        text.make(kind="clip", path=tmp_path / "plain")
-    assert "\n" not in str(error.value)
+    for content in ("a b c", "first\na b c"):
+        (tmp_path / "plain").write_text(content)
+        with pytest.raises(UserError, match="is not CLIP's file of merges") as error:
+            text.make(kind="clip", path=tmp_path / "plain")
+        assert "\n" not in str(error.value)
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(b"first\n" + b"a b\n" * 99)[:-4])
+    with pytest.raises(UserError, match="broken.gz is damaged"):
+        text.make(kind="clip", path=tmp_path / "broken.gz")
 
 
 def test_capitals_are_lost_and_the_unknown_shows(tokenizer):

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from vtp_jax import lines
 from vtp_jax.data import ops, records, rolls, tars, video
 from vtp_jax.data.inputs import Item, Task
 from vtp_jax.data.sources import clean
@@ -370,8 +371,7 @@ def read_summary(shard: Path) -> dict[str, Any]:
 def read_removed(out: Path) -> frozenset[str]:
     """The ids that have been taken down."""
     path = out / REMOVED
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return frozenset(filter(None, map(str.strip, lines)))
+    return frozenset(one for _, one in lines.each(path) if one) if path.exists() else frozenset()
 
 
 def finish(out: Path) -> dict[str, Any]:
@@ -406,20 +406,24 @@ def finish(out: Path) -> dict[str, Any]:
     return manifest
 
 
-def remove(out: Path, ids: Iterable[str]) -> dict[str, Any]:
+def remove(out: Path, ids: Collection[str]) -> tuple[dict[str, Any], int, list[str]]:
     """Removes records from finished shards; the others are unchanged. A run that is resumed later
-    does not add them again. Returns the manifest."""
+    does not add them again. Returns the manifest, the number of records that were removed now, and
+    the ids that no record has or had, in their order."""
     names = read_plan(out)["tasks"]
     with hold(out):
         summaries = {out / name: read_summary(out / name) for name in names}
         # Everything removed so far: an earlier removal may have been killed before it was done.
-        known = read_removed(out) | set(ids)
+        there = {one for found in summaries.values() for one in found["ids"]}
+        gone = {one for found in summaries.values() for one, *_ in found["refused"]}
+        unknown = [one for one in ids if one not in there | gone]
+        known = read_removed(out) | (set(ids) - set(unknown))
         new = records.temporary(out / REMOVED)
         new.write_text("".join(f"{one}\n" for one in sorted(known)), encoding="utf-8")
         os.replace(new, out / REMOVED)
         for path, one in summaries.items():
             take_out(path, one, known, "removed")
-        return finish(out)
+        return finish(out), len(there & known), unknown
 
 
 def take_out(shard: Path, summary: dict[str, Any], ids: AbstractSet[str], cause: str) -> None:

@@ -1,7 +1,7 @@
 """Lists of videos with their captions and labels, before any video is read.
 
-Formats: CSV (named columns); JSON lines (the same names); SimVTP's JSON, {path: caption} or {path:
-[captions]}; .txt, `path label` on each line (the lists of Kinetics and VideoMAE). Paths are
+Formats: CSV and TSV (named columns); JSON lines (the same names); SimVTP's JSON, {path: caption} or
+{path: [captions]}; .txt, `path label` on each line (the lists of Kinetics and VideoMAE). Paths are
 relative to `root`. Several captions of one video are several rows or a list, in the order of the
 file. Labels are whole numbers from 0.
 """
@@ -9,15 +9,15 @@ file. Labels are whole numbers from 0.
 from __future__ import annotations
 
 import bisect
-import csv
 import difflib
 import itertools
-import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vtp_jax import lines
 from vtp_jax.types import UserError
 
 VIDEOS = frozenset(
@@ -111,7 +111,7 @@ def load(
     answers: str | os.PathLike[str] | None = None,
     max_absent: float = 0.0,
 ) -> Source:
-    """The videos under `root` that the file `list` (.csv, .jsonl, .json or .txt) names.
+    """The videos under `root` that the file `list` (.csv, .tsv, .jsonl, .json or .txt) names.
 
     caption_column: None without captions; label_column: None without classes.
     answers: a file with one answer per line. Captions are then questions, each row is a clip of its
@@ -137,13 +137,21 @@ def load(
         key = path if known is None else f"{path}?{number}"
         clip = merged.setdefault(key, Clip(path, (), label, **row["known"]))
         if clip.label != label:
-            raise UserError(f"{file}: '{path}' has labels {clip.label} and {label}; keep one")
+            raise UserError(
+                f"{file}, {row['where']}: '{path}' has labels {clip.label} and {label}; keep one"
+            )
         merged[key] = clip._replace(
             captions=clip.captions + tuple(filter(None, [row["caption"]])),
             spans=clip.spans + tuple(filter(None, [row["span"]])),
         )
     if not merged:
         raise UserError(f"{file} lists no videos; it needs a row for every video")
+    for clip in merged.values():
+        if clip.captions and clip.spans and len(clip.spans) != len(clip.captions):
+            raise UserError(
+                f"{file}: {len(clip.captions)} captions of '{clip.path}', but {len(clip.spans)} "
+                "with start and end; give all of them, or none"
+            )
     absent = [clip.path for clip in merged.values() if not (root / clip.path).is_file()]
     if len(absent) > max_absent * len(merged):
         if len(absent) == len(merged) and next(find_videos(root), None) is None:
@@ -215,12 +223,16 @@ def read_captions(
 
 def read_answers(file: Path) -> dict[str, int]:
     """{answer: its number}, from a file with one answer per line."""
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"no file of answers '{file}'; write one answer per line")
-    answers = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    if not all(answers) or len(set(answers)) < len(answers):
-        raise UserError(f"{file}: empty lines or repeated answers; remove them")
-    return {answer: number for number, answer in enumerate(answers)}
+    answers: dict[str, int] = {}
+    for number, answer in lines.items(file):
+        if answer in answers:
+            raise UserError(f"{file}, line {number}: '{answer}' is repeated; remove one")
+        answers[answer] = len(answers)
+    if not answers:
+        raise UserError(f"{file} is empty; write one answer per line")
+    return answers
 
 
 def read_rows(
@@ -229,86 +241,92 @@ def read_rows(
     """The rows of a file, in its order: path; caption and label, None unless `columns` names their
     column; and the values of the columns `KNOWN` and `SPAN`, if any. answers: the numbers of
     answers, if labels are words."""
-    readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json, ".txt": read_txt}
+    readers = {
+        ".csv": read_csv,
+        ".tsv": read_tsv,
+        ".jsonl": read_jsonl,
+        ".json": read_json,
+        ".txt": read_txt,
+    }
     reader = readers.get(file.suffix.lower())
     if reader is None:
         raise UserError(f"{file}: unknown format; known: {', '.join(readers)}")
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"no file '{file}'; give a list of videos as {', '.join(readers)}")
-    try:
-        for where, found in reader(file, columns):
-            row = {k: found[k] if k in columns else None for k in ("path", "caption", "label")}
-            span = [found.get(name) for name in SPAN]
-            path, caption, label = row.values()
-            if not (isinstance(path, str) and path):
-                raise UserError(f"{file}, {where}: the path is {path!r}; it must be text")
-            if "caption" in columns:
-                if not (isinstance(caption, str) and caption.strip()):
-                    raise UserError(
-                        f"{file}, {where}: '{path}' has no caption; write one or remove the row"
-                    )
-                row["caption"] = clean(caption.strip())
-            if "label" in columns and answers is not None:
-                row["label"] = answers.get(str(label).strip(), len(answers))
-            elif "label" in columns:
-                if not str(label).isdecimal():
-                    raise UserError(
-                        f"{file}, {where}: the label of '{path}' is {label!r}; it must be a whole "
-                        "number, 0 or more"
-                    )
-                row["label"] = int(str(label))
-            try:
-                row["span"] = None if None in span else tuple(float(str(at)) for at in span)
-            except ValueError:
+    for where, found in reader(file, columns):
+        row = {k: found.get(k) if k in columns else None for k in ("path", "caption", "label")}
+        path, caption, label = row.values()
+        if not (isinstance(path, str) and path):
+            raise UserError(f"{file}, {where}: the path is {path!r}; it must be text")
+        if "caption" in columns:
+            if not (isinstance(caption, str) and caption.strip()):
                 raise UserError(
-                    f"{file}, {where}: start and end are {span}; they must be seconds"
-                ) from None
-            row["where"] = where
-            row["known"] = {k: clean(str(found[k]).strip()) for k in KNOWN if found.get(k)}
-            yield row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (csv.Error, json.JSONDecodeError) as error:
-        raise UserError(f"{file} cannot be read as {file.suffix[1:].upper()}: {error}") from None
+                    f"{file}, {where}: '{path}' has no caption; write one or remove the row"
+                )
+            row["caption"] = clean(caption.strip())
+        if "label" in columns and answers is not None:
+            row["label"] = answers.get(str(label).strip(), len(answers))
+        elif "label" in columns:
+            row["label"] = to_label(label, f"{file}, {where}: the label of '{path}'")
+        row["span"] = to_span([found.get(name) for name in SPAN], f"{file}, {where}")
+        row["where"] = where
+        row["known"] = {k: clean(str(found[k]).strip()) for k in KNOWN if found.get(k)}
+        yield row
+
+
+def to_label(value: Any, where: str) -> int:
+    text = str(value)
+    if not text.isdecimal() or len(text) > 9:  # labels are int32
+        raise UserError(f"{where} is {value!r:.60}; it must be a whole number, 0 or more")
+    return int(text)
+
+
+def to_span(given: Sequence[Any], where: str) -> tuple[float, float] | None:
+    """(start, end), or None if a row has neither."""
+    if None in given or not any(str(at).strip() for at in given):
+        return None
+    try:
+        start, end = (float(str(at)) for at in given)
+    except ValueError:
+        start = end = math.nan
+    if not 0 <= start <= end < math.inf:
+        raise UserError(f"{where}: start and end are {given}; they must be seconds, in this order")
+    return start, end
 
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # (place in the file, the row's values)
 
 
-def read_csv(file: Path, columns: Mapping[str, str]) -> Rows:
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        table = csv.DictReader(text)
-        known = list(table.fieldnames or ())
-        if not known:
-            raise UserError(f"{file} is empty; its first line must name the columns")
-        check_columns(file, known, columns.values())
-        for row in table:
-            yield f"line {table.line_num}", pick(row, columns)
+def read_csv(file: Path, columns: Mapping[str, str], delimiter: str = ",") -> Rows:
+    known, rows = lines.table(file, delimiter=delimiter)
+    check_columns(str(file), known, columns.values())
+    for number, row in rows:
+        yield f"line {number}", pick(row, columns)
+
+
+def read_tsv(file: Path, columns: Mapping[str, str]) -> Rows:
+    return read_csv(file, columns, "\t")
 
 
 def read_jsonl(file: Path, columns: Mapping[str, str]) -> Rows:
-    with file.open(encoding="utf-8-sig") as text:
-        for number, line in enumerate(text, 1):
-            if not line.strip():
-                continue
-            row = json.loads(line)
-            if not isinstance(row, Mapping):
-                names = " and ".join(columns.values())
-                raise UserError(f"{file}, line {number}: not an object with {names}")
-            check_columns(file, list(row), columns.values())
-            yield f"line {number}", pick(row, columns)
+    for number, row in lines.each_json(file):
+        if not isinstance(row, Mapping):
+            names = " and ".join(columns.values())
+            raise UserError(f"{file}, line {number}: not an object with {names}")
+        check_columns(f"{file}, line {number}", list(row), columns.values())
+        yield f"line {number}", pick(row, columns)
 
 
 def pick(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The columns that `columns` names, by their role, and those with a fixed name."""
     more = {name: row[name] for name in (*KNOWN, *SPAN) if name in row}
-    return more | {k: row[name] for k, name in columns.items()}
+    return more | {k: row.get(name) for k, name in columns.items()}
 
 
 def read_json(file: Path, columns: Mapping[str, str]) -> Rows:
     if "label" in columns:
         raise UserError(f"{file}: {{path: caption}} holds no labels; use .csv, .jsonl or .txt")
-    table = json.loads(file.read_text(encoding="utf-8-sig"))
+    table = lines.read_json(file)
     if not isinstance(table, Mapping):
         raise UserError(f"{file} must be {{path: caption}}, not a {type(table).__name__}")
     for n, (path, captions) in enumerate(table.items(), 1):
@@ -319,13 +337,11 @@ def read_json(file: Path, columns: Mapping[str, str]) -> Rows:
 def read_txt(file: Path, columns: Mapping[str, str]) -> Rows:
     if "caption" in columns:
         raise UserError(f"{file}: `path label` lines hold no captions; set caption_column=None")
-    with file.open(encoding="utf-8-sig") as text:
-        for number, line in enumerate(text, 1):
-            if line.strip():
-                path, _, label = line.strip().rpartition(" ")
-                if label == "-1" and path.endswith(" 0"):  # VideoMAE's lists without labels
-                    path, label = path.removesuffix(" 0"), None
-                yield f"line {number}", dict(path=path, label=label)
+    for number, line in lines.items(file):
+        path, _, label = line.rpartition(" ")
+        if label == "-1" and path.endswith(" 0"):  # VideoMAE's lists without labels
+            path, label = path.removesuffix(" 0"), None
+        yield f"line {number}", dict(path=path, label=label)
 
 
 def clean(text: str) -> str:
@@ -333,10 +349,9 @@ def clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def check_columns(file: Path, known: Sequence[Any], columns: Iterable[str]) -> None:
-    names = [str(k) for k in known if k is not None]
+def check_columns(where: str, names: Sequence[str], columns: Iterable[str]) -> None:
     for column in columns:
         if column not in names:
             close = difflib.get_close_matches(column, names, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"{file} has no column '{column}'; it has {', '.join(names)}{hint}")
+            raise UserError(f"{where} has no column '{column}'; it has {', '.join(names)}{hint}")

@@ -7,8 +7,8 @@ a caption that is too long loses its last pieces, but not [SEP].
 
 from __future__ import annotations
 
-import gzip
 import io
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Pieces
 
+from vtp_jax import lines
 from vtp_jax.types import UserError
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -101,9 +102,9 @@ def read_model(model: bytes, where: str = "the model") -> Tokenizer:
 def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
     """BERT's uncased tokenizer from its vocab.txt: one piece on each line."""
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no vocabulary '{path}'; text.path must be BERT's vocab.txt")
-    vocabulary = path.read_text(encoding="utf-8").splitlines()
+    vocabulary = [piece for _, piece in lines.each(path)]
     bert = Pieces(models.WordPiece({piece: i for i, piece in enumerate(vocabulary)}, unk_token=UNK))
     bert.normalizer = normalizers.BertNormalizer(lowercase=True)
     bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -124,11 +125,12 @@ def load_clip(path: str | os.PathLike[str]) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"no file '{path}'; text.path must be CLIP's bpe_simple_vocab_16e6.txt.gz")
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            lines = file.read().splitlines()[1 : 1 + CLIP_MERGES]
-        merges = [(a, b) for a, b in (line.split() for line in lines)]
-    except (OSError, EOFError, ValueError) as error:
+        listed = itertools.islice(lines.each(path), 1, 1 + CLIP_MERGES)
+        merges = [(a, b) for a, b in (line.split(" ") for _, line in listed)]
+    except ValueError as error:
         raise UserError(f"{path} is not CLIP's file of merges: {error}") from None
+    if not merges:
+        raise UserError(f"{path} is not CLIP's file of merges: it has none")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [letter + "</w>" for letter in letters]
     joined = [a + b for a, b in merges]

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import csv
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vtp_jax import pickles
+from vtp_jax import lines, pickles
 from vtp_jax.data.sets.rows import Span
 from vtp_jax.types import UserError
 
 NO_LITERAL = (MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
-LONGEST = 1 << 30  # characters of a field: Panda-70M's lists exceed the default of Python's csv
+AGAIN = "; get the file again"
 
 
 class Record:
@@ -119,21 +117,16 @@ def span(value: Any, where: str) -> Span:
 
 
 def read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    return lines.read(file)
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
     """(place, line) of every line that is not empty, stripped."""
-    for n, line in enumerate(read_text(file).split("\n"), 1):
-        if line.strip():
-            yield f"{file}, line {n}", line.strip()
+    return ((f"{file}, line {n}", line) for n, line in lines.items(file))
 
 
 def read_json(file: Path) -> Any:
-    return parse_json(read_text(file), str(file))
+    return lines.read_json(file, AGAIN)
 
 
 def read_table(file: Path) -> Any:
@@ -142,12 +135,7 @@ def read_table(file: Path) -> Any:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except UnicodeDecodeError:
-        raise UserError(f"{where}: is not UTF-8; save it as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: is not JSON ({error}); get the file again") from None
+    return lines.parse(text, where, AGAIN, line=True)
 
 
 def read_object(file: Path) -> Record:
@@ -158,11 +146,9 @@ def read_object(file: Path) -> Record:
 def read_list(file: Path) -> Iterator[Record]:
     """The objects of a JSON list, or of JSON lines."""
     if file.suffix == ".jsonl":
-        with file.open("rb") as lines:  # line by line: some have millions
-            for n, line in enumerate(lines, 1):
-                if line.strip():
-                    where = f"{file}, line {n}"
-                    yield Record(parse_json(line, where), where)
+        for n, line in lines.items(file):  # line by line: some have millions
+            where = f"{file}, line {n}"
+            yield Record(parse_json(line, where), where)
         return
     items = read_json(file)
     if not isinstance(items, list):
@@ -174,16 +160,8 @@ def read_list(file: Path) -> Iterator[Record]:
 def read_csv(file: Path, *columns: str, delimiter: str = ",") -> Iterator[Record]:
     """The rows of a table. Its columns are named by its first line, or, if there is no such line,
     by `columns`."""
-    csv.field_size_limit(LONGEST)
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        table = csv.DictReader(text, columns or None, delimiter=delimiter)
-        try:
-            for row in table:
-                yield Record(row, f"{file}, line {table.line_num}")
-        except UnicodeDecodeError:
-            raise UserError(f"{file} is not UTF-8; save it as UTF-8") from None
-        except csv.Error as error:
-            raise UserError(f"{file}, line {table.line_num}: {error}") from None
+    _, rows = lines.table(file, columns, delimiter=delimiter, strict=False)
+    return (Record(row, f"{file}, line {number}") for number, row in rows)
 
 
 def read_column(file: Path, column: str) -> list[str]:
