@@ -10,6 +10,7 @@ from pathlib import Path
 
 ENTRIES = dict(
     train="train",
+    configs="configs_list",
     evaluate="evaluate",
     visualize="visualize",
     report="report",

@@ -23,11 +23,21 @@ def test_arguments_and_overrides_are_separated():
 
 
 @pytest.mark.parametrize(
+    "told", ["--config.x={'a': 1}", "--config.x=(1, 2)", "--config.x=a b", "--config.x= -1"]
+)
+def test_an_override_with_blanks_is_no_value_of_the_option_before_it(told):
+    made = parser()
+    made.add_argument("--videos", nargs="+")
+    args, overrides = cli.parse(made, ["--videos", "a.mp4", "b.mp4", told, "--workdir", "w"])
+    assert (args.videos, args.workdir, overrides) == (["a.mp4", "b.mp4"], "w", [told])
+
+
+@pytest.mark.parametrize(
     "argv, words",
     [
         (["--wrokdir", "w"], "'--wrokdir'; did you mean '--workdir'"),
         (["--workdir=w", "extra"], "unknown argument 'extra'"),
-        (["--config.steps", "5"], "5"),
+        (["--config.steps", "5"], "has no value; write --config.steps=5$"),
         (["--config.steps"], "has no value; write --config.steps=VALUE"),
     ],
 )

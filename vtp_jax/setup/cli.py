@@ -9,10 +9,11 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from vtp_jax.setup import shipped
 from vtp_jax.types import UserError
 
 T = TypeVar("T")
@@ -21,6 +22,15 @@ T = TypeVar("T")
 QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0")
 # The help of --config.
 CONFIG = "a name such as simvtp/pretrain_webvid, FILE.py, either with :switches, or FILE.json"
+# Among the overrides of a config: it is printed, and the entry ends (`config.load`).
+PRINT = "--print-config"
+FLAGS = """\
+flags of the config:
+  --config.steps=500 --config.optim.lr.peak=1e-3 '--config.optim.betas=(0.9, 0.95)'
+                 change single values, or add some; the config's file and docs/start.md name them
+  --print-config
+                 print the config as it would be used, as JSON, and stop
+"""
 
 
 def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> None:
@@ -56,23 +66,44 @@ def parser(name: str, about: str | None) -> Parser:
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Parses argv; returns the arguments and the `--config.x=y` overrides among them."""
-    args, rest = parser.parse_known_args(list(argv))
-    overrides = [a for a in rest if a.startswith("--config.")]
-    if unknown := [a for a in rest if a not in overrides]:
-        options = [o for action in parser._actions for o in action.option_strings]
-        raise UserError(f"unknown argument '{unknown[0]}'{suggest(unknown[0], options)}")
-    if wrong := [a for a in overrides if "=" not in a]:
-        raise UserError(f"'{wrong[0]}' has no value; write {wrong[0]}=VALUE")
-    return args, overrides
+    """Parses argv of an entry that takes a config, or the folder of a run, which has one; returns
+    the arguments and, in their order, those on the config: `--config.x=y`, and PRINT."""
+    if {"-h", "--help"} & set(argv):
+        parser.epilog = "\n".join([*filter(None, [parser.epilog]), FLAGS, *list_configs(parser)])
+    return split(parser, argv)
 
 
 def parse_alone(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parses argv of an entry that takes no config; an override among them is a UserError."""
-    args, overrides = parse(parser, argv)
+    args, overrides = split(parser, argv)
     if overrides:
         raise UserError(f"'{overrides[0]}': {parser.prog} takes no config")
     return args
+
+
+def split(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of a parser, and those on a config. The latter are taken out first: argparse
+    takes one that holds a blank for the value of an option before it."""
+    overrides = [a for a in argv if a.startswith("--config.") or a == PRINT]
+    for at, word in enumerate(argv):
+        if word.startswith("--config.") and "=" not in word:
+            value = next((a for a in argv[at + 1 : at + 2] if not a.startswith("-")), "VALUE")
+            raise UserError(f"'{word}' has no value; write {word}={value}")
+    args, unknown = parser.parse_known_args([a for a in argv if a not in overrides])
+    if unknown:
+        options = [PRINT, *(o for action in parser._actions for o in action.option_strings)]
+        raise UserError(f"unknown argument '{unknown[0]}'{suggest(unknown[0], options)}")
+    return args, overrides
+
+
+def list_configs(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The configs that a parser's `--config` may name, with their switches; none without it."""
+    if "--config" in parser._option_string_actions:
+        yield "configs, and their switches (vtp configs NAME describes one):"
+        for name, path in shipped.names().items():
+            yield "  " + ":".join([name, *filter(None, [",".join(shipped.switches(path))])])
 
 
 class Commands:
@@ -97,7 +128,9 @@ class Commands:
     ) -> argparse.ArgumentParser:
         """The parser of a new command, to which its arguments are added. about: one line."""
         self._functions[name] = function
-        return self._parsers.add_parser(name, help=about, description=about)
+        return self._parsers.add_parser(
+            name, help=about, description=about, formatter_class=self._parser.formatter_class
+        )
 
     def run(self, argv: Sequence[str]) -> Any:
         """Calls the function of the command that argv[0] names, with the arguments after it."""

@@ -71,7 +71,8 @@ class Config(NamedTuple):
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that `spec` names, with the overrides `--config.x=y` applied in their order.
+    """The config that `spec` names, with the overrides `--config.x=y` applied in their order. If
+    `cli.PRINT` is among them, it is printed and the process ends.
 
     Raises UserError on a section that is unknown or missing, and as `read` does.
     """
@@ -83,6 +84,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
             "config %s: the run has %s steps, but its rate ends at step %s (optim.lr.steps)",
             spec, cfg.steps, ends,
         )  # fmt: skip
+    if cli.PRINT in overrides:
+        print(json.dumps(cfg._asdict(), indent=1))
+        raise SystemExit(0)
     return cfg
 
 
@@ -108,6 +112,8 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     else:
         found = execute(path, argument, f"config {spec}")
     for override in overrides:
+        if override == cli.PRINT:
+            continue
         name, _, text = override.removeprefix("--config.").partition("=")
         keys = name.split(".")
         # What is deeper is checked by the parts, but not every entry makes all of them.

@@ -6,8 +6,11 @@ loaded by path and are not importable: another package may be called `configs`.
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
+import itertools
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +19,7 @@ import vtp_jax
 from vtp_jax.types import UserError
 
 PACKAGE = Path(vtp_jax.__file__).parent
+HEAD = re.compile(r"^( +)switch +(\S)")  # of the table of switches
 
 
 def names() -> dict[str, Path]:
@@ -24,6 +28,28 @@ def names() -> dict[str, Path]:
     folder = installed if installed.is_dir() else PACKAGE.parent / "configs"
     files = sorted(folder.rglob("*.py"))
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def about(path: Path) -> str:
+    """The first sentence of a config's docstring, on one line; the file is not executed."""
+    first = docstring(path).split("\n\n")[0]
+    return " ".join(first.split())
+
+
+def switches(path: Path) -> list[str]:
+    """The switches of a config: the names in the first column of the table `switch ...` in its
+    docstring, of which the next column begins where its heading does."""
+    lines = iter(docstring(path).splitlines())
+    head = next((found for line in lines if (found := HEAD.match(line))), None)
+    if head is None:
+        return []
+    rows = itertools.takewhile(str.strip, lines)
+    cells = (row[head.end(1) : head.start(2)] for row in rows)
+    return [name for cell in cells for name in cell.replace(",", " ").split()]
+
+
+def docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 def execute(path: Path) -> ModuleType:

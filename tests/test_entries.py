@@ -1,0 +1,83 @@
+"""What all entries say of configs: in their help, in the list of configs, and printed."""
+
+import importlib
+import json
+
+import pytest
+
+from tests.configs import ROOT, config_files, switches
+from vtp_jax import __main__ as vtp
+from vtp_jax import configs_list
+from vtp_jax.setup import cli, config, shipped
+from vtp_jax.types import UserError
+
+NAMED = dict(train=[], plan=[], demo=[], bench=["step"])  # entries with --config
+OF_A_RUN = dict(evaluate=[], visualize=[])  # with the config of a run
+
+
+def entry(name):
+    return importlib.import_module(f"vtp_jax.{vtp.ENTRIES[name]}").main
+
+
+def shown(capsys, name, argv):
+    with pytest.raises(SystemExit) as ended:
+        entry(name)(argv)
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*NAMED, *OF_A_RUN])
+def test_help_names_configs_switches_and_flags(name, capsys):
+    text = shown(capsys, name, [*{**NAMED, **OF_A_RUN}[name], "--help"])
+    assert "--config.optim.lr.peak=1e-3" in text and cli.PRINT in text
+    for config_name, path in shipped.names().items():
+        told = f"{config_name}:{','.join(shipped.switches(path))}"
+        assert (f"  {told}\n" in text) == (name in NAMED), told
+
+
+def test_these_are_all_entries_that_take_a_config():
+    """Those that call `cli.parse`: the others refuse an override, `cli.parse_alone`."""
+    asked = {
+        name
+        for name, module in vtp.ENTRIES.items()
+        if any(
+            word in ROOT.joinpath("vtp_jax", *module.split(".")).with_suffix(".py").read_text()
+            for word in ("cli.parse(", '"--config"')
+        )
+    }
+    assert asked == {*NAMED, *OF_A_RUN}
+
+
+@pytest.mark.parametrize("path", config_files())
+def test_the_switches_of_a_header_are_those_of_the_config(path):
+    assert sorted(shipped.switches(ROOT / path)) == sorted(switches(path))
+
+
+def test_configs_are_listed_and_described(capsys):
+    configs_list.main([])
+    lines = capsys.readouterr().out.splitlines()
+    for name, path in shipped.names().items():
+        line = next(line for line in lines if line.startswith(f"{name} "))
+        assert shipped.about(path) in line and line.endswith(", ".join(shipped.switches(path)))
+    configs_list.main(["simvtp/pretrain_webvid:tiny"])
+    assert "WebVid is no longer distributed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no config 'dmeo'; did you mean 'demo'"):
+        configs_list.main(["dmeo"])
+
+
+@pytest.mark.parametrize("name", [*NAMED, *OF_A_RUN])
+def test_the_config_is_printed_and_nothing_else_is_done(name, tmp_path, capsys):
+    """As JSON that is itself a config."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(config.load("demo:tiny")._asdict()))
+    given = dict(train=["--workdir", str(tmp_path / "new")], plan=["--topology", "cpu:1"],
+                 demo=["--workdir", str(tmp_path / "new")])  # fmt: skip
+    argv = ["--workdir", str(run)] if name in OF_A_RUN else ["--config", "demo"]
+    told = ["--config.steps=7", "--config.data.workers=1", cli.PRINT]
+    text = shown(capsys, name, [*NAMED.get(name, []), *argv, *given.get(name, []), *told])
+    (tmp_path / "printed.json").write_text(text)
+    printed = config.load(str(tmp_path / "printed.json"))
+    whole = config.load(str(run / "config.json") if name in OF_A_RUN else "demo", told[:2])
+    assert config.plain(printed._asdict()) == config.plain(whole._asdict()) and printed.steps == 7
+    assert not (tmp_path / "new" / "config.json").exists()
