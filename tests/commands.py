@@ -34,13 +34,13 @@ class Understood(Exception):
 def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
     """(arguments, overrides) of a command as its entry parses them; raises UserError if the entry
     does not understand it."""
-    parse, found = cli.parse, []
+    split, found = cli.split, []
 
     def stop(*given: Any) -> Any:
-        found.append(parse(*given))
+        found.append(split(*given))
         raise Understood
 
     with monkeypatch.context() as patch, pytest.raises(Understood):
-        patch.setattr(cli, "parse", stop)
+        patch.setattr(cli, "split", stop)
         importlib.import_module(f"vtp_jax.{vtp.ENTRIES[words[0]]}").main(words[1:])
     return found[0]
