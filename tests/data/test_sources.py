@@ -123,6 +123,9 @@ def test_files_and_captions_become_a_source(folder):
 
 LABELLED = {
     "k400.txt": "a.mp4 3\nsub/b.mkv 0\n",
+    "two blanks.csv": "a.mp4  3\nsub/b.mkv  0\n",  # VideoMAE's DATASET.md
+    "tabs.txt": "a.mp4\t3\nsub/b.mkv\t0\n",
+    "without a header.csv": "a.mp4,3\r\nsub/b.mkv, 0\r\n",
     "k400.csv": "path,label\na.mp4,3\nsub/b.mkv,0\na.mp4,3\n",
     "k400.jsonl": '{"path": "a.mp4", "label": 3}\n{"path": "sub/b.mkv", "label": 0}',
 }
@@ -135,6 +138,26 @@ def test_classes_need_no_captions(folder, name):
         caption_column=None, label_column="label",
     )  # fmt: skip
     assert source.clips == (sources.Clip("a.mp4", (), 3), sources.Clip("sub/b.mkv", (), 0))
+
+
+@pytest.mark.parametrize("name", ["k400.csv", "k400.txt"])
+def test_a_list_for_pretraining_has_no_classes(folder, name):
+    """VideoMAE's `path 0 -1`; names may hold blanks, commas and numbers."""
+    (folder / "videos" / "take 2, 3.mp4").touch()
+    file = write(folder, name, "a.mp4 0 -1\ntake 2, 3.mp4  0  -1\n")
+    found = sources.load(folder / "videos", file, caption_column=None).clips
+    assert found == (sources.Clip("a.mp4", ()), sources.Clip("take 2, 3.mp4", ()))
+    with pytest.raises(UserError, match="line 1: the label of 'a.mp4' is None"):
+        sources.load(folder / "videos", file, caption_column=None, label_column="label")
+    with pytest.raises(UserError, match="hold no captions; set caption_column=None, or write a"):
+        sources.load(folder / "videos", file)
+
+
+def test_a_first_line_that_names_the_path_is_a_header(folder):
+    file = write(folder, "c.csv", "path,caption,2024\na.mp4,x,3\n")
+    assert sources.load(folder / "videos", file).clips[0].captions == ("x",)
+    with pytest.raises(UserError, match="no column 'caption'; it has path, 2024"):
+        sources.load(folder / "videos", write(folder, "d.csv", "path,2024\na.mp4,x\n"))
 
 
 def test_one_table_may_have_captions_and_classes(folder):

@@ -1,9 +1,9 @@
 """Lists of videos with their captions and labels, before any video is read.
 
 Formats: CSV and TSV (named columns); JSON lines (the same names); SimVTP's JSON, {path: caption} or
-{path: [captions]}; .txt, `path label` on each line (the lists of Kinetics and VideoMAE). Paths are
-relative to `root`. Several captions of one video are several rows or a list, in the order of the
-file. Labels are whole numbers from 0.
+{path: [captions]}; .txt, and .csv without a header, `path label` on each line (the lists of
+Kinetics and VideoMAE). Paths are relative to `root`. Several captions of one video are several rows
+or a list, in the order of the file. Labels are whole numbers from 0.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import difflib
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,11 @@ VIDEOS = frozenset(
     (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 )
 
+# Lines of lists without captions. The first is VideoMAE's form for pretraining, without classes.
+PAIRS = [
+    re.compile(rf"(?P<path>.*\S){between}(?P<label>{label})")
+    for between, label in ((r"\s+0\s+-1", ""), (r"\s*,\s*", r"\d+"), (r"\s+", r"\S+"))
+]
 KNOWN, SPAN = ("id", "source", "licence"), ("start", "end")  # columns that a file may have
 
 
@@ -298,6 +304,10 @@ Rows = Iterator[tuple[str, dict[str, Any]]]  # (place in the file, the row's val
 
 
 def read_csv(file: Path, columns: Mapping[str, str], delimiter: str = ",") -> Rows:
+    _, first = next(lines.items(file), (1, ""))
+    if re.search(r"[,\s]-?\d+$", first) and columns["path"] not in re.split(r"\W+", first):
+        yield from read_txt(file, columns)  # without a header, as VideoMAE's lists
+        return
     known, rows = lines.table(file, delimiter=delimiter)
     check_columns(str(file), known, columns.values())
     for number, row in rows:
@@ -336,12 +346,14 @@ def read_json(file: Path, columns: Mapping[str, str]) -> Rows:
 
 def read_txt(file: Path, columns: Mapping[str, str]) -> Rows:
     if "caption" in columns:
-        raise UserError(f"{file}: `path label` lines hold no captions; set caption_column=None")
+        raise UserError(
+            f"{file}: `path label` lines hold no captions; set caption_column=None, or write a "
+            "first line that names the columns"
+        )
     for number, line in lines.items(file):
-        path, _, label = line.rpartition(" ")
-        if label == "-1" and path.endswith(" 0"):  # VideoMAE's lists without labels
-            path, label = path.removesuffix(" 0"), None
-        yield f"line {number}", dict(path=path, label=label)
+        found = next(filter(None, (form.fullmatch(line) for form in PAIRS)), None)
+        path, label = found.groups() if found else ("", line)
+        yield f"line {number}", dict(path=path, label=label or None)
 
 
 def clean(text: str) -> str:
