@@ -289,10 +289,10 @@ def test_values_missing_from_a_config_are_transformers_defaults(tmp_path):
     ("change", "message"),
     [
         (dict(model_type="vit"), "does not describe a VideoMAE"),
-        (dict(architectures=None), "architecture none; known"),
+        (dict(architectures=None), r"architecture none; known.*net.save_pretrained\(FOLDER\)"),
         (dict(architectures=["VideoMAEModel"]), "architecture VideoMAEModel; known"),
         (dict(hidden_act="relu"), "hidden_act is 'relu'; vtp_jax supports 'gelu'"),
-        (dict(use_mean_pooling=True), "use_mean_pooling is True"),
+        (dict(use_mean_pooling=True), "use_mean_pooling is True; "),
         (dict(qkv_bias=False), "qkv_bias is False"),
         (dict(qv_bias=False), "qv_bias is False"),
         (dict(num_attention_heads="4"), "num_attention_heads is '4', not a positive"),
@@ -314,6 +314,20 @@ def test_files_that_are_not_configs_are_rejected(tmp_path, text):
 
 def test_a_folder_without_a_config_is_rejected(tmp_path):
     with pytest.raises(UserError, match="no '.*config.json'"):
+        hf_folder.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_what_transformers_defaults_need_is_told(tmp_path, averaged):
+    """The default of one architecture does not suit the other; a file may leave it out."""
+    kind = hf_folder.PRETRAINING if averaged else hf_folder.CLASSIFICATION
+    written = dict(model_type="videomae", architectures=[kind])
+    told = "by default; .*" if averaged else "; .*"
+    if not averaged:
+        written["use_mean_pooling"] = False
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    advice = rf"{averaged} {told}VideoMAEConfig\(use_mean_pooling={not averaged}\)"
+    with pytest.raises(UserError, match=advice.replace(" ;", ";")):
         hf_folder.read_config(tmp_path)
 
 

@@ -140,12 +140,16 @@ def read_config(folder: Path) -> Config:
     architecture = (written.get("architectures") or ["none"])[0]
     if architecture not in (PRETRAINING, CLASSIFICATION):
         raise UserError(
-            f"'{path}' is of architecture {architecture}; known: {PRETRAINING}, {CLASSIFICATION}"
+            f"'{path}' is of architecture {architecture}; known: {PRETRAINING}, {CLASSIFICATION}. "
+            "Save the net, not its configuration alone: net.save_pretrained(FOLDER) writes it"
         )
     supported = dict(use_mean_pooling=architecture == CLASSIFICATION, qkv_bias=True, qv_bias=True)
     for key, value in dict(supported, hidden_act="gelu", num_channels=3).items():
         if config[key] != value:
-            raise UserError(f"'{path}': {key} is {config[key]!r}; vtp_jax supports {value!r}")
+            raise UserError(
+                f"'{path}': {key} is {config[key]!r}{'' if key in written else ' by default'}; "
+                f"vtp_jax supports {value!r}{ADVICE.get((key, architecture), '')}"
+            )
     for key in COUNTS:
         if not (isinstance(config[key], int) and config[key] > 0):
             raise UserError(f"'{path}': {key} is {config[key]!r}, not a positive whole number")
@@ -164,6 +168,16 @@ def read_config(folder: Path) -> Config:
     )
 
 
+# The default of use_mean_pooling suits classification. In pretraining it leaves out the last norm.
+ADVICE = {
+    (
+        "use_mean_pooling",
+        PRETRAINING,
+    ): ", the net of the paper, which has a norm after the encoder; "
+    "pretrain with VideoMAEConfig(use_mean_pooling=False), as in the authors' folders",
+    ("use_mean_pooling", CLASSIFICATION): ", as in the authors' folders; fine-tune with "
+    "VideoMAEConfig(use_mean_pooling=True)",
+}
 SMALL = 384, 16
 DOUBT = (
     "'{}' has 16 heads at width 384: the original ViT-S has 6, and Hugging Face's folders of it "
