@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from vtp_jax.data import text
+from vtp_jax.data import open, sources, text
 from vtp_jax.types import UserError
 
 CAPTIONS = [
@@ -164,3 +164,102 @@ def test_mistakes_are_one_line_errors(tmp_path, call, told):
     with pytest.raises(UserError, match=told) as caught:
         call(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+SPELLINGS = {  # a vocabulary's own words, a caption -> its pieces
+    "uncased": (["a", "dog", "cafe"], "A Dog café", "a dog cafe"),
+    "cased": (["A", "Dog", "Runs", "a"], "A Dog Runs a", "A Dog Runs a"),
+    "one capital": (["a", "dog", "##S"], "a dogS dog", "a dog ##S dog"),
+    "cased and accents": (["Café", "cafe"], "Café cafe", "Café cafe"),
+    "uncased and accents": (["straße", "über"], "Straße ÜBER", "straße über"),
+    "Cyrillic": (["Собака", "бежит"], "Собака бежит", "Собака бежит"),
+    "symbols": (["a", "\u211d"], "A \u211d", "a \u211d"),  # as in BERT's uncased vocabulary
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_words_are_spelt_as_the_vocabulary_spells_them(tmp_path, name):
+    words, caption, wanted = SPELLINGS[name]
+    (tmp_path / "vocab.txt").write_text("\n".join([*text.SPECIAL, *words]), encoding="utf-8")
+    tokenizer = text.make(kind="wordpiece", path=tmp_path / "vocab.txt")
+    ids = tokenizer.encode([caption], 9)[0][0]
+    assert [p for p in tokenizer.pieces(ids) if p not in ("[CLS]", "[SEP]", "[PAD]")] == (
+        wanted.split()
+    )
+    assert text.unknown(tokenizer, [caption]) == 0
+
+
+def test_a_configuration_beside_the_vocabulary_decides(tmp_path):
+    """Hugging Face's tokenizer_config.json."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*text.SPECIAL, "Dog", "dog", "café", "cafe"]))
+    config = tmp_path / "tokenizer_config.json"
+    for written, wanted in (
+        ('{"do_lower_case": true}', "dog cafe"),
+        ('{"do_lower_case": true, "strip_accents": false}', "dog café"),
+        ('{"do_lower_case": false, "strip_accents": null}', "Dog café"),
+        ('{"model_max_length": 512}', "Dog café"),
+    ):
+        config.write_text(written)
+        tokenizer = text.make(kind="wordpiece", path=tmp_path / "vocab.txt")
+        assert tokenizer.decode(tokenizer.encode(["Dog café"], 8)[0]) == [wanted]
+    for written, told in (
+        ('{"do_lower_case": "no"}', "do_lower_case must be true or false"),
+        ("{", "tokenizer_config.json: is not JSON"),
+        ("[]", "it must be an object"),
+    ):
+        config.write_text(written)
+        with pytest.raises(UserError, match=told):
+            text.make(kind="wordpiece", path=tmp_path / "vocab.txt")
+
+
+def test_captions_of_any_length_train_a_tokenizer():
+    """SentencePiece skips lines of more than 4,192 bytes, and those that have U+2585."""
+    for captions in (
+        ["a red dog runs over the hill " * 200, "\u72d7\u5728\u8dd1\u6b65" * 20_000],
+        ["\u2585 zebra dog", "dog"],
+        ["a\nb\tc", " ", "\ufeff"],
+        ["one"],
+    ):
+        tokenizer = text.train(captions, None, 300)
+        seen = [c.replace("\u2585", " ") for c in captions]
+        assert text.unknown(tokenizer, [c for c in seen if c.strip()]) == 0
+    long = "a red dog " * 999 + "\u72d7" * 5000
+    assert "".join(text.to_lines(long)) == long
+    assert all(len(line.encode()) <= text.LINE for line in text.to_lines(long))
+
+
+@pytest.mark.parametrize(
+    "captions, size, told",
+    [
+        *[(CAPTIONS, n, f"vocab_size={n} is too small.*need 2. at least") for n in (1, 3, 5, 6)],
+        (["1 2 3"], 2, "vocab_size=2 is too small"),
+        *[(CAPTIONS, n, f"vocab_size={n}; it must be a number") for n in (0, -1, 2**31)],
+        ([" ", "\t", ""], 99, "no captions"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_trained_is_a_one_line_error(captions, size, told):
+    with pytest.raises(UserError, match=told) as caught:
+        text.train(captions, None, size)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_of_another_language_is_refused(tmp_path, caplog):
+    """Its share of [UNK] is told before anything else is made."""
+    (tmp_path / "vocab.txt").write_text("\n".join(BERT), encoding="utf-8")
+
+    def opened(*captions):
+        clips = tuple(sources.Clip(f"{i}.mp4", (c,)) for i, c in enumerate(captions))
+        source = sources.Source("", clips)
+        open.open_text(source, kind="wordpiece", path=str(tmp_path / "vocab.txt"), length=8)
+
+    with pytest.raises(UserError, match="vocab.txt: 100% of the pieces of the captions are"):
+        opened(*["\u72d7 \u8dd1"] * 9)
+    opened(*["two dogs"] * 9)
+    assert "pieces are [UNK]" not in caplog.text
+    opened(*["two dogs \u72d7"] * 9)
+    assert "33 % of the captions' pieces are [UNK]" in caplog.text
+    opened("\u72d7 \u8dd1")  # one caption, as in `vtp visualize --captions`, proves nothing
+
+
+def test_lone_surrogates_do_not_stop_a_tokenizer(tokenizer):
+    assert tokenizer.encode(["two \ud83d dogs"], 8)[1].any()

@@ -25,6 +25,7 @@ from vtp_jax.data.look import BOXES, SAMPLINGS, Boxes, Look, Reader, cut_frames
 from vtp_jax.data.order import Order, mixed_order, shuffled_order
 from vtp_jax.types import UserError
 
+SAMPLE, ENOUGH = 256, 8  # captions that are tokenised to see whether the tokenizer fits them
 RENAMED = dict(captions="list", manual_dir="root")  # keys of a set in older config.json
 
 
@@ -372,7 +373,22 @@ def open_text(
     if wrong:
         differ = ", ".join(f"{k}={tokenizer.facts.get(k)} (not {expected[k]})" for k in wrong)
         logging.warning("data.text: %s has %s; its own numbers are used", path, differ)
+    check_words(tokenizer, source, path)
     return Words(tokenizer, length)
+
+
+def check_words(tokenizer: tokens.Tokenizer, source: sources.Source, path: str) -> None:
+    """Reports the share of [UNK] in some captions. Raises UserError if most pieces are."""
+    some = range(0, len(source.clips), max(len(source.clips) // SAMPLE, 1))
+    captions = [text[:1000] for i in some for text in known_clip(source, i).captions[:1]]
+    share = tokens.unknown(tokenizer, captions)
+    if share > 0.5 and len(captions) >= ENOUGH:
+        raise UserError(
+            f"data.text.path={path}: {share:.0%} of the pieces of the captions are [UNK]; take a "
+            "vocabulary of their language"
+        )
+    if share > 0.05:
+        logging.warning("data.text: %.0f %% of the captions' pieces are [UNK]", 100 * share)
 
 
 # Consistency checks.

@@ -11,7 +11,8 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,9 @@ FACTS: Mapping[str, Mapping[str, int]] = dict(
     wordpiece=dict(pad_id=0, unk_id=100, cls_id=101, sep_id=102, mask_id=103, vocab_size=30_522),
     clip=dict(pad_id=0, cls_id=49_406, sep_id=49_407, vocab_size=49_408),
 )
+ALPHABETS = "\u0530"  # the end of Latin, Greek and Cyrillic letters
+HF_SPELLING = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+LINE, RESERVED = 4192, "\u2585"  # bytes of a line, and a character, that SentencePiece stops at
 CLIP_MERGES = 48_894  # lines of the file after the first; CLIP does not use the rest
 
 Encoding = tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]
@@ -100,13 +104,17 @@ def read_model(model: bytes, where: str = "the model") -> Tokenizer:
 
 
 def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
-    """BERT's uncased tokenizer from its vocab.txt: one piece on each line."""
+    """BERT's tokenizer from its vocab.txt: one piece on each line.
+
+    Words are lower-cased and lose their accents, unless the vocabulary has capitals or accents. A
+    tokenizer_config.json beside it, as Hugging Face's folders have it, decides instead.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"no vocabulary '{path}'; text.path must be BERT's vocab.txt")
     vocabulary = [piece for _, piece in lines.each(path)]
     bert = Pieces(models.WordPiece({piece: i for i, piece in enumerate(vocabulary)}, unk_token=UNK))
-    bert.normalizer = normalizers.BertNormalizer(lowercase=True)
+    bert.normalizer = normalizers.BertNormalizer(**spelling(vocabulary, path.parent))
     bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return assemble(
         vocabulary,
@@ -114,6 +122,27 @@ def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
         lambda pieces: " ".join(pieces).replace(" ##", ""),
         str(path),
     )
+
+
+def spelling(vocabulary: Sequence[str], folder: Path) -> dict[str, bool]:
+    """How words are normalised before they are looked up: arguments of BertNormalizer."""
+    words = [p.removeprefix("##") for p in vocabulary if not re.fullmatch(r"\[.*\]", p)]
+    # Of alphabets that have both: a few others have capitals that BERT's own lower-casing left.
+    letters = {c for word in words for c in word if c < ALPHABETS}
+    lowercase = not any(c.isupper() for c in letters)
+    plain = all(unicodedata.normalize("NFD", c)[0] == c for c in letters if c.isalpha())
+    found = dict(lowercase=lowercase, strip_accents=lowercase and plain, handle_chinese_chars=True)
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        written = lines.read_object(path)
+        keys = dict(zip(found, HF_SPELLING, strict=True))
+        given = {k: written[name] for k, name in keys.items() if name in written}
+        if "lowercase" in given and given.get("strip_accents") is None:
+            given["strip_accents"] = given["lowercase"]  # as Hugging Face's default
+        if wrong := [keys[k] for k, value in given.items() if not isinstance(value, bool)]:
+            raise UserError(f"{path}: {wrong[0]} must be true or false")
+        found |= given
+    return found
 
 
 def load_clip(path: str | os.PathLike[str]) -> Tokenizer:
@@ -175,7 +204,8 @@ def assemble(
     def encode(captions: Sequence[str], length: int) -> Encoding:
         rows = np.full((len(captions), length), pad, np.int32)
         mask = np.zeros(rows.shape, bool)
-        for row, real, pieces in zip(rows, mask, split(captions), strict=True):
+        whole = [c.encode("utf-8", "replace").decode() for c in captions]  # no lone surrogates
+        for row, real, pieces in zip(rows, mask, split(whole), strict=True):
             line = [cls, *pieces[: length - 2], sep]
             row[: len(line)] = line
             real[: len(line)] = True
@@ -195,6 +225,27 @@ def assemble(
     return Tokenizer(encode, decode, pieces, dict(facts, vocab_size=len(vocabulary)))
 
 
+def unknown(tokenizer: Tokenizer, captions: Sequence[str]) -> float:
+    """The share of the pieces of these captions that are [UNK]."""
+    if "unk_id" not in tokenizer.facts or not captions:
+        return 0.0
+    ids, mask, maskable = tokenizer.encode(captions, max(map(len, captions)) + 2)
+    missed = mask & (ids == tokenizer.facts["unk_id"])
+    return float(missed.sum() / max((missed | maskable).sum(), 1))
+
+
+def to_lines(caption: str) -> Iterator[str]:
+    """A caption as lines that SentencePiece does not skip: short ones, cut at blanks if there are
+    any, without RESERVED."""
+    caption = caption.replace(RESERVED, " ")
+    while len(data := caption.encode("utf-8", "replace")) > LINE:
+        head = data[:LINE].decode("utf-8", "ignore")
+        end = head.rfind(" ") + 1 or len(head)
+        yield caption[:end]
+        caption = caption[end:]
+    yield data.decode("utf-8")
+
+
 def train(
     captions: Iterable[str], path: str | os.PathLike[str] | None, vocab_size: int
 ) -> Tokenizer:
@@ -203,16 +254,18 @@ def train(
     The same captions give the same file. vocab_size is an upper bound: a corpus with fewer pieces
     gives a smaller vocabulary, which is logged. path: None keeps the model in memory only.
     """
-    captions = list(captions)
-    if not captions:
+    listed = [line for caption in captions for line in to_lines(caption) if line.strip()]
+    if not listed:
         raise UserError("no captions to train a tokenizer on")
+    if not 0 < vocab_size < 2**31:
+        raise UserError(f"vocab_size={vocab_size}; it must be a number of pieces, such as 8000")
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(captions),
+            sentence_iterator=iter(listed),
             model_writer=out,
             model_type="bpe",  # unigram shrinks to letters on a small corpus
-            vocab_size=vocab_size,
+            vocab_size=max(vocab_size, len(SPECIAL)),  # fewer end it before it counts
             hard_vocab_limit=False,
             character_coverage=1.0,
             normalization_rule_name="nmt_nfkc_cf",
@@ -235,7 +288,7 @@ def train(
                 f"vocab_size={vocab_size} is too small: these captions need {needed[1]} at least, "
                 "a piece for every character"
             ) from None
-        raise
+        raise UserError(f"SentencePiece finds no pieces in these captions ({error})") from None
     tokenizer = read_model(out.getvalue())
     if (size := tokenizer.facts["vocab_size"]) < vocab_size:
         logging.info("the captions have only %d pieces; vocab_size=%d", size, vocab_size)
