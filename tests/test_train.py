@@ -1,6 +1,7 @@
 """The training loop: exact resumption, skipped steps, orderly stops, one-line errors."""
 
 import collections
+import itertools
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from tests import worn
 from tests.configs import ROOT
 from vtp_jax import train, tree
 from vtp_jax.run import checkpoint, metrics
-from vtp_jax.setup import build, config
+from vtp_jax.run.stop import Exit, Stopped
+from vtp_jax.setup import build, cli, config
 from vtp_jax.types import Mean, Method, Out, UserError
 
 CONFIG = "configs/demo.py:tiny"
@@ -106,7 +108,9 @@ def test_a_stopped_run_saves_and_resumes_exactly(tmp_path, whole, monkeypatch):
         return show(self, step, *rest)
 
     monkeypatch.setattr(metrics.Progress, "show", stop)
-    go(tmp_path)
+    with pytest.raises(Stopped) as stopped:
+        go(tmp_path)
+    assert (stopped.value.step, stopped.value.code) == (5, Exit.RESTART)
     assert max(losses(tmp_path)) == checkpoint.find_step(tmp_path) == 5
     # It resumes from the resolved config that the other run wrote: plain data, the same run.
     monkeypatch.undo()
@@ -115,6 +119,56 @@ def test_a_stopped_run_saves_and_resumes_exactly(tmp_path, whole, monkeypatch):
     assert same(tmp_path, whole[0])
     first, second = (json.loads((x / "config.json").read_text()) for x in (tmp_path, whole[0]))
     assert first == second
+
+
+@pytest.mark.parametrize(
+    "sent, code, by",
+    [(signal.SIGTERM, Exit.RESTART, "SIGTERM"), (signal.SIGINT, Exit.INTERRUPTED, "Ctrl-C")],
+)
+def test_a_stop_says_what_is_saved_and_how_to_go_on(sent, code, by, tmp_path, monkeypatch, capfd):
+    """It has an exit status of its own, and the handlers from before are back afterwards."""
+    step = itertools.count()
+    monkeypatch.setattr(metrics, "merge", tripped(metrics.merge, lambda: next(step) == 2, sent))
+    cfg = with_one_weight(load(), monkeypatch, one_weight())._replace(log=dict(every=1))
+    before = [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda argv: train.train(cfg, tmp_path))
+    assert ended.value.code == code
+    told = capfd.readouterr().err.splitlines()
+    assert f"stopped by {by}: saved step 3 of {cfg.steps}; the same command goes on" in told[-1]
+    assert checkpoint.find_step(tmp_path) == 3
+    assert before == [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)]
+    assert train.train(cfg, tmp_path)["train/loss"] is not None
+    assert checkpoint.find_step(tmp_path) == cfg.steps
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "merge", tripped(metrics.merge, lambda: True, signal.SIGINT, 2))
+    cfg = with_one_weight(load(), monkeypatch, one_weight())._replace(log=dict(every=1))
+    with pytest.raises(KeyboardInterrupt):
+        train.train(cfg, tmp_path)
+    assert not kept(tmp_path)
+
+
+def test_before_the_first_step_there_is_nothing_to_save(tmp_path, monkeypatch, capfd):
+    tripping = tripped(train.write_config, lambda: True, signal.SIGTERM)
+    monkeypatch.setattr(train, "write_config", tripping)
+    cfg = with_one_weight(load(), monkeypatch, one_weight())
+    with pytest.raises(SystemExit) as ended:
+        train.train(cfg, tmp_path)
+    assert ended.value.code == Exit.RESTART and "before the first step" in capfd.readouterr().err
+
+
+def tripped(function, when, sent, times=1):
+    """The function, which sends this process a signal before it does its work."""
+
+    def f(*args):
+        if when():
+            for _ in range(times):
+                os.kill(os.getpid(), sent)
+        return function(*args)
+
+    return f
 
 
 def start(workdir, steps):

@@ -36,8 +36,8 @@ class Log(NamedTuple):
 def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, float]:
     """Trains until `cfg.steps` steps are done; returns the last numbers of training and evaluation.
 
-    Raises UserError on a mistake in the config, and when `log.max_skipped` steps in a row were not
-    finite.
+    Raises stop.Stopped if it is asked to stop before, with its state saved; UserError on a mistake
+    in the config, and when `log.max_skipped` steps in a row were not finite.
     """
     folder, log = Path(workdir), cli.call(Log, "config.log", **cfg.log)
 
@@ -48,6 +48,7 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
     checks = build.evaluators(cfg.evals, parts.method, data.streams, mesh, parts.shapes)
     check_step(parts.step, parts.shapes, data.spec)
     with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(stop.on_signals())
         # -- The state: restored, or born sharded. Nothing is written before the workdir is locked
         # and its checkpoints are known to fit.
         stack.enter_context(sharding.activate(mesh))
@@ -70,7 +71,6 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
         batches = stack.enter_context(sharding.prefetch(data.batches(first), put))
         writer = stack.enter_context(metrics.Writer(folder, first))
         progress = stack.enter_context(metrics.Progress(cfg.steps, rows=cfg.batch))
-        stopping = stack.enter_context(stop.on_sigterm())
         stack.enter_context(jax.transfer_guard("disallow"))
         update = jit_step(parts.step, parts.placed, mesh)
         count = tree.size(parts.shapes.params) / 1e6
@@ -84,12 +84,15 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
             with progress.paused(), jax.transfer_guard("allow"):
                 if done > first and (saved.due(done) or ending):
                     saved.save(done, state)
+                if ending and not last:
+                    saved.wait()
+                    raise stop.Stopped(done, cfg.steps, stopping.code)
                 due = [n for n, (every, _) in checks.items() if last or every and not done % every]
                 if due and (done > first or (done > 0 and not saved.ranked(done))):
                     found = {f"{n}/{key}": x for n in due for key, x in checks[n][1].run(state)}
                     report.evaluated(done, due, found)
                     saved.rank(done, found)
-            if ending:
+            if last:
                 break
 
             batch = next(batches)

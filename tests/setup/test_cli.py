@@ -122,11 +122,17 @@ def test_a_method_is_found_by_the_name_of_its_file():
     [
         ("UserError('no captions file')", 2, "error: no captions file\n"),
         ("KeyboardInterrupt()", 130, "interrupted\n"),
+        (
+            "stop.Stopped(960, 2400, stop.Exit.RESTART)",
+            75,
+            "stopped by SIGTERM: saved step 960 of 2400; the same command goes on from there\n",
+        ),
     ],
 )
 def test_mistakes_end_a_process_in_one_line(raised, code, words):
     source = (
-        "from vtp_jax.setup import cli\nfrom vtp_jax.types import UserError\n"
+        "from vtp_jax.run import stop\nfrom vtp_jax.setup import cli\n"
+        "from vtp_jax.types import UserError\n"
         f"def main(argv): raise {raised}\ncli.run(main, [])"
     )
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from vtp_jax.run.stop import Exit, Stopped
 from vtp_jax.setup import shipped
 from vtp_jax.types import UserError
 
@@ -34,17 +35,21 @@ flags of the config:
 
 
 def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> None:
-    """Runs an entry's main(argv); a UserError becomes one line and exit code 2."""
+    """Runs an entry's main(argv); a UserError or a stop becomes one line and an exit status of
+    run/stop.py."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        sys.exit(Exit.MISTAKE)
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        sys.exit(Exit.INTERRUPTED)
 
 
 class Parser(argparse.ArgumentParser):

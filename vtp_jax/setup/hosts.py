@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from vtp_jax.run.stop import Exit, Stopped
 from vtp_jax.types import UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -41,6 +42,8 @@ def together(main: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], 
             join()
         try:
             return main(argv)
+        except Stopped:  # all processes stop at the same step
+            raise
         except Exception as error:
             if jax.process_count() == 1:
                 raise
@@ -48,7 +51,7 @@ def together(main: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], 
             sys.stderr.write(f"error: {error}\n" if mistake else traceback.format_exc())
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(2 if mistake else 1)
+            os._exit(Exit.MISTAKE if mistake else Exit.FAILED)
 
     return joined
 
