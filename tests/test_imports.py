@@ -30,7 +30,9 @@ ALLOWED = {
     "setup": BASE | {"lines", "nn", "data", "evals", "run"},
     "show": {"types", "lines", "run", "evals", "setup"},
     "measure": BASE | {"lines", "data", "run", "setup"},
-    "convert": BASE | PARTS | {"lines", "pickles", "methods", "tasks", "run", "setup", "reference"},
+    "convert": (
+        BASE | PARTS | {"data", "lines", "pickles", "methods", "tasks", "run", "setup", "reference"}
+    ),
     "reference": {"types"},  # conversions are checked against it: it shares nothing
 }
 

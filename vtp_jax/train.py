@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 
 from vtp_jax import tree
+from vtp_jax.data import kept
 from vtp_jax.run import checkpoint, metrics, sharding, stop
 from vtp_jax.run.step import Numbers, check_step, jit_step
 from vtp_jax.setup import build, cli, config, hosts
@@ -57,6 +58,7 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
             cli.call(checkpoint.Checkpoints, "config.checkpoint", workdir, **options)
         )
         state = saved.restore_latest(sharding.with_shardings(parts.shapes, parts.placed))
+        kept.save(folder, data.keep, resumed=state is not None)
         write_config(folder, cfg, parts)
         if state is None:
             leaves, saved.teachers = build.warm(cfg.warm_start, cfg.fresh, parts.shapes, folder)

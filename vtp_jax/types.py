@@ -231,6 +231,9 @@ class Data(NamedTuple):
     decode:  token ids -> readable words
     counts:  step -> rows read, and rows that failed by cause, in the batches from the first step
              given to `batches` up to but excluding `step`, which must not decrease between calls
+    keep:    files by name, which a run keeps in its folder to need no training set later
+             (data/kept.py)
+    labels:  names of the classes, in their order; empty if unknown
     """
 
     spec: Spec
@@ -240,6 +243,8 @@ class Data(NamedTuple):
     facts: Mapping[str, Any]
     decode: Callable[[Any], list[str]]
     counts: Callable[[int], Mapping[str, int]] = no_counts
+    keep: Mapping[str, bytes] = {}
+    labels: tuple[str, ...] = ()
 
 
 class Evaluator(NamedTuple):

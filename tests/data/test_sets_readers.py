@@ -144,7 +144,8 @@ CASES = {
         {"train.csv": KINETICS, "validate.csv": "label,youtube_id,time_start,time_end,split,is_cc\n"
          "testifying,-3B32lodo2M,5,15,validate,0\n"},
         [Row("-3B32lodo2M_000005_000015", media=("testifying/-3B32lodo2M_000005_000015",),
-             whole=("-3B32lodo2M",), span=(5, 15), captions=("testifying",), label=1)],
+             whole=("-3B32lodo2M",), span=(5, 15), captions=("testifying",), label=1,
+             name="testifying")],
     ),
     "kinetics700/test": (
         {"kinetics700/train.csv": KINETICS,
@@ -157,7 +158,8 @@ CASES = {
              {"id": "78687", "label": "holding potato next to a bottle",
               "template": "Holding [something] next to [something]",
               "placeholders": ["potato", "a bottle"]}]},
-        [Row("78687", media=("78687",), captions=("holding potato next to a bottle",), label=1)],
+        [Row("78687", media=("78687",), captions=("holding potato next to a bottle",), label=1,
+             name="Holding something next to something")],
     ),
     "ssv2/test": (
         {"labels/labels.json": SSV2_LABELS, "labels/test.json": [{"id": "1420"}]},
@@ -167,20 +169,21 @@ CASES = {
         {"classInd.txt": "1 ApplyEyeMakeup\r\n2 YoYo\r\n",
          "trainlist01.txt": "YoYo/v_YoYo_g08_c01.avi 2\r\nApplyEyeMakeup/v_A_g08_c02.avi 1\r\n"},
         [Row("YoYo/v_YoYo_g08_c01.avi", media=("YoYo/v_YoYo_g08_c01.avi",), captions=("yo yo",),
-             label=1),
+             label=1, name="YoYo"),
          Row("ApplyEyeMakeup/v_A_g08_c02.avi", media=("ApplyEyeMakeup/v_A_g08_c02.avi",),
-             captions=("apply eye makeup",), label=0)],
+             captions=("apply eye makeup",), label=0, name="ApplyEyeMakeup")],
     ),
     "ucf101/test_3": (
         {"classInd.txt": "1 ApplyEyeMakeup\n2 YoYo\n", "testlist03.txt": "YoYo/v_YoYo_g01.avi\n"},
-        [Row("YoYo/v_YoYo_g01.avi", media=("YoYo/v_YoYo_g01.avi",), captions=("yo yo",), label=1)],
+        [Row("YoYo/v_YoYo_g01.avi", media=("YoYo/v_YoYo_g01.avi",), captions=("yo yo",), label=1,
+             name="YoYo")],
     ),
     "hmdb51/test_1": (
         {"brush_hair_test_split1.txt": "April_09_ba_goo_0.avi 1 \nb.avi 0 \nc#2.avi 2 \n",
          "wave_test_split1.txt": "w.avi 2 \n", "wave_test_split2.txt": "x.avi 2 \n"},
         [Row("brush_hair/c#2.avi", media=("brush_hair/c#2.avi",), captions=("brush hair",),
-             label=0),
-         Row("wave/w.avi", media=("wave/w.avi",), captions=("wave",), label=1)],
+             label=0, name="brush_hair"),
+         Row("wave/w.avi", media=("wave/w.avi",), captions=("wave",), label=1, name="wave")],
     ),
     "ava/train": (
         {"ava_train_v2.2.csv": "-5KQ,0902,0.077,0.151,0.283,0.811,80,1\n"

@@ -14,6 +14,7 @@ import numpy as np
 from vtp_jax import tree
 from vtp_jax.convert import hf_folder, nets, pytorch
 from vtp_jax.convert.families import FORMATS
+from vtp_jax.data import kept
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
 from vtp_jax.run import checkpoint
@@ -86,9 +87,13 @@ def find(path: Path, which: str) -> Source:
     if "decoder" in params:
         chosen = method.get("decoder") or method.get("size", "B")
         heads["decoder-heads"] = sizes.pick(sizes.DECODERS, chosen, "method.decoder").heads
-    video, text = cfg["data"]["video"], cfg["data"].get("text") or {}
-    tokenizer = Path(text["path"]) if text.get("path") else None
-    classes = tuple(f"class {i}" for i in range(task.get("classes", 0)))
+    video, text, known = cfg["data"]["video"], cfg["data"].get("text") or {}, kept.read(path)
+    file = known.tokenizer if known else text.get("path")
+    tokenizer = Path(file) if file else None
+    names = known.labels if known else ()
+    classes = tuple(
+        names[i] if i < len(names) else f"class {i}" for i in range(task.get("classes", 0))
+    )
     shape = (video["frames"], video["size"], video["size"])
     settings = {**DEFAULTS, **{k: v for k, v in {**method, **task}.items() if k in DEFAULTS}}
     origin = f"step {step} of a run"

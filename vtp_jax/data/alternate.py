@@ -54,10 +54,9 @@ def alternate(parts: Sequence[Training], turns: Sequence[int], seed: int) -> Tra
     return Training(parts[0].spec, batches, rows, classes, counts)
 
 
-def label_on(stream: Stream, before: Sequence[Training]) -> Stream:
-    """An evaluation stream for the classes of a source that comes after others (`before`): labels
-    in its batches and its table are shifted to those of training."""
-    classes = sum(part.classes for part in before)
+def label_on(stream: Stream, classes: int) -> Stream:
+    """An evaluation stream for the classes of a source that comes after others, which have
+    `classes` in all: labels in its batches and its table are shifted to those of training."""
     if not classes:
         return stream
 

@@ -66,12 +66,19 @@ class More(NamedTuple):
 
 def fit(where: str, function: Callable[..., Any], given: Mapping[str, Any], *first: Any) -> Any:
     """function(*first, **given), after checking the names in `given`. Raises UserError."""
+    check_names(where, function, given, *first)
+    return function(*first, **given)
+
+
+def check_names(
+    where: str, function: Callable[..., Any], given: Mapping[str, Any], *first: Any
+) -> None:
+    """Raises UserError unless function(*first, **given) is a possible call."""
     try:
         inspect.signature(function).bind(*first, **given)
     except TypeError as error:
         known = list(inspect.signature(function).parameters)[len(first) :]
         raise UserError(f"{where}: {error}; it takes {', '.join(known)}") from None
-    return function(*first, **given)
 
 
 def open_look(where: str, video: Mapping[str, Any]) -> Look:
@@ -246,6 +253,8 @@ def open_shapes(
     count = clips * pieces
     plan = shapes.Plan(train=count, val=count, side=side, frames=frames, seed=seed)
     source = sources.in_a_row(shapes.source(plan, split, label, caption), pieces)
+    names = [" ".join(answer) for answer in shapes.ANSWERS] if caption == "question" else ()
+    source = source._replace(names=tuple(shapes.ATTRIBUTES[label] if label else names))
     return Clips(source, functools.partial(open_drawing, source, plan, split, pieces), pieces)
 
 

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from vtp_jax.data import alternate, outline, sources
+from vtp_jax.data import alternate, kept, outline, sources
 from vtp_jax.data.collect import Ledger, open_streams, train_batches
+from vtp_jax.data.look import Look
 from vtp_jax.data.open import (
     Clips,
     Words,
     check_captions,
+    check_names,
     check_stride,
     check_views,
     fit,
@@ -35,9 +38,9 @@ from vtp_jax.data.open import (
     open_set,
     open_text,
 )
-from vtp_jax.data.order import list_order
-from vtp_jax.data.workers import run_here, run_tfdata
-from vtp_jax.types import Data, Stream, UserError
+from vtp_jax.data.order import Order, list_order
+from vtp_jax.data.workers import Run, run_here, run_tfdata
+from vtp_jax.types import Batch, Data, Stream, UserError
 
 
 def make(
@@ -52,6 +55,7 @@ def make(
     turns: int = 1,
     evals: Mapping[str, Mapping[str, Any]] | None = None,
     eval_batch: int | None = None,
+    labels: str | None = None,
     max_failed: float = 0.05,
     workers: int | None = None,
     process: tuple[int, int] = (0, 1),
@@ -72,6 +76,8 @@ def make(
              `name/captions` (every caption, no videos); for shapes, the held-out clips
     video:   the fields of `look.Look`
     text:    the arguments of `open_text`; without it no captions are read
+    labels:  a file with the names of the classes, one a line, for people who read results; by
+             default those that the data set knows
     max_failed: the run stops when a larger share of its training clips cannot be read
     workers: videos decoded in parallel, by default one per core
     process: (index, count); this process makes its equal share of the rows of each batch, in order
@@ -81,9 +87,7 @@ def make(
     for name, rows in (("batch", batch), ("eval_batch", eval_batch or batch)):
         if rows < 1 or rows % process[1]:
             raise UserError(f"data.{name}={rows} does not divide over {process[1]} processes")
-    run = functools.partial(
-        run_here if kind == "shapes" else run_tfdata, workers=workers or os.cpu_count() or 1
-    )
+    run = choose_run(kind, workers)
     look = open_look("data.video", video)
     parts = list_parts(train, also, turns)
     clips = {where: open_set(where, kind, one.train, "train") for where, one in parts.items()}
@@ -118,31 +122,155 @@ def make(
     training = alternate.alternate(
         list(trained.values()), [one.turns for one in parts.values()], seed
     )
+    classes = {where: one.classes for where, one in trained.items()}
+    names = read_names(labels, training.classes) if labels else name_classes(clips, classes)
+    order = functools.partial(list_order, eval_batch or batch, process)
     streams = {}
     for name, section in (evals or {}).items():
-        section = dict(section)
-        of = f"data.also.{section.pop('of')}" if "of" in section else "data.train"
-        if of not in trained:
-            known = ", ".join(also or {}) or "none"
-            raise UserError(f"data.evals.{name}.of: {of} does not exist; data.also has {known}")
-        before = list(trained.values())[: list(trained).index(of)]
-        held_out = open_set(f"data.evals.{name}", kind, section, "val")
-        check_views(held_out, f"data.evals.{name}", "views", look.views is not None)
-        check_stride(held_out, f"data.evals.{name}", look)
-        if words:
-            check_captions(held_out.source, f"data.evals.{name}")
-        order = functools.partial(list_order, eval_batch or batch, process)
-        found = open_streams(name, held_out, look, words, order, run)
-        streams |= {**found, name: alternate.label_on(found[name], before)}
+        streams |= open_evaluation(name, section, kind, look, words, classes, order, run)
+    first = clips["data.train"]
     return Data(
         spec=training.spec,
         batches=training.batches,
         rows=training.rows,
         streams=streams,
         facts=outline.make_facts(words.tokenizer.facts if words else {}, training.classes),
-        decode=words.tokenizer.decode if words else lambda ids: [""] * len(ids),
+        decode=decoder(words),
         counts=training.counts,
+        keep=kept.write(
+            pieces=first.pieces,
+            labelled=classes["data.train"] > 0,
+            classes=classes,
+            words=words,
+            kind=text["kind"] if text else None,
+            labels=names,
+        ),
+        labels=names,
     )
+
+
+def open_evaluation(
+    name: str,
+    section: Mapping[str, Any],
+    kind: str,
+    look: Look,
+    words: Words | None,
+    classes: Mapping[str, int],
+    order: Callable[[int], Order],
+    run: Run,
+) -> dict[str, Stream]:
+    """The streams of an evaluation set of `make`. classes: of each source of training batches."""
+    where, section = f"data.evals.{name}", dict(section)
+    of = f"data.also.{section.pop('of')}" if "of" in section else "data.train"
+    if of not in classes:
+        known = ", ".join(one.removeprefix("data.also.") for one in list(classes)[1:]) or "none"
+        raise UserError(f"{where}.of: {of} does not exist; data.also has {known}")
+    held_out = open_set(where, kind, section, "val")
+    check_views(held_out, where, "views", look.views is not None)
+    check_stride(held_out, where, look)
+    if words:
+        check_captions(held_out.source, where)
+    found = open_streams(name, held_out, look, words, order, run)
+    before = sum(list(classes.values())[: list(classes).index(of)])
+    return {**found, name: alternate.label_on(found[name], before)}
+
+
+def name_classes(clips: Mapping[str, Clips], classes: Mapping[str, int]) -> tuple[str, ...]:
+    """The names of the classes of all sources of training batches, in order; empty if no source
+    knows any."""
+    known = [one.source.names for one in clips.values()]
+    if len(known) == 1 or not any(known):
+        return known[0]
+    return tuple(
+        one[n] if n < len(one) else f"class {n}"
+        for one, count in zip(known, classes.values(), strict=True)
+        for n in range(count)
+    )
+
+
+def read_names(file: str, classes: int) -> tuple[str, ...]:
+    """The names of the classes in `config.data.labels`."""
+    if not Path(file).is_file():
+        raise UserError(f"data.labels: no file '{file}'; write the name of a class on each line")
+    names = [
+        line.strip() for line in Path(file).read_text(encoding="utf-8-sig").rstrip().split("\n")
+    ]
+    if len(names) < classes:
+        raise UserError(
+            f"data.labels: {file} names {len(names)} of {classes} classes; add the rest"
+        )
+    return tuple(names)
+
+
+class Sets(Mapping[str, Stream]):
+    """The evaluation streams of a config, by name. A set is opened when a stream of it is first
+    used, so that one that is absent is missed only by what needs it."""
+
+    def __init__(
+        self, names: Sequence[str], captions: bool, open: Callable[[str], Mapping[str, Stream]]
+    ):
+        self.names = {
+            stream: name
+            for name in names
+            for stream in ((name, f"{name}/captions") if captions else (name,))
+        }
+        self.open = functools.cache(open)
+
+    def __getitem__(self, name: str) -> Stream:
+        return self.open(self.names[name])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def reopen(
+    data: Mapping[str, Any], known: kept.Kept, *, batch: int, process: tuple[int, int] = (0, 1)
+) -> Data:
+    """The `Data` of a run that has kept what it needs: its training set is not read, and has no
+    batches; its evaluation sets are opened when they are used. data: `config.data`; batch:
+    `config.batch`. Raises UserError where arguments are inconsistent."""
+    check_names("config.data", make, {"batch": batch, "seed": 0, **data})
+    kind, text, look = data["kind"], data.get("text"), open_look("data.video", data["video"])
+    words = fit("data.text", open_text, text, sources.Source("", ())) if text else None
+    order = functools.partial(list_order, data.get("eval_batch") or batch, process)
+    run = choose_run(kind, data.get("workers"))
+    evals = data.get("evals") or {}
+
+    def open_one(name: str) -> Mapping[str, Stream]:
+        return open_evaluation(name, evals[name], kind, look, words, known.classes, order, run)
+
+    def no_training(step: int) -> Iterator[Batch]:
+        raise UserError("a run that was restored has no training batches; `vtp train` reads them")
+
+    return Data(
+        spec=outline.make_spec(
+            batch,
+            look,
+            pieces=known.pieces,
+            length=words.length if words else 0,
+            labelled=known.labelled,
+        ),
+        batches=no_training,
+        rows=0,
+        streams=Sets(list(evals), words is not None, open_one),
+        facts=outline.make_facts(known.words, sum(known.classes.values())),
+        decode=decoder(words),
+        labels=known.labels,
+    )
+
+
+def choose_run(kind: str, workers: int | None) -> Run:
+    """How the rows of sets of a kind are made."""
+    run = run_here if kind == "shapes" else run_tfdata
+    return functools.partial(run, workers=workers or os.cpu_count() or 1)
+
+
+def decoder(words: Words | None) -> Callable[[Any], list[str]]:
+    """`Data.decode`."""
+    return words.tokenizer.decode if words else lambda ids: [""] * len(ids)
 
 
 def open_words(clips: Mapping[str, Clips], text: Mapping[str, Any]) -> Words:

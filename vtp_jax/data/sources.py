@@ -61,11 +61,13 @@ class Facts(NamedTuple):
 
 class Source(NamedTuple):
     """Videos with captions. A clip's position in `clips`, which may be read lazily from disk, is
-    its id in batches. facts: None if they are unknown until every clip has been read."""
+    its id in batches. facts: None if they are unknown until every clip has been read. names:
+    of the classes, in their order; empty if unknown."""
 
     root: str
     clips: Sequence[Clip]
     facts: Facts | None = None
+    names: tuple[str, ...] = ()
 
     def file(self, index: int) -> str:
         return os.path.join(self.root, self.clips[index].path)
@@ -104,7 +106,8 @@ def join(parts: Sequence[Source]) -> Source:
     """Several sources as one. A label means the same class in all of them."""
     facts = [part.survey() for part in parts]
     known = Facts(min(f.captions for f in facts), max(f.classes for f in facts))
-    return Source("", Joined(parts), known)
+    names = max((part.names for part in parts), key=len, default=())
+    return Source("", Joined(parts), known, names)
 
 
 def load(
@@ -166,7 +169,7 @@ def load(
             f"{file} names {len(absent)} of {len(merged)} files that are not in {root}, such as "
             f"'{absent[0]}'; correct `root` or the paths, or allow a share with max_absent"
         )
-    return Source(str(root), tuple(merged.values()))
+    return Source(str(root), tuple(merged.values()), names=tuple(known or ()))
 
 
 def is_inside(root: Path, path: str) -> bool:

@@ -54,12 +54,14 @@ class Tokenizer(NamedTuple):
     decode: ids "b l" -> a line of words for each row; [MASK] and [UNK] stay visible
     pieces: ids "l" -> the piece of each id
     facts:  vocab_size, pad_id, cls_id, sep_id; except for CLIP's, also unk_id and mask_id
+    file:   the content of its file
     """
 
     encode: Callable[[Sequence[str], int], Encoding]
     decode: Callable[[Int[np.ndarray, "b l"]], list[str]]
     pieces: Callable[[Int[np.ndarray, "l"]], list[str]]
     facts: Mapping[str, int]
+    file: bytes = b""
 
 
 def expected(kind: str, vocab_size: int | None = None) -> dict[str, int]:
@@ -100,7 +102,7 @@ def read_model(model: bytes, where: str = "the model") -> Tokenizer:
         lambda texts: processor.encode(list(texts)),
         lambda pieces: "".join(pieces).replace("\u2581", " ").strip(),
         where,
-    )
+    )._replace(file=model)
 
 
 def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
@@ -121,7 +123,7 @@ def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
         lambda texts: [e.ids for e in bert.encode_batch(list(texts))],
         lambda pieces: " ".join(pieces).replace(" ##", ""),
         str(path),
-    )
+    )._replace(file=path.read_bytes())
 
 
 def spelling(vocabulary: Sequence[str], folder: Path) -> dict[str, bool]:
@@ -180,7 +182,7 @@ def load_clip(path: str | os.PathLike[str]) -> Tokenizer:
         lambda pieces: bytes_of.decode(list(pieces)).replace("</w>", " "),
         str(path),
         CLIP_SPECIAL,
-    )
+    )._replace(file=path.read_bytes())
 
 
 def assemble(

@@ -13,7 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from vtp_jax import evals, schedules, tree
-from vtp_jax.data import pipeline
+from vtp_jax.data import kept, pipeline
 from vtp_jax.data.outline import Outline
 from vtp_jax.run import average, checkpoint, optim, sharding
 from vtp_jax.run.step import Step, make_step
@@ -235,17 +235,31 @@ def with_teachers(state: T, sources: Sequence[checkpoint.Source]) -> T:
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
+def reopen(cfg: Config, workdir: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, Data]:
+    """The data of a run by what its folder has kept, and its config with the tokenizer that is
+    there. Runs of older versions have kept nothing, so that their training set is read."""
+    known = kept.read(workdir)
+    if known is None:
+        return cfg, data(cfg.data, batch=cfg.batch, seed=cfg.seed)
+    if not any(one.startswith("--config.data.text.path=") for one in overrides):
+        cfg = cfg._replace(data=kept.with_own_words(cfg.data, known))
+    process = (jax.process_index(), jax.process_count())
+    return cfg, pipeline.reopen(cfg.data, known, batch=cfg.batch, process=process)
+
+
 def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequence[str] = ()) -> Run:
     """The run in `workdir` at a checkpoint: its step, "latest" or "best".
 
-    The optimizer's state is not read. overrides: `--config.x=y`, on the run's own config.
+    The training set is not read, nor is the optimizer's state: the tokenizer and the facts of the
+    data are those that the run has kept in its folder. overrides: `--config.x=y`, on the run's own
+    config.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"no run in {workdir}: it has no config.json, which train writes")
     cfg = config.load(str(path), overrides)
     step = checkpoint.find_step(workdir, which)
-    loaded = data(cfg.data, batch=cfg.batch, seed=cfg.seed)
+    cfg, loaded = reopen(cfg, workdir, overrides)
     devices = mesh(cfg)
     parts = prepare(cfg, loaded, devices)
     wanted = {

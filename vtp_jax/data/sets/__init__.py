@@ -139,6 +139,7 @@ def load(
         known = count_answers(read(name, chosen.vocabulary, folder), int(answers))
     terms = find_set(name).licence
     clips, absent, longer = [], [], []
+    names = {n: answer for answer, n in known.items()}
     for row, path, span in locate(read(name, split, folder), folder):
         if row.boxes:
             raise UserError(f"{name}: a source has no boxes; read them with sets.read")
@@ -148,6 +149,8 @@ def load(
             longer.append(row.id)
         clip = to_clip(row, path or os.path.basename((row.media or row.whole)[0]), known)
         clips.append(clip._replace(licence=row.licence or terms, part=span))
+        if row.name and row.label is not None:
+            names[row.label] = row.name
     if not clips:
         raise UserError(f"{name}/{split}: its files have no rows; get them again")
     if longer and not parts:
@@ -162,7 +165,8 @@ def load(
             f"{folder.root}, first '{absent[0]}'; `vtp sets check --set {name}` "
             "names them; allow a share with max_absent"
         )
-    return sources.Source(str(folder.root), tuple(clips))
+    every = tuple(names.get(n, f"class {n}") for n in range(max(names, default=-1) + 1))
+    return sources.Source(str(folder.root), tuple(clips), names=every)
 
 
 def read_answers(file: Path) -> dict[str, int]:

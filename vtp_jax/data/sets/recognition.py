@@ -35,6 +35,7 @@ def read_kinetics(train: Path, file: Path) -> Iterator[Row]:
             span=(start, end),
             captions=(label,) if label else (),
             label=find_class(row, classes, label, train) if label else None,
+            name=label or "",
         )
 
 
@@ -60,6 +61,7 @@ def read_ssv2(labels: Path, file: Path) -> Iterator[Row]:
             media=(name,),
             captions=(row.text("label"),),
             label=find_class(row, classes, template, labels),
+            name=template,
         )
 
 
@@ -76,7 +78,8 @@ def read_ucf(classes: Path, file: Path) -> Iterator[Row]:
         name = path.partition("/")[0]
         if name not in known or (n and n.strip() != str(known[name] + 1)):
             raise UserError(f"{where}: {line!r:.80} does not fit the classes of {classes}")
-        yield Row(path, media=(path,), captions=(split_words(name),), label=known[name])
+        captions = (split_words(name),)
+        yield Row(path, media=(path,), captions=captions, label=known[name], name=name)
 
 
 def split_words(name: str) -> str:
@@ -96,8 +99,8 @@ def read_hmdb(code: str, files: Sequence[Path]) -> Iterator[Row]:
                 raise UserError(f"{where}: {line!r:.80}; it must be a file and 0, 1 or 2")
             if mark == code:
                 path = f"{name}/{clip.strip()}"
-                caption = name.replace("_", " ")
-                yield Row(path, media=(path,), captions=(caption,), label=known[name])
+                caption = (name.replace("_", " "),)
+                yield Row(path, media=(path,), captions=caption, label=known[name], name=name)
 
 
 AVA_COLUMNS = ("video", "time", "left", "top", "right", "bottom", "action", "person")

@@ -28,6 +28,7 @@ class Row(NamedTuple):
     whole:    possible names of a longer file that contains the row as its part `span`
     captions: if only one is used, it is the first
     label:    class or right option, from 0; or the number that is the answer
+    name:     of the class, as the set writes it
     question, answers, options: of question answering; options for multiple choice
     moments:  spans in seconds of the row's video that its single caption describes (from several
               annotators, or several moments)
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     span: Span | None = None
     captions: tuple[str, ...] = ()
     label: int | None = None
+    name: str = ""
     question: str = ""
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()

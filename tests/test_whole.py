@@ -1,0 +1,169 @@
+"""A run is whole: without its training set and its tokenizer's file, and moved to another folder,
+it is evaluated as far as its sets are there, drawn, exported and restored."""
+
+import json
+import shutil
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from tests.films import TEXT
+from vtp_jax import evaluate, visualize
+from vtp_jax.convert import __main__ as convert
+from vtp_jax.convert import export
+from vtp_jax.data import kept, pipeline, shapes, sources, text
+from vtp_jax.setup import build, config
+from vtp_jax.train import train
+from vtp_jax.types import UserError
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """A run on files, whose corpus is gone but for three videos, and whose folder has moved; and
+    what its tokenizer made of two captions."""
+    folder = tmp_path_factory.mktemp("whole")
+    corpus = folder / "corpus"
+    shapes.write(corpus, shapes.Plan(train=16, val=8, side=SIDE, frames=8), workers=1)
+    captions = [
+        c for clip in sources.load(corpus, corpus / "train.csv").clips for c in clip.captions
+    ]
+    words = text.train(captions, corpus / "words.model", 120)
+    lists = dict(root=str(corpus), list=str(corpus / "train.csv"))
+    cfg = config.load("configs/demo.py:tiny")
+    data = dict(
+        cfg.data, kind="files", train=lists, video=dict(frames=4, stride=2, size=SIDE, crop="centre"),
+        evals=dict(val=dict(lists, list=str(corpus / "val.csv"))),
+        text=dict(kind="sentencepiece", path=str(corpus / "words.model"), length=12, vocab_size=90),
+    )  # fmt: skip
+    method = dict(cfg.method, size=(32, 1, 2, 64), decoder=(16, 1, 1, 32), cube=(4, 16, 16))
+    train(cfg._replace(steps=1, batch=8, data=data, method=method, evals={}), folder / "run")
+    wanted = words.encode(captions[:2], 12)[0]
+    read = words.decode(wanted)
+    (folder / "films").mkdir()
+    for n in range(3):
+        (corpus / f"val/{n:05d}.mp4").rename(folder / f"films/{n}.mp4")
+    shutil.rmtree(corpus)
+    (folder / "run").rename(folder / "elsewhere")
+    return folder / "elsewhere", folder / "films", captions[:2], (wanted, read)
+
+
+def test_it_is_restored_and_reads_words_as_it_was_trained_to(moved):
+    workdir, films, captions, (wanted, read) = moved
+    run = build.restore(workdir)
+    streams = pipeline.given(run.config.data, [films / "0.mp4", films / "1.mp4"], captions)
+    (batch,) = streams["given/captions"].batches()
+    np.testing.assert_array_equal(batch["text"], wanted)
+    assert run.data.decode(wanted) == read
+    assert sorted(run.data.streams) == ["val", "val/captions"]
+
+
+def test_given_videos_are_drawn(moved, tmp_path):
+    workdir, films, _, _ = moved
+    argv = ["--workdir", str(workdir), "--videos", str(films), "--out", str(tmp_path)]
+    visualize.main(argv)
+    assert len(json.loads((tmp_path / "index.json").read_text())["reconstructions"]) == 3
+
+
+def test_only_what_needs_an_absent_set_fails_in_one_line(moved, tmp_path, monkeypatch):
+    # As for users: beartype opens a set to look at its type.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    workdir, films, captions, _ = moved
+    check = ["--config.evals.r.type=retrieval", "--config.evals.r.stream=val"]
+    with pytest.raises(UserError, match="^no folder '.*corpus'; `root` must be"):
+        evaluate.main(["--workdir", str(workdir), *check])
+    with pytest.raises(UserError, match="^no folder '.*corpus'"):
+        visualize.main(["--workdir", str(workdir)])
+    with pytest.raises(UserError, match="has no training batches"):
+        next(build.restore(workdir).data.batches(0))
+    (films / "two.csv").write_text(
+        "path,caption\n" + "".join(f"{n}.mp4,{caption}\n" for n, caption in enumerate(captions))
+    )
+    own = [f"--config.data.evals.mine.root={films}"]
+    own += [f"--config.data.evals.mine.list={films}/two.csv", "--config.evals.r.stream=mine"]
+    evaluate.main(["--workdir", str(workdir), *check, *own])
+
+
+def test_it_is_exported_with_its_tokenizer(moved, tmp_path):
+    workdir = moved[0]
+    argv = ["export", "--checkpoint", str(workdir), "--format", "safetensors"]
+    convert.main([*argv, "--out", str(tmp_path / "out")])
+    (file,) = (tmp_path / "out").glob("*.model")
+    assert file.read_bytes() == (workdir / "tokenizer.model").read_bytes()
+
+
+def test_a_lost_or_damaged_file_is_named(moved, tmp_path):
+    shutil.copytree(moved[0], tmp_path / "run")
+    (tmp_path / "run/tokenizer.model").unlink()
+    with pytest.raises(UserError, match="no tokenizer '.*/run/tokenizer.model'"):
+        build.restore(tmp_path / "run")
+    (tmp_path / "run/data.json").write_text("{")
+    with pytest.raises(UserError, match="data.json is damaged"):
+        build.restore(tmp_path / "run")
+
+
+def test_a_resumed_run_keeps_its_words(tmp_path):
+    """Captions that were added since would train another tokenizer, in which tokens mean something
+    else."""
+    pieces = [text.train([f"a {word} dog"], None, 40) for word in ("brown", "green", "green")]
+    files = [{"tokenizer.model": one.file, "data.json": b"{}"} for one in pieces]
+    kept.save(tmp_path, files[0], resumed=False)
+    kept.save(tmp_path, files[1], resumed=False)  # nothing was trained on the first
+    kept.save(tmp_path, files[2], resumed=True)
+    with pytest.raises(UserError, match="not the tokenizer that the run began with; go on with"):
+        kept.save(tmp_path, files[0], resumed=True)
+    assert (tmp_path / "tokenizer.model").read_bytes() == files[2]["tokenizer.model"]
+
+
+@pytest.mark.parametrize("given", ["shapes", "answers", "file", "both"])
+def test_names_of_classes_are_kept(given, tmp_path, corpus_of_labels):
+    """Of the sets that know them, or of a file; an export names its classes by them."""
+    data, wanted = corpus_of_labels(given)
+    made = pipeline.make(**data, batch=4, seed=0)
+    assert made.labels[: len(wanted)] == wanted
+    kept.save(tmp_path, made.keep, resumed=False)
+    known = kept.read(tmp_path)
+    again = pipeline.reopen(kept.with_own_words(data, known), known, batch=4)
+    assert again.labels == made.labels and again.facts == made.facts and again.spec == made.spec
+
+
+@pytest.fixture
+def corpus_of_labels(tmp_path):
+    drawn = dict(clips=40, side=32, frames=10, label="shape")
+    names = tuple(shapes.ATTRIBUTES["shape"])
+    video = dict(frames=2, stride=2, size=16)
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    (tmp_path / "list.txt").write_text("v.mp4 1\n")
+    (tmp_path / "qa.csv").write_text("path,question,answer\nv.mp4,what,two\nv.mp4,who,one\n")
+    (tmp_path / "names.txt").write_text("walk\nto run\n")
+    (tmp_path / "answers.txt").write_text("one\ntwo\n")
+    root, files = str(tmp_path), dict(kind="files", root=str(tmp_path))
+
+    def make(given):
+        if given == "shapes":
+            return dict(kind="shapes", train=drawn, video=video), names
+        if given == "answers":
+            train = dict(root=root, list=f"{root}/qa.csv", answers=f"{root}/answers.txt")
+            train |= dict(caption_column="question", label_column="answer")
+            text = dict(TEXT, vocab_size=40)
+            return dict(kind="files", train=train, video=video, text=text), ("one", "two")
+        plain = dict(list=f"{root}/list.txt", caption_column=None, label_column="label")
+        if given == "file":
+            train = dict(plain, root=root)
+            names_ = ("walk", "to run")
+            return dict(kind="files", train=train, video=video, labels=f"{root}/names.txt"), names_
+        also = dict(more=dict(train=dict(drawn, kind="shapes"), batch=4))
+        train = dict(plain, root=root)
+        both = dict(kind="files", train=train, video=video, also=also)
+        return both, ("class 0", "class 1", *names)
+
+    return make
+
+
+def test_a_file_of_too_few_names_is_refused(corpus_of_labels, tmp_path):
+    data, _ = corpus_of_labels("file")
+    (tmp_path / "names.txt").write_text("walk\n")
+    with pytest.raises(UserError, match="names 1 of 2 classes"):
+        pipeline.make(**data, batch=4, seed=0)

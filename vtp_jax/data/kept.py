@@ -1,0 +1,126 @@
+"""What a run keeps of its data: facts, tokenizer and names of classes.
+
+With these files in its folder, a run is evaluated, drawn, exported and called from Python without
+its training set, wherever the folder is moved.
+
+    data.json          the facts that methods need, and how batches are structured
+    tokenizer.*        the tokenizer's own file, if there is text
+    labels.txt         the names of the classes, one a line, if they are known
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from vtp_jax.data.open import Words
+from vtp_jax.types import UserError
+
+FILE, LABELS = "data.json", "labels.txt"
+TOKENIZERS = dict(sentencepiece="tokenizer.model", wordpiece="vocab.txt", clip="merges.txt.gz")
+
+
+class Kept(NamedTuple):
+    """The files that a run has kept.
+
+    pieces:    clips of a training row, as in `open.Clips`
+    labelled:  whether training batches have labels
+    classes:   the number of classes of each source of training batches, in order
+    words:     the facts of the tokenizer; empty without text
+    tokenizer: its file, or None
+    labels:    the names of the classes, empty if unknown
+    """
+
+    pieces: int
+    labelled: bool
+    classes: Mapping[str, int]
+    words: Mapping[str, int]
+    tokenizer: str | None
+    labels: tuple[str, ...]
+
+
+def write(
+    *,
+    pieces: int,
+    labelled: bool,
+    classes: Mapping[str, int],
+    words: Words | None,
+    kind: str | None,
+    labels: Sequence[str],
+) -> dict[str, bytes]:
+    """The files to keep, by name. kind: of the tokenizer."""
+    facts: Mapping[str, int] = words.tokenizer.facts if words else {}
+    name = TOKENIZERS[str(kind)] if words else None
+    about = dict(
+        pieces=pieces, labelled=labelled, classes=dict(classes), words=dict(facts), tokenizer=name
+    )
+    files = {FILE: json.dumps(about, indent=1).encode()}
+    if words and name:
+        files[name] = words.tokenizer.file
+    if labels:
+        files[LABELS] = "".join(f"{' '.join(label.split())}\n" for label in labels).encode()
+    return files
+
+
+def save(folder: str | os.PathLike[str], files: Mapping[str, bytes], *, resumed: bool) -> None:
+    """Writes the files of `write` into the folder of a run. Raises UserError if a resumed run has
+    another tokenizer than it began with, since its tokens would change their meaning. Every process
+    of a run may call it; the first writes."""
+    place = epath.Path(folder)
+    for name in set(files) & set(TOKENIZERS.values()):
+        if resumed and (place / name).exists() and (place / name).read_bytes() != files[name]:
+            raise UserError(
+                f"config.data.text is not the tokenizer that the run began with; go on with "
+                f"--config.data.text.path={place / name}, or start in another workdir"
+            )
+    if jax.process_index() == 0:
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+
+
+def read(folder: str | os.PathLike[str]) -> Kept | None:
+    """What the run in `folder` has kept; None for runs of older versions, which kept nothing.
+    Raises UserError if a file is missing or damaged."""
+    place = epath.Path(folder)
+    if not (place / FILE).exists():
+        return None
+    try:
+        about: dict[str, Any] = json.loads((place / FILE).read_text())
+        kept = Kept(**about, labels=read_labels(place / LABELS))
+    except (TypeError, ValueError):
+        raise UserError(f"{place / FILE} is damaged; copy it again from the run") from None
+    if kept.tokenizer is None:
+        return kept
+    file = place / kept.tokenizer
+    if not file.exists():
+        raise UserError(f"no tokenizer '{file}'; copy the run's folder with all of its files")
+    return kept._replace(tokenizer=local(file))
+
+
+def with_own_words(data: Mapping[str, Any], known: Kept) -> Mapping[str, Any]:
+    """`config.data` with the tokenizer that the run has kept."""
+    if not data.get("text"):
+        return data
+    own = dict(path=known.tokenizer, vocab_size=known.words["vocab_size"])
+    return {**data, "text": {**data["text"], **own}}
+
+
+def read_labels(file: epath.Path) -> tuple[str, ...]:
+    """One name a line; empty if there is no such file."""
+    return tuple(file.read_text().split("\n")[:-1]) if file.exists() else ()
+
+
+def local(file: epath.Path) -> str:
+    """The path of a local copy of a file that is elsewhere, or its own."""
+    if "://" not in os.fspath(file):
+        return os.fspath(file)
+    copy = Path(tempfile.mkdtemp(prefix="vtp_jax_")) / file.name
+    copy.write_bytes(file.read_bytes())
+    return str(copy)
