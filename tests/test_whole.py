@@ -11,7 +11,6 @@ import pytest
 from tests.films import TEXT
 from vtp_jax import evaluate, visualize
 from vtp_jax.convert import __main__ as convert
-from vtp_jax.convert import export
 from vtp_jax.data import kept, pipeline, shapes, sources, text
 from vtp_jax.setup import build, config
 from vtp_jax.train import train
@@ -34,9 +33,10 @@ def moved(tmp_path_factory):
     lists = dict(root=str(corpus), list=str(corpus / "train.csv"))
     cfg = config.load("configs/demo.py:tiny")
     data = dict(
-        cfg.data, kind="files", train=lists, video=dict(frames=4, stride=2, size=SIDE, crop="centre"),
+        cfg.data, kind="files", train=lists,
+        video=dict(frames=4, stride=2, size=SIDE, crop="centre"),
         evals=dict(val=dict(lists, list=str(corpus / "val.csv"))),
-        text=dict(kind="sentencepiece", path=str(corpus / "words.model"), length=12, vocab_size=90),
+        text=dict(kind="sentencepiece", path=str(corpus / "words.model"), length=12),
     )  # fmt: skip
     method = dict(cfg.method, size=(32, 1, 2, 64), decoder=(16, 1, 1, 32), cube=(4, 16, 16))
     train(cfg._replace(steps=1, batch=8, data=data, method=method, evals={}), folder / "run")
@@ -139,7 +139,7 @@ def corpus_of_labels(tmp_path):
     (tmp_path / "qa.csv").write_text("path,question,answer\nv.mp4,what,two\nv.mp4,who,one\n")
     (tmp_path / "names.txt").write_text("walk\nto run\n")
     (tmp_path / "answers.txt").write_text("one\ntwo\n")
-    root, files = str(tmp_path), dict(kind="files", root=str(tmp_path))
+    root = str(tmp_path)
 
     def make(given):
         if given == "shapes":

@@ -17,9 +17,9 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from vtp_jax import lines
 from vtp_jax.data import alternate, kept, outline, sources
 from vtp_jax.data.collect import Ledger, open_streams, train_batches
 from vtp_jax.data.look import Look
@@ -190,11 +190,7 @@ def name_classes(clips: Mapping[str, Clips], classes: Mapping[str, int]) -> tupl
 
 def read_names(file: str, classes: int) -> tuple[str, ...]:
     """The names of the classes in `config.data.labels`."""
-    if not Path(file).is_file():
-        raise UserError(f"data.labels: no file '{file}'; write the name of a class on each line")
-    names = [
-        line.strip() for line in Path(file).read_text(encoding="utf-8-sig").rstrip().split("\n")
-    ]
+    names = [name for _, name in lines.items(file)]
     if len(names) < classes:
         raise UserError(
             f"data.labels: {file} names {len(names)} of {classes} classes; add the rest"
