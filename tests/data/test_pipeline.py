@@ -168,6 +168,10 @@ def test_without_text_there_are_no_captions(corpus):
         make(corpus, train=given)
     labelled = make(corpus, text=None, train=dict(given, label_column="label"))
     assert labelled.facts["labels"] == 3
+    (corpus / "val.txt").write_text("train/00000.mp4 7\n")  # a class that training does not have
+    more = dict(given, list=str(corpus / "val.txt"), label_column="label")
+    further = dict(train=dict(given, label_column="label"), evals=dict(val=more))
+    assert make(corpus, text=None, **further).facts["labels"] == 8
     for batch in take(labelled, 3):
         check_batch(batch)
         np.testing.assert_array_equal(batch["label"], batch["id"] % 3)

@@ -75,6 +75,15 @@ def test_videos_that_could_not_be_read_are_left_out():
         run(3, valid=(False,) * 4)
 
 
+def test_saying_nothing_is_never_right(monkeypatch):
+    """Not even of a caption whose words are all unknown."""
+    monkeypatch.setitem(CAPTIONS, 2, [()])
+    assert run(3)["n_videos"] == 3
+    monkeypatch.setitem(CAPTIONS, 2, [(), (6,)])
+    found = run(3)
+    assert (found["n_videos"], found["exact"], found["f1"]) == (4, 1 / 4, run(3)["f1"])
+
+
 def test_mistakes_are_reported_in_one_line():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(UserError, match="no stream 'test'; the data has val, val/captions"):

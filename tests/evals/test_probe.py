@@ -80,9 +80,20 @@ def test_classes_by_neighbours_in_a_gallery_are_those_of_a_plain_loop():
 
 def test_equal_embeddings_are_at_chance():
     label = np.arange(12, dtype=np.int32) % 2
-    for vector in (np.ones((12, 3)), np.full((12, 3), np.nan)):
-        found = run({"val": stream(4, label, vector.astype(np.float32))}, ks=(1, 3))
-        assert found["knn1"] <= 0.6 and found["n_videos"] == 12
+    found = run({"val": stream(4, label, np.ones((12, 3), np.float32))}, ks=(1, 3))
+    assert found["knn1"] <= 0.6 and found["n_videos"] == 12
+
+
+def test_what_is_not_a_number_is_never_right_and_has_no_vote():
+    label = np.zeros(12, np.int32)
+    vector = np.eye(12, 3, dtype=np.float32) + 1
+    for bad in (np.nan, np.inf):
+        broken = np.where(np.arange(12)[:, None] < 3, np.float32(bad), vector)
+        found = run({"val": stream(4, label, broken)}, ks=(1, 20))
+        assert found["knn1"] == found["knn20"] == 0.75 and found["n_videos"] == 12
+        whole = np.full((12, 3), bad, np.float32)
+        streams = {"val": stream(4, label, vector), "train": stream(4, label, whole)}
+        assert run(streams, gallery="train", ks=(1,))["knn1"] == 0
 
 
 def test_what_is_missing_is_reported():

@@ -28,7 +28,7 @@ def data(views=None, seed=0, unreadable=(4,), unlabelled=(7,)):
     return dict(video=video, label=label.astype(np.int32), valid=valid)
 
 
-def run(batch, rows=4, devices=1, **cfg):
+def run(batch, rows=4, devices=1, state=STATE, **cfg):
     def batches():
         for start in range(0, ROWS, rows):
             part = {k: v[start : start + rows] for k, v in batch.items()}
@@ -38,7 +38,7 @@ def run(batch, rows=4, devices=1, **cfg):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     streams = {"val": Stream(batches, ROWS, {})}
     made = classify.make(encode={"classes": encode}, streams=streams, mesh=mesh, **cfg)
-    return dict(made.run(STATE)), made.protocol
+    return dict(made.run(state)), made.protocol
 
 
 @pytest.mark.parametrize("views", [None, 1, 5])
@@ -70,10 +70,28 @@ def test_the_rank_counts_the_classes_before_the_right_one():
     score = np.array(
         [[0.1, 0.6, 0.3], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [nan, 0.9, 0.1], [1, nan, 0]]
     )
-    assert classify.rank(score, np.array([2, 0, 1, 1, 1])).tolist() == [1, 0, 1, 1, 3]
-    assert classify.rank(score[:1], np.array([9])).tolist() == [3]  # the head has no such class
+    assert classify.rank(score, np.array([2, 0, 1, 1, 1])).tolist() == [
+        1,
+        0,
+        1,
+        1,
+        classify.NEVER,
+    ]
+    for label in (3, 4, 7, 2**30):  # the head has no such class
+        assert classify.rank(score[:1], np.array([label])).tolist() == [classify.NEVER]
     flat = np.zeros((5, 5))  # a collapsed net is right by chance
     assert classify.rank(flat, np.arange(5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_cannot_be_right_is_not_right_in_any_top_k():
+    """Scores that are not numbers, and labels beyond the head, where k exceeds the classes."""
+    batch = data(unreadable=(), unlabelled=())
+    batch["label"] = np.where(np.arange(ROWS) < 4, C + 1, batch["label"]).astype(np.int32)
+    found, _ = run(batch, ks=(1, 100))
+    assert found["top100"] == pytest.approx(7 / 11) and found["n_videos"] == 11
+    odd = STATE._replace(params={"scale": jnp.float32(np.nan)})
+    found, _ = run(batch, state=odd, ks=(1, 5, 100))
+    assert found["top1"] == found["top5"] == found["top100"] == found["class_mean"] == 0
 
 
 def test_mistakes_are_reported_in_one_line():

@@ -90,10 +90,11 @@ def test_with_one_candidate_the_order_is_that_of_cosines():
     assert run(k=1)["t2v_mnr"] == pytest.approx(float(np.mean(plain.t2v)) + 1)
 
 
-def test_a_nan_score_ranks_last():
-    scores = np.array([[np.nan, 1.0, 2.0], [np.nan, np.nan, np.nan]])
-    own = np.array([[True, False, False], [False, True, False]])
-    assert rerank.place(scores, own).tolist() == [2, 1]
+def test_a_nan_score_is_never_right():
+    nan = np.nan
+    scores = np.array([[nan, 1.0, 2.0], [nan, nan, nan], [nan, nan, 0.0], [nan, 2.0, nan]])
+    own = np.array([[True, False, False], [False, True, False], [False, True, True], [True] * 3])
+    assert rerank.place(scores, own).tolist() == [np.inf, np.inf, 0, 0]
 
 
 def test_a_verb_that_the_method_lacks_is_reported():

@@ -115,12 +115,16 @@ def test_nan_never_helps(bad):
     good = np.eye(4, dtype=np.float32)
     broken = good.copy()
     broken[1] = bad
-    # Its own rank is the last; to the others it counts as one better answer.
+    # Its own rank is infinite; to the others it counts as one better answer.
     ranks = retrieval.rank(broken, good, np.arange(4))
-    assert ranks.t2v.tolist() == [0, 3, 0, 0] and ranks.v2t.tolist() == [1, 3, 1, 1]
+    assert ranks.t2v.tolist() == [0, np.inf, 0, 0] and ranks.v2t.tolist() == [1, np.inf, 1, 1]
+    found = retrieval.summarise("t2v", ranks.t2v, (1, 10), 4)  # more than there are videos
+    assert (found["t2v_r1"], found["t2v_r10"], found["t2v_mnr"]) == (0.75, 0.75, 1.75)
     all_bad = np.full((4, 4), bad, np.float32)
     ranks = retrieval.rank(all_bad, all_bad, np.arange(4))
-    assert ranks.t2v.tolist() == [3] * 4 and ranks.v2t.tolist() == [3] * 4
+    assert ranks.t2v.tolist() == [np.inf] * 4 and ranks.v2t.tolist() == [np.inf] * 4
+    found = retrieval.summarise("v2t", ranks.v2t, (1, 50), 4)
+    assert (found["v2t_r50"], found["v2t_gmean"], found["v2t_mdr"]) == (0, 0, 4)
 
 
 def test_the_summary_is_as_computed_by_hand():

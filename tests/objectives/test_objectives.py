@@ -95,6 +95,11 @@ def test_cross_entropy_counts_the_entries_in_its_mask():
 def test_accuracy_in_the_top_k_gives_ties_to_lower_classes():
     logits = jnp.array([[0.1, 0.5, 0.2], [3.0, 3.0, 3.0], [3.0, 3.0, 3.0], [9.0, 0.0, 0.0]])
     target, asked = jnp.array([2, 0, 2, 1]), jnp.array([True, True, True, False])
+    unknown = jnp.full((3, 4), jnp.nan)  # never right
+    assert [accuracy(unknown, jnp.arange(3), jnp.ones(3, bool), k).value() for k in (1, 4)] == [
+        0,
+        0,
+    ]
     shares = [accuracy(logits, target, asked, k) for k in (1, 2, 3)]
     assert [int(s.total) for s in shares] == [1, 2, 3] and shares[0].count == 3
 

@@ -129,12 +129,15 @@ def make(
     for name, section in (evals or {}).items():
         streams |= open_evaluation(name, section, kind, look, words, classes, order, run)
     first = clips["data.train"]
+    # A label that occurs in evaluation alone needs a place in the head too.
+    asked = (k for stream in streams.values() for k in stream.table["label"] if k is not None)
+    count = training.classes and max(training.classes, max(asked, default=-1) + 1)
     return Data(
         spec=training.spec,
         batches=training.batches,
         rows=training.rows,
         streams=streams,
-        facts=outline.make_facts(words.tokenizer.facts if words else {}, training.classes),
+        facts=outline.make_facts(words.tokenizer.facts if words else {}, count),
         decode=decoder(words),
         counts=training.counts,
         keep=kept.write(

@@ -2,8 +2,8 @@
 
 The rule (VideoMAE's test, after TSN and SlowFast): a video's score is the mean over its views of
 the softmax over classes; it is right in the top k if its class is among the k largest. A tie goes
-to the lower class, and a NaN score is never right. Rows that could not be read or have no class are
-left out and counted.
+to the lower class; a NaN score and a class that the head does not have are never right. Rows that
+could not be read or have no class are left out and counted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from vtp_jax import evals
 from vtp_jax.types import Batch, Evaluator, State, Stream, UserError, wide
+
+NEVER = np.iinfo(np.int64).max  # the place of a class that is right in no top k
 
 
 def make(
@@ -91,10 +93,10 @@ def mean_score(
 
 
 def rank(score: Float[np.ndarray, "n c"], label: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """The number of classes that come before the true one; all of them if its score is NaN or there
-    is no such class."""
+    """The number of classes that come before the true one; NEVER if its score is NaN or there is no
+    such class."""
     n, c = score.shape
     own = score[np.arange(n), np.minimum(label, c - 1)][:, None]
     before = ~(score <= own)  # a NaN score comes first
     tied = (score == own) & (np.arange(c) < label[:, None])
-    return np.where((label < c) & ~np.isnan(own[:, 0]), (before | tied).sum(axis=1), c)
+    return np.where((label < c) & ~np.isnan(own[:, 0]), (before | tied).sum(axis=1), NEVER)

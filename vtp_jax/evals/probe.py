@@ -2,7 +2,8 @@
 
 The rule (Wu et al., arXiv 1805.01978; DINO's evaluation, 2104.14294): the k rows of the gallery
 with the largest cosine vote for their classes, each with the weight exp(cosine / 0.07); a tie goes
-to the lower class. If the gallery is the stream itself, a row is no neighbour of its own.
+to the lower class. If the gallery is the stream itself, a row is no neighbour of its own. A row
+whose embedding is not finite has no vote, and is never right.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ def make(
             classes, rows = label, query
         else:
             classes, rows = collect(streams, gallery, embed, state, mesh)
+        asks, votes = (np.flatnonzero(~np.isfinite(x).all(axis=1)) for x in (query, rows))
+        query, rows = (np.nan_to_num(x, posinf=0, neginf=0) for x in (query, rows))
         found, score = neighbours(query, rows, max(ks), gallery == stream, block)
+        silent = np.isin(found, votes) | np.isin(np.arange(len(found)), asks)[:, None]
+        score = np.where(silent, -np.inf, score)
         for k in ks:
             chosen = vote(classes[found[:, :k]], score[:, :k])
             yield f"knn{k}", float(np.mean(chosen == label))
@@ -87,13 +92,11 @@ def embedder(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[.
 def collect(
     streams: Mapping[str, Stream], name: str, embed: Callable[..., Any], state: State, mesh: Mesh
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n d"]]:
-    """Classes and embeddings of the rows that count. An embedding that is not finite becomes 0,
-    which is similar to nothing."""
+    """Classes and embeddings of the rows that count."""
     kept = []
     for _, (label, known, vector) in evals.over("probe", streams, name, embed, state, mesh):
         kept.append((label[known], vector[known]))
     label, vector = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    vector = np.where(np.isfinite(vector).all(axis=1, keepdims=True), vector, 0)
     if len(label) < 2:
         raise UserError(f"probe: stream '{name}' has fewer than 2 readable rows with a class")
     return label, vector
@@ -120,9 +123,8 @@ def neighbours(
 
 
 def vote(classes: Int[np.ndarray, "m k"], score: Float[np.ndarray, "m k"]) -> Int[np.ndarray, "m"]:
-    """The class with most weight among the neighbours of each row."""
+    """The class with most weight among the neighbours of each row; -1 if no score is finite."""
     ballot = np.zeros((len(classes), int(classes.max()) + 1))
-    # Weights relative to the best: the same winner, and no overflow.
-    weight = np.exp((score.astype(np.float64) - score[:, :1]) / TEMPERATURE)
+    weight = np.exp(score.astype(np.float64) / TEMPERATURE)  # cosines: below 2 million
     np.add.at(ballot, (np.arange(len(classes))[:, None], classes), weight)
-    return ballot.argmax(axis=1)
+    return np.where(ballot.any(axis=1), ballot.argmax(axis=1), -1)

@@ -3,8 +3,8 @@ pair, as ALBEF, BLIP and their followers report it.
 
 The rule: a query's k best by cosine are ranked by `encode[pair]`, ties by cosine; all others keep
 the rank that cosine gives. t2v is the rank of the caption's own video, v2t that of the video's best
-caption. A NaN score ranks last. Each video and each caption is encoded once; pairs are scored in
-blocks of one size, the rows of a block distributed over the mesh.
+caption. A NaN score ranks last, and is in no R@k. Each video and each caption is encoded once;
+pairs are scored in blocks of one size, the rows of a block distributed over the mesh.
 """
 
 from __future__ import annotations
@@ -80,22 +80,22 @@ def make(
             return score_pairs(score, state, mesh, videos.encoded, texts.encoded, (a, b), block)
 
         asking, found = texts.encoded["embedding"], videos.encoded["embedding"]
-        best = retrieval.top(asking, found, k)[1]
+        cosine, best = retrieval.top(asking, found, k)
         scores = scored(best.reshape(-1), np.repeat(np.arange(len(best)), best.shape[1]))
-        own = best == owner[:, None]
+        own = (best == owner[:, None]) & np.isfinite(cosine)
         t2v = place(scores.reshape(best.shape), own)
         before = retrieval.rank(asking, found, owner)
         t2v = np.where(own.any(axis=1), t2v, before.t2v)
 
-        best = retrieval.top(found, asking, k)[1]
+        cosine, best = retrieval.top(found, asking, k)
         scores = scored(np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1))
-        own = owner[best] == np.arange(len(best))[:, None]
+        own = (owner[best] == np.arange(len(best))[:, None]) & np.isfinite(cosine)
         asked = np.isin(np.arange(len(best)), owner)
         v2t = place(scores.reshape(best.shape), own)[asked]
         v2t = np.where(own.any(axis=1)[asked], v2t, before.v2t)
 
-        yield from retrieval.summarise("t2v", t2v, ks).items()
-        yield from retrieval.summarise("v2t", v2t, ks).items()
+        yield from retrieval.summarise("t2v", t2v, ks, len(videos.id)).items()
+        yield from retrieval.summarise("v2t", v2t, ks, len(texts.id)).items()
         yield "n_videos", float(len(videos.id))
         yield "n_captions", float(len(texts.id))
 
@@ -170,7 +170,9 @@ def score_pairs(
 
 
 def place(scores: Float[np.ndarray, "m k"], own: Any) -> Float[np.ndarray, "m"]:
-    """The rank, from 0, of the best of a query's own among its k best, sorted by score. The k come
-    in the order of their cosines, which decides ties."""
-    order = np.argsort(-np.where(np.isnan(scores), -np.inf, scores), axis=1, kind="stable")
-    return np.argmax(np.take_along_axis(own, order, axis=1), axis=1).astype(np.float64)
+    """The rank, from 0, of the best of a query's own among its k best, sorted by score; inf if the
+    scores of its own are NaN. The k come in the order of their cosines, which decides ties."""
+    unknown = np.isnan(scores)
+    order = np.argsort(-np.where(unknown, -np.inf, scores), axis=1, kind="stable")
+    own = np.take_along_axis(own & ~unknown, order, axis=1)
+    return np.where(own.any(axis=1), np.argmax(own, axis=1), np.inf)

@@ -7,7 +7,7 @@ tie goes to the own video (first position). v2t: the position of the best-ranked
 video among all captions; ties are averaged over the tied positions. R@k is the share with rank < k,
 MdR and MnR are median and mean of rank + 1, gmean is the geometric mean of R@1, R@5 and R@10.
 
-A NaN score never helps: it ranks before the truth, and a NaN truth ranks last.
+A NaN score never helps: it ranks before the truth, and a NaN truth is in no R@k and last otherwise.
 
 The array of all pairs is never built: scores are computed in square tiles on one local device and
 counted tile by tile. A tile's numbers do not depend on a row's place in it, so that equal
@@ -40,7 +40,7 @@ class Embedded(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Positions of the truth, from 0; halves where ties were averaged."""
+    """Positions of the truth, from 0: halves where ties were averaged, inf where it is NaN."""
 
     t2v: Float[np.ndarray, "m"]  # one per caption
     v2t: Float[np.ndarray, "q"]  # one per video that has a caption
@@ -75,8 +75,8 @@ def make(
         owner = owners(texts.id, videos.id, stream)
         known = owner >= 0
         ranks = rank(texts.vector[known], videos.vector, owner[known], block)
-        yield from summarise("t2v", ranks.t2v, ks).items()
-        yield from summarise("v2t", ranks.v2t, ks).items()
+        yield from summarise("t2v", ranks.t2v, ks, len(videos.id)).items()
+        yield from summarise("v2t", ranks.v2t, ks, int(known.sum())).items()
         yield "n_videos", float(len(videos.id))
         yield "n_captions", float(known.sum())
         yield "n_views", float(videos.views)
@@ -233,7 +233,9 @@ def rank(
 
     asked = np.isin(np.arange(n), owner)
     v2t = before_best.reshape(-1)[:n] + np.maximum(tied_best.reshape(-1)[:n] - 1, 0) / 2
-    return Ranks(before_own.reshape(-1)[:m].astype(np.float64), v2t[asked])
+    v2t = np.where(np.isfinite(best.reshape(-1)[:n]), v2t, np.inf)
+    t2v = np.where(np.isfinite(own.reshape(-1)[:m]), before_own.reshape(-1)[:m], np.inf)
+    return Ranks(t2v, v2t[asked])
 
 
 def top(
@@ -263,10 +265,16 @@ def top(
 
 
 def summarise(
-    prefix: str, ranks: Float[np.ndarray, "q"], ks: Sequence[int] = (1, 5, 10, 50)
+    prefix: str,
+    ranks: Float[np.ndarray, "q"],
+    ks: Sequence[int] = (1, 5, 10, 50),
+    candidates: int | None = None,
 ) -> dict[str, float]:
-    """{prefix}_r<k>, _gmean, _mdr, _mnr of ranks that count from 0."""
+    """{prefix}_r<k>, _gmean, _mdr, _mnr of ranks that count from 0. candidates: their number, which
+    mdr and mnr have for an infinite rank."""
     shares = {k: float(np.mean(ranks < k)) for k in sorted({*ks, 1, 5, 10})}
+    if candidates is not None:
+        ranks = np.minimum(ranks, candidates - 1)
     return {
         **{f"{prefix}_r{k}": shares[k] for k in ks},
         f"{prefix}_gmean": float(np.cbrt(shares[1] * shares[5] * shares[10])),
@@ -299,7 +307,7 @@ def truth(
     scores: Float[Array, "bt bv"], owner: Int[Array, "bt"], column: Int[Array, "bv"]
 ) -> tuple[Float[Array, "bt"], Float[Array, "bv"]]:
     """Each caption's score with its own video, and each video's best with one of its captions."""
-    pairs = jnp.where(owner[:, None] == column, scores, -jnp.inf)
+    pairs = jnp.where((owner[:, None] == column) & ~jnp.isnan(scores), scores, -jnp.inf)
     return pairs.max(axis=1), pairs.max(axis=0)
 
 

@@ -52,9 +52,11 @@ def accuracy(
     where: Bool[Array, "b *n"],
     k: int = 1,
 ) -> Mean:
-    """Share of entries whose target is among the k largest logits; ties go to the lower class."""
-    best = jax.lax.top_k(logits, k)[1]
-    return Mean.of((best == target[..., None]).any(axis=-1).astype(jnp.float32), where)
+    """Share of entries whose target is among the k largest logits; ties go to the lower class, and
+    a NaN is never right."""
+    best, chosen = jax.lax.top_k(logits, k)
+    right = (chosen == target[..., None]) & ~jnp.isnan(best)
+    return Mean.of(right.any(axis=-1).astype(jnp.float32), where)
 
 
 def scored(

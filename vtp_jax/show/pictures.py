@@ -121,6 +121,7 @@ def ask(run: build.Run, streams: Mapping[str, Stream], stream: str, k: int = 5) 
     owner = retrieval.owners(texts.id, videos.id, stream)
     known = np.flatnonzero(owner >= 0)
     ranks = retrieval.rank(texts.vector[known], videos.vector, owner[known]).t2v
+    ranks = np.minimum(ranks, len(videos.id) - 1)  # one that is not a number is the last
     scores, found = retrieval.top(texts.vector[known], videos.vector, k)
     captions = captions_of(run, streams[retrieval.captions_of(streams, stream)])
     return [
