@@ -173,7 +173,9 @@ def house() -> Iterator[str]:
 
     yield from ("```", "vtp_jax/", "  entries, run by `vtp`")
     entries = [f"{module.replace('.', '/')}.py" for module in vtp.ENTRIES.values()]
-    yield from (shown(root / name, name) for name in entries)
+    yield from (
+        shown(vtp.source(name), file) for name, file in zip(vtp.ENTRIES, entries, strict=True)
+    )
     yield "  parts in the root: the contract, and pure functions"
     parts = sorted(p for p in root.glob("[a-z]*.py") if p.name not in entries)
     yield from (shown(path, path.name) for path in parts)

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 ENTRIES = dict(
     train="train",
@@ -21,16 +22,35 @@ ENTRIES = dict(
     bench="bench",
     parity="parity",
     demo="demo",
+    launch="launch.__main__",
 )
+
+
+def source(name: str) -> Path:
+    """The file of an entry. A wheel has the launchers in vtp_jax/launch, a checkout beside the
+    package: they run where nothing that vtp_jax imports is installed."""
+    folder, path = Path(__file__).parent, ENTRIES[name].replace(".", "/") + ".py"
+    if name == "launch" and not (folder / "launch").is_dir():
+        folder = folder.parent
+    return folder / path
+
+
+def load(name: str) -> ModuleType:
+    """The module of an entry."""
+    folder = Path(__file__).parent
+    if source(name).is_relative_to(folder):
+        return importlib.import_module(f"vtp_jax.{ENTRIES[name]}")
+    if (root := str(folder.parent)) not in sys.path:
+        sys.path.insert(0, root)
+    return importlib.import_module(ENTRIES[name])
 
 
 def overview() -> Iterator[str]:
     """Every entry with the first line of its docstring, read from the file without importing it:
     JAX alone takes a second to import."""
     yield f"{__doc__}\n\nusage: vtp ENTRY ...; vtp ENTRY --help\n"
-    for name, module in ENTRIES.items():
-        path = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
-        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    for name in ENTRIES:
+        about = ast.get_docstring(ast.parse(source(name).read_text(encoding="utf-8"))) or ""
         yield f"  {name:10} {about.splitlines()[0]}"
 
 
@@ -38,8 +58,8 @@ def dispatch(argv: Sequence[str]) -> None:
     """Runs the entry that argv[0] names. Raises UserError if there is none of that name."""
     from vtp_jax.setup import cli
 
-    module = cli.choose("vtp", "entry", argv[0], ENTRIES)
-    importlib.import_module(f"vtp_jax.{module}").main(argv[1:])
+    cli.choose("vtp", "entry", argv[0], ENTRIES)
+    load(argv[0]).main(argv[1:])
 
 
 def main() -> None:
@@ -48,6 +68,8 @@ def main() -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print("\n".join(overview()))
         return
+    if argv[0] == "launch":  # without JAX
+        return load("launch").main(argv[1:])
     from vtp_jax.setup import cli
 
     cli.run(dispatch, argv)
