@@ -1,6 +1,7 @@
 """The training loop: exact resumption, skipped steps, orderly stops, one-line errors."""
 
 import collections
+import io
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from tests import worn
 from tests.configs import ROOT
 from vtp_jax import train, tree
-from vtp_jax.run import checkpoint, metrics
+from vtp_jax.run import checkpoint, evaluations, metrics
 from vtp_jax.run.stop import Exit, Stopped
 from vtp_jax.setup import build, cli, config
 from vtp_jax.types import Mean, Method, Out, UserError
@@ -77,6 +78,12 @@ def losses(workdir):
     return {x["step"]: x["train/loss"] for x in lines if "train/loss" in x}
 
 
+def counted(workdir):
+    """The counts of rows by step."""
+    lines = metrics.read(workdir / "metrics.jsonl")
+    return {x["step"]: tree.under(x, "data/") for x in lines if "data/rows" in x}
+
+
 def params(workdir):
     return tree.flatten(checkpoint.restore_params(workdir))
 
@@ -117,6 +124,8 @@ def test_a_stopped_run_saves_and_resumes_exactly(tmp_path, whole, monkeypatch):
     monkeypatch.chdir(ROOT)
     train.main(["--config", str(whole[0] / "config.json"), "--workdir", str(tmp_path)])
     assert same(tmp_path, whole[0])
+    rows, of_whole = (counted(x) for x in (tmp_path, whole[0]))
+    assert rows == of_whole and rows[12] == dict(rows=12 * 16, failed=0)  # of both parts together
     first, second = (json.loads((x / "config.json").read_text()) for x in (tmp_path, whole[0]))
     assert first == second
 
@@ -272,7 +281,7 @@ def test_another_net_in_the_same_workdir_is_rejected(whole):
     assert (whole[0] / "config.json").read_text() == before
 
 
-def evaluations(workdir):
+def measured(workdir):
     """(step, numbers), of each evaluation."""
     lines = [(x["step"], tree.under(x, "eval/")) for x in metrics.read(workdir / "metrics.jsonl")]
     return [line for line in lines if line[1]]
@@ -306,15 +315,15 @@ def test_a_failing_evaluator_loses_no_step_and_no_number(tmp_path, monkeypatch):
             train.train(cfg, parts)
         assert checkpoint.find_step(parts) == step
     last = train.train(cfg, parts)
-    assert same(whole, parts) and evaluations(whole) == evaluations(parts)
-    assert [step for step, _ in evaluations(parts)] == [2, 4]
-    assert tree.under(last, "eval/") == evaluations(parts)[-1][1]
+    assert same(whole, parts) and measured(whole) == measured(parts)
+    assert [step for step, _ in measured(parts)] == [2, 4]
+    assert tree.under(last, "eval/") == measured(parts)[-1][1]
     best = checkpoint.find_step(whole, "best")
     assert best == checkpoint.find_step(parts, "best")
     one, two = (checkpoint.read_meta(run, best).metrics for run in (whole, parts))
     assert one == two and one
     assert train.train(cfg, parts) == {}  # it is done, and measured
-    assert evaluations(whole) == evaluations(parts)
+    assert measured(whole) == measured(parts)
 
 
 @pytest.mark.parametrize(
@@ -339,15 +348,54 @@ def test_an_evaluators_mistake_is_reported_before_anything_is_written(
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
+def test_rows_that_are_read_are_those_of_the_whole_run(tmp_path):
+    """Also those between the last logged step and the saved one, and of causes seen only before."""
+    one = dict(loss=Mean(1.0, 1.0), skipped=Mean(0.0, 1.0))
+
+    def part(first, steps, saved, **failed):
+        """Logs every two steps and saves at one of them; a step reads 4 rows, of which one may
+        fail."""
+        out = io.StringIO()
+        with (
+            metrics.Writer(tmp_path, first) as writer,
+            metrics.Progress(9, rows=4, out=out) as progress,
+        ):
+            report = train.Report(writer, progress, 20)
+            for done in range(first + 1, steps + 1):
+                counts = dict(
+                    rows=4 * (done - first), **{k: n * (done > 2) for k, n in failed.items()}
+                )
+                if done % 2 == 0:
+                    report.trained(done, [one], 0.0, counts)
+                if done == saved:
+                    report.counted(done, counts)
+
+    part(0, 4, 3, failed=2)  # killed after step 4; that of step 3 was saved
+    part(3, 8, 0)
+    assert counted(tmp_path)[8] == dict(rows=32, failed=2)
+
+
 def test_evaluate_reads_what_train_wrote(tmp_path, whole, capsys):
     from vtp_jax import evaluate
 
     workdir, last = whole
     capsys.readouterr()
     evaluate.main(["--workdir", str(workdir)])
-    found = json.loads((workdir / "evaluation.json").read_text())
-    for name, value in found["numbers"].items():
-        np.testing.assert_allclose(value, last[f"eval/{name}"], rtol=1e-5)
-    assert "Ties" in capsys.readouterr().out
+    *trained, found = evaluations.read(workdir)
+    assert [(one.step, one.by) for one in trained] == [(6, "training"), (12, "training")]
+    assert (found.step, found.by) == (12, "vtp evaluate")
+    for name, value in found.numbers.items():
+        np.testing.assert_allclose(value, last[f"eval/retrieval/{name}"], rtol=1e-5)
+    # The same set by the same rule: two numbers that may be compared.
+    assert all(one.subject == found.subject for one in trained)
+    assert "Ties" in (said := capsys.readouterr().out) and found.subject.protocol in said
+    # Another set: beside the first, with a protocol of its own.
+    with pytest.raises(UserError, match="no evaluator 'retrievl'; did you mean 'retrieval'"):
+        evaluate.main(["--workdir", str(workdir), "--only", "retrievl"])
+    other = ["--config.data.evals.other.clips=8", "--config.evals.retrieval.stream=other"]
+    evaluate.main(["--workdir", str(workdir), "--only", "retrieval", *other])
+    *before, added = evaluations.read(workdir)
+    assert before == [*trained, found] and added.subject.stream == "other"
+    assert "8 videos of 'other'" in added.subject.protocol and added.numbers["n_videos"] == 8
     with pytest.raises(UserError, match="no run in"):
         evaluate.main(["--workdir", str(tmp_path / "nothing")])

@@ -1,47 +1,116 @@
 """Evaluates a run: the evaluators of its config, on one of its checkpoints.
 
-    vtp evaluate --workdir runs/demo [--step 1800 | latest | best]
-        [--config.evals.retrieval.stream=val] [--config.data.evals.mine.root=DIR ...]
+    vtp evaluate --workdir runs/demo [--step 1800 | latest | best] [--only retrieval]
+        [--config.evals.retrieval.stream=mine --config.data.evals.mine.root=DIR ...]
 
-Prints the numbers with the protocol behind them, and writes WORKDIR/evaluation.json.
+Prints the numbers with the protocol behind them, and adds them to WORKDIR/evaluations.jsonl, next
+to those of other steps and sets: the report shows them all.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 
-from vtp_jax.run import metrics, sharding
-from vtp_jax.setup import build, cli, hosts
-from vtp_jax.types import UserError
+from vtp_jax.run import evaluations, metrics, sharding
+from vtp_jax.setup import build, cli, hosts, subjects
+from vtp_jax.types import Batch, Stream, UserError
+
+PATIENCE = 10.0  # seconds between two lines of progress where there is no terminal
 
 
-def evaluate(run: build.Run, workdir: str | Path) -> dict[str, float]:
-    """Runs the evaluators of the run's config; prints the numbers with their protocols, writes
-    WORKDIR/evaluation.json and returns {"<evaluator>/<number>": value}. With several processes, all
-    return the numbers; the first prints and writes them."""
+def evaluate(
+    run: build.Run,
+    workdir: str | Path,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> dict[str, float]:
+    """Runs the evaluators of the run's config, or those named in `only`; prints the numbers with
+    their protocols, adds them to WORKDIR/evaluations.jsonl and returns {"<evaluator>/<number>":
+    value}. With several processes, all return the numbers; the first prints and writes them.
+
+    overrides: the `--config.x=y` by which `run.config` differs from the config in the workdir.
+    """
     if not run.config.evals:
         raise UserError(f"{workdir}/config.json has no evals, so there is nothing to run")
-    checks = build.evaluators(run.config.evals, run.method, run.data.streams, run.mesh)
-    step = int(run.state.step)
-    found, protocols = {}, {}
+    chosen = {
+        name: cli.choose("vtp evaluate", "evaluator", name, run.config.evals)
+        for name in only or run.config.evals
+    }
+    streams = {name: shown(name, stream) for name, stream in run.data.streams.items()}
+    checks = build.evaluators(chosen, run.method, streams, run.mesh)
+    of = subjects.subjects(run.config, checks, overrides)
+    step, found = int(run.state.step), {}
     with sharding.activate(run.mesh):
         for name, (_, check) in checks.items():
+            if jax.process_index() == 0:
+                print(f"{name}: step {step}, {of[name].type} on '{of[name].stream}'", flush=True)
             numbers = dict(check.run(run.state))
             if jax.process_index() == 0:
-                rows = [(key, value) for key, value in numbers.items()]
-                metrics.print_table(f"{name}, step {step}", ("number", "value"), rows)
-                print(f"{check.protocol}\n")
+                metrics.print_table(
+                    f"{name}, step {step}", ("number", "value"), list(numbers.items())
+                )
+                print(f"{of[name].protocol}\n", flush=True)
+            evaluations.write(workdir, of[name], step, numbers, "vtp evaluate")
             found.update({f"{name}/{key}": value for key, value in numbers.items()})
-            protocols[name] = check.protocol
-    if jax.process_index() == 0:
-        report = dict(step=step, numbers=found, protocols=protocols)
-        path = Path(workdir) / "evaluation.json"
-        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return found
+
+
+def shown(name: str, stream: Stream) -> Stream:
+    """A stream that shows how much of it has been read: a bar on a terminal, else a line every
+    PATIENCE seconds."""
+
+    def batches() -> Iterator[Batch]:
+        with contextlib.ExitStack() as stack:
+            show = (
+                stack.enter_context(bar(name, stream.rows)) if draws() else lines(name, stream.rows)
+            )
+            done = 0
+            for batch in stream.batches():
+                yield batch
+                done += len(batch["valid"]) * jax.process_count()
+                show(min(done, stream.rows))
+
+    return stream if jax.process_index() else stream._replace(batches=batches)
+
+
+def draws() -> bool:
+    return metrics.is_terminal(sys.stdout)
+
+
+@contextlib.contextmanager
+def bar(name: str, rows: int) -> Iterator[Callable[[int], None]]:
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("rows, left"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, transient=True) as drawn:
+        task = drawn.add_task(f"reading '{name}'", total=rows)
+        yield lambda done: drawn.update(task, completed=done)
+
+
+def lines(name: str, rows: int) -> Callable[[int], None]:
+    start = last = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PATIENCE and done < rows:
+            left = metrics.duration((now - start) / done * (rows - done))
+            print(f"  {done} of {rows} rows of '{name}', {left} left", flush=True)
+            last = now
+
+    return show
 
 
 @hosts.together
@@ -49,10 +118,13 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.parser("evaluate", __doc__)
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--step", default="latest", help="a step, latest or best")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="NAME", help="evaluators; all by default"
+    )
     args, overrides = cli.parse(parser, argv)
-    evaluate(build.restore(args.workdir, args.step, overrides), args.workdir)
+    evaluate(build.restore(args.workdir, args.step, overrides), args.workdir, args.only, overrides)
     if jax.process_index() == 0:
-        print(f"written to {Path(args.workdir) / 'evaluation.json'}")
+        print(f"written to {Path(args.workdir) / evaluations.FILE}")
 
 
 if __name__ == "__main__":

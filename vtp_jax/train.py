@@ -20,9 +20,9 @@ import jax
 
 from vtp_jax import tree
 from vtp_jax.data import kept
-from vtp_jax.run import checkpoint, metrics, sharding, stop
+from vtp_jax.run import checkpoint, evaluations, metrics, sharding, stop
 from vtp_jax.run.step import Numbers, check_step, jit_step
-from vtp_jax.setup import build, cli, config, hosts
+from vtp_jax.setup import build, cli, config, hosts, subjects
 from vtp_jax.types import UserError
 
 
@@ -47,6 +47,7 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
     data = build.data(cfg.data, batch=cfg.batch, seed=cfg.seed)
     parts = build.prepare(cfg, data, mesh)
     checks = build.evaluators(cfg.evals, parts.method, data.streams, mesh, parts.shapes)
+    of = subjects.subjects(cfg, checks)
     check_step(parts.step, parts.shapes, data.spec)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(stop.on_signals())
@@ -86,6 +87,7 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
             with progress.paused(), jax.transfer_guard("allow"):
                 if done > first and (saved.due(done) or ending):
                     saved.save(done, state)
+                    report.counted(done, data.counts(done))
                 if ending and not last:
                     saved.wait()
                     raise stop.Stopped(done, cfg.steps, stopping.code)
@@ -94,6 +96,9 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
                     found = {f"{n}/{key}": x for n in due for key, x in checks[n][1].run(state)}
                     report.evaluated(done, due, found)
                     saved.rank(done, found)
+                    for name in due:
+                        numbers = tree.under(found, f"{name}/")
+                        evaluations.write(folder, of[name], done, numbers, "training")
             if last:
                 break
 
@@ -126,6 +131,7 @@ class Report:
         self.writer, self.progress, self.max_skipped = writer, progress, max_skipped
         self.last: dict[str, float] = {}
         self.skipped = 0  # steps in a row, up to now
+        self.before = tree.under(writer.kept, "data/")  # rows read before this process began
 
     def trained(
         self, step: int, window: Sequence[Numbers], waited: float, counts: Mapping[str, int]
@@ -139,17 +145,23 @@ class Report:
         losses = {k: v for k, v in means.items() if k.startswith("loss")}
         rates = self.progress.show(step, losses, waited)
         means.update(clips_per_s=rates.clips, waited=rates.waited)
-        self._write(
-            step,
-            {f"train/{k}": v for k, v in means.items()}
-            | {f"data/{k}": n for k, n in counts.items()},
-        )
+        self._write(step, {f"train/{k}": v for k, v in means.items()} | self._whole(counts))
         if self.skipped > self.max_skipped:
             raise UserError(
                 f"{self.skipped} steps in a row had a loss or gradient that is not finite "
                 f"(at step {step}); the newest checkpoint is from before. "
                 "Lower the rate, or set optim.clip"
             )
+
+    def counted(self, step: int, counts: Mapping[str, int]) -> None:
+        """Reports the rows read for the steps before `step`, whose state is saved: a run that
+        resumes from it goes on counting there."""
+        self._write(step, self._whole(counts))
+
+    def _whole(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """The counts of the whole run, as they are logged, from those of this process."""
+        names = {**self.before, **counts}
+        return {f"data/{k}": float(self.before.get(k, 0) + counts.get(k, 0)) for k in names}
 
     def evaluated(self, step: int, names: Sequence[str], found: Mapping[str, float]) -> None:
         """Reports the numbers "<evaluator>/<number>" of the evaluators `names`."""

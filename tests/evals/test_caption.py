@@ -69,7 +69,7 @@ def test_scores_are_those_counted_by_hand(rows):
 
 def test_videos_that_could_not_be_read_are_left_out():
     assert run(3, valid=(True, False, False, True)) == dict(
-        exact=0.5, f1=1.0, tokens=1.5, n_videos=2
+        exact=0.5, f1=1.0, tokens=1.5, n_videos=2, n_left_out=2
     )
     with pytest.raises(UserError, match="no video of 'val' could be read"):
         run(3, valid=(False,) * 4)

@@ -37,7 +37,9 @@ def run(batch, rows=4, devices=1, state=STATE, **cfg):
 
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     streams = {"val": Stream(batches, ROWS, {})}
-    made = classify.make(encode={"classes": encode}, streams=streams, mesh=mesh, **cfg)
+    made = classify.make(
+        encode={"classes": encode, "answer": encode}, streams=streams, mesh=mesh, **cfg
+    )
     return dict(made.run(state)), made.protocol
 
 
@@ -56,7 +58,7 @@ def test_scores_are_those_of_plain_sorting_in_numpy(views):
     labels = batch["label"][known]
     each = [hit[labels == c, 0].mean() for c in np.unique(labels)]
     assert found["class_mean"] == pytest.approx(np.mean(each))
-    assert (found["n_videos"], found["n_left_out"]) == (9, 2)
+    assert (found["n_videos"], found["n_left_out"], found["n_unlabelled"]) == (9, 2, 1)
     assert found["n_views"] == (views or 1) and "'val'" in protocol
 
 
@@ -94,11 +96,26 @@ def test_what_cannot_be_right_is_not_right_in_any_top_k():
     assert found["top1"] == found["top5"] == found["top100"] == found["class_mean"] == 0
 
 
+def test_answers_outside_the_list_are_wrong_and_counted():
+    """A dataset numbers them after the last one; questions are not called videos."""
+    batch = data()
+    inside, _ = run(batch)
+    batch["label"] = np.where(np.isin(np.arange(ROWS), (0, 1, 4)), C, batch["label"])
+    found, protocol = run(batch, classes="answer")
+    assert (found["n_questions"], found["n_outside"], found["n_left_out"]) == (9, 2, 2)
+    assert inside["n_outside"] == 0 and "n_videos" not in found
+    rest = dict(batch, valid=batch["valid"] & (batch["label"] != C))
+    assert found["top1"] == pytest.approx(run(rest)[0]["top1"] * 7 / 9)
+    assert found["class_mean"] == run(rest)[0]["class_mean"]  # of the answers in the list
+    assert "questions of 'val'" in protocol and "Answers outside the list are wrong" in protocol
+    assert "videos of" not in protocol
+
+
 def test_mistakes_are_reported_in_one_line():
     with pytest.raises(UserError, match="no stream 'test'; the data has val"):
         run(data(), stream="test")
-    with pytest.raises(UserError, match="no encode 'answer'; it has classes"):
-        run(data(), classes="answer")
+    with pytest.raises(UserError, match="no encode 'words'; it has answer, classes"):
+        run(data(), classes="words")
     bare = data()
     del bare["label"]
     with pytest.raises(UserError, match="stream 'val' has no 'label'"):

@@ -36,8 +36,9 @@ def make(
     """The texts that `encode[generate]`, which returns `ids` i32 "b l", generates for the videos of
     `stream`, against `<stream>/captions`, whose `id` is that of the caption's video.
 
-    Yields exact and f1 (fractions in [0, 1]), tokens (the mean length of the generated lines), and
-    n_videos. Raises UserError if there is no such stream or function.
+    Yields exact and f1 (fractions in [0, 1]), tokens (the mean length of the generated lines),
+    n_videos, and n_left_out: those that are unreadable or have no caption. Raises UserError if
+    there is no such stream or function.
     """
     known = f"{stream}/captions"
     evals.need("caption", streams, stream, known)
@@ -62,12 +63,14 @@ def make(
         yield "f1", float(np.mean([max(f1(line, one) for one in known) for line, known in pairs]))
         yield "tokens", float(np.mean([len(line) for line, _ in pairs]))
         yield "n_videos", float(len(pairs))
+        yield "n_left_out", float(streams[stream].rows - len(pairs))
 
     protocol = (
         f"captions of the {streams[stream].rows} videos of '{stream}' by encode '{generate}', "
         f"against all their captions in '{stream}/captions', without special tokens: the share "
         "that is one of them, and the best F1 of tokens regardless of order. Of several views of a "
-        "video, the middle one."
+        "video, the middle one. Videos that are unreadable or have no caption are left out and "
+        "counted."
     )
     return Evaluator(run, protocol)
 

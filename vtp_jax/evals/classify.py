@@ -1,9 +1,11 @@
-"""Recognition: top-1 and top-5 over a stream, views of a video averaged after the softmax.
+"""Recognition, and answers from a list: top-1 and top-5 over a stream, views of a video averaged
+after the softmax.
 
 The rule (VideoMAE's test, after TSN and SlowFast): a video's score is the mean over its views of
 the softmax over classes; it is right in the top k if its class is among the k largest. A tie goes
-to the lower class; a NaN score and a class that the head does not have are never right. Rows that
-could not be read or have no class are left out and counted.
+to the lower class; a NaN score is never right. Rows that could not be read or have no class are
+left out and counted; a class that the head does not have, such as an answer outside the list, is
+wrong and counted.
 """
 
 from __future__ import annotations
@@ -33,12 +35,19 @@ def make(
     classes: str = "classes",
     ks: Sequence[int] = (1, 5),
 ) -> Evaluator:
-    """Recognition of the videos of `stream` by `encode[classes]`, which returns `score` f32 "b c".
+    """Recognition of the videos of `stream` by `encode[classes]`, which returns `score` f32 "b c";
+    with classes="answer", the answers to its questions.
 
-    Yields top<k> (fractions in [0, 1]), class_mean (the mean over the classes that occur of their
-    own top-1), n_videos, n_views and n_left_out.
+    Yields top<k> (fractions in [0, 1]), class_mean (the mean over the classes that occur and have a
+    score of their own top-1); n_videos or n_questions: the rows that count, n_outside: those of
+    them whose class has no score, n_views, n_left_out: the other rows, and n_unlabelled: those of
+    them that have no class but could be read.
     """
     evals.need("classify", streams, stream)
+    questions = classes == "answer"
+    asked = "questions" if questions else "videos"
+    what = f"{'answers to' if questions else 'recognition of'} the {streams[stream].rows} {asked}"
+    outsiders = f"{'Answers outside the list' if questions else 'Classes without a score'} are"
     scores = scorer(evals.verb("classify", encode, classes, "score"), mesh)
     check("classify", scores, stream)
 
@@ -48,32 +57,38 @@ def make(
             if np.ndim(batch["video"]) == 6:
                 views = batch["video"].shape[1]
             kept.append(found)
-        label, known, score = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        label, known, bare, score = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         if not known.any():
             raise UserError(f"classify: no row of '{stream}' could be read and has a class")
-        place = rank(score[known], label[known])
+        label, score, rows = label[known], score[known], float(known.sum())
+        place, outside = rank(score, label), label >= score.shape[1]
         for k in ks:
             yield f"top{k}", float(np.mean(place < k))
-        each = [np.mean(place[label[known] == c] < 1) for c in np.unique(label[known])]
-        yield "class_mean", float(np.mean(each))
-        yield "n_videos", float(known.sum())
+        each = [np.mean(place[label == c] < 1) for c in np.unique(label[~outside])]
+        yield "class_mean", float(np.mean(each or [0.0]))
+        yield f"n_{asked}", rows
+        yield "n_outside", float(outside.sum())
         yield "n_views", float(views)
-        yield "n_left_out", float(streams[stream].rows - known.sum())
+        yield "n_left_out", streams[stream].rows - rows
+        yield "n_unlabelled", float(bare.sum())
 
     protocol = (
-        f"recognition of the {streams[stream].rows} videos of '{stream}' by encode '{classes}': "
-        "softmax averaged over the views of a video, then the k largest; ties to the lower class. "
-        "topN and class_mean are fractions in [0, 1]; unreadable videos are left out and counted."
+        f"{what} of '{stream}' by encode '{classes}': softmax averaged over the views of a video, "
+        "then the k largest; ties to the lower class. topN and class_mean are fractions in [0, 1]. "
+        f"{outsiders} wrong and counted (n_outside); {asked} that are unreadable or have no "
+        f"{'answer' if questions else 'class'} are left out and counted."
     )
     return Evaluator(run, protocol)
 
 
 def scorer(encode: Callable[..., Mapping[str, Any]], mesh: Mesh) -> Callable[..., Any]:
-    """(params, extra, batch) -> (label, whether it counts, score), replicated on all devices."""
+    """(params, extra, batch) -> (label, whether it counts, whether it is readable without a class,
+    score), replicated on all devices."""
 
-    def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array]:
-        known = batch["valid"] & (batch["label"] >= 0)
-        return batch["label"], known, mean_score(encode, params, extra, batch)
+    def f(params: Any, extra: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
+        valid, label = batch["valid"], batch["label"]
+        score = mean_score(encode, params, extra, batch)
+        return label, valid & (label >= 0), valid & (label < 0), score
 
     return evals.jitted(f, mesh)
 

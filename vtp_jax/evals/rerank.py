@@ -48,8 +48,9 @@ def make(
     block: int = 256,
 ) -> Evaluator:
     """Retrieval on `stream` and `<stream>/captions`, named as in evals.retrieval, by `encode[pair]`
-    among the k best of each query. Yields t2v_* and v2t_* as evals.retrieval does, n_videos and
-    n_captions. block: pairs scored at a time. Holds the `memory` of all rows on the host.
+    among the k best of each query. Yields t2v_* and v2t_* as evals.retrieval does, n_videos,
+    n_captions, n_videos_left_out and n_captions_left_out. block: pairs scored at a time. Holds the
+    `memory` of all rows on the host.
     """
     of_video, of_text = (
         describer(evals.verb("rerank", encode, name, "embedding", "memory"), mesh)
@@ -98,13 +99,15 @@ def make(
         yield from retrieval.summarise("v2t", v2t, ks, len(texts.id)).items()
         yield "n_videos", float(len(videos.id))
         yield "n_captions", float(len(texts.id))
+        yield "n_videos_left_out", float(streams[stream].rows - len(videos.id))
+        yield "n_captions_left_out", float(streams[captions].rows - len(texts.id))
 
     protocol = (
         f"retrieval, re-ranked: {streams[stream].rows} videos of '{stream}' and "
         f"{streams[captions].rows} captions of '{captions}'; the {k} best of each query by cosine "
         f"(encode '{video}', '{text}') in the order of encode '{pair}', the others after them by "
-        "cosine. rN is a fraction in [0, 1], mdr and mnr count from 1. Unreadable videos and their "
-        "captions are left out."
+        "cosine. rN is a fraction in [0, 1], mdr and mnr count from 1, gmean is over r1, r5, r10. "
+        "Unreadable videos and their captions are left out and counted."
     )
     return Evaluator(run, protocol)
 

@@ -1,4 +1,4 @@
-"""Zero-shot retrieval both ways: captions find videos (t2v), videos find captions (v2t).
+"""Retrieval both ways: captions find videos (t2v), videos find captions (v2t).
 
 The rule (reference: SimVTP's evaluation, after Collaborative Experts and Frozen in Time):
 a video's embedding is the plain mean over its views, not normalised before; scores are cosines.
@@ -84,7 +84,7 @@ def make(
         yield "n_captions_left_out", float(streams[captions].rows - known.sum())
 
     protocol = (
-        f"zero-shot retrieval: {streams[stream].rows} videos of '{stream}' (encode '{video}', "
+        f"retrieval: {streams[stream].rows} videos of '{stream}' (encode '{video}', "
         f"views averaged before normalising), {streams[captions].rows} captions of '{captions}' "
         f"(encode '{text}', one row per caption); cosine of fp32 embeddings, no dual softmax, no "
         "re-ranking. rN is a fraction in [0, 1], mdr and mnr count from 1, gmean is over r1, r5, "

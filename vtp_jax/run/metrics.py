@@ -26,10 +26,11 @@ class Writer:
     A line is `{"step": 100, "time": seconds since 1970, "loss": 3.2, ...}`; non-finite numbers are
     written as null, because JSON has none. Started at step s, it drops lines after s, so that a
     resumed run has a single curve; in TensorBoard it is a run of its own, `tensorboard/from_<s>`.
-    Only process 0 writes.
+    Only process 0 writes. kept: the last values, by name, of the lines that it found and kept.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start: int = 0):
+        self.kept: dict[str, Any] = {}
         self._file: TextIO | None = None
         self._board: Any = None
         if jax.process_index():
@@ -37,7 +38,8 @@ class Writer:
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        _drop_after(path, start)
+        for line in _drop_after(path, start):
+            self.kept.update(line)
         self._file = path.open("a", encoding="utf-8")
         self._board = _tensorboard(folder / "tensorboard" / f"from_{start}")
 
@@ -78,14 +80,15 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.exists():
-        return
+        return []
     kept = [line for line in read(path) if line["step"] <= step]
     # Replaced atomically: a kill leaves either the old file or the new one.
     new = path.with_suffix(".jsonl.new")
     new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     os.replace(new, path)
+    return kept
 
 
 def _tensorboard(folder: Path) -> Any:
