@@ -60,6 +60,9 @@ setup(
         "torch": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.8"],
         "tfds": TFDS,
         "beam": BEAM,
+        # Workdirs in a bucket. Orbax lists one with Google's clients; etils uses TensorFlow's, or
+        # gcsfs where TensorFlow is not installed.
+        "gs": ["gcsfs>=2025.1", "google-cloud-storage>=2.19"],
         "dev": [
             *TFDS,
             *BEAM,

@@ -18,9 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from vtp_jax import evaluate, report
 from vtp_jax.data import shapes, sources, text
-from vtp_jax.run import metrics
+from vtp_jax.run import metrics, paths
 from vtp_jax.setup import build, cli, config
 from vtp_jax.show import pictures
 from vtp_jax.train import train
@@ -33,7 +35,7 @@ ABLATIONS = ("no_contrast", "no_masking")
 class Stages:
     """Seconds by stage, summed over restarts in WORKDIR/stages.json."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: epath.Path):
         self.path = path
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
@@ -62,7 +64,7 @@ def prepare(corpus: Path, stages: Stages) -> None:
         print(f"{words.facts['vocab_size']} pieces; the first caption: {captions[0]}")
 
 
-def look(workdir: Path, stages: Stages) -> dict[str, float]:
+def look(workdir: epath.Path, stages: Stages) -> dict[str, float]:
     """Evaluates the newest checkpoint and draws its pictures; returns the numbers."""
     run = build.restore(workdir)
     with stages("evaluation"):
@@ -72,7 +74,7 @@ def look(workdir: Path, stages: Stages) -> dict[str, float]:
     return numbers
 
 
-def summarise(workdir: Path, numbers: dict[str, float], stages: Stages) -> dict[str, Any]:
+def summarise(workdir: epath.Path, numbers: dict[str, float], stages: Stages) -> dict[str, Any]:
     """The summary of a run; a loss that the ablation leaves out is None."""
     lines = [x for x in metrics.read(workdir / "metrics.jsonl") if "train/loss" in x]
     speeds = [x["train/clips_per_s"] for x in lines if x.get("train/clips_per_s")]
@@ -94,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--started", type=float, help="start of the setup, in seconds since 1970")
     args, overrides = cli.parse(parser, argv)
     start = time.time()
-    workdir = Path(args.workdir or f"runs/demo{'_' + args.ablation if args.ablation else ''}")
+    workdir = paths.path(args.workdir or f"runs/demo{'_' + args.ablation if args.ablation else ''}")
     workdir.mkdir(parents=True, exist_ok=True)
     stages = Stages(workdir / "stages.json")
     if args.started is not None:

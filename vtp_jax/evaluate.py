@@ -13,11 +13,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import jax
 
-from vtp_jax.run import evaluations, metrics, sharding
+from vtp_jax.run import evaluations, metrics, paths, sharding
 from vtp_jax.setup import build, cli, hosts, subjects
 from vtp_jax.types import Batch, Stream, UserError
 
@@ -26,7 +25,7 @@ PATIENCE = 10.0  # seconds between two lines of progress where there is no termi
 
 def evaluate(
     run: build.Run,
-    workdir: str | Path,
+    workdir: paths.PathLike,
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> dict[str, float]:
@@ -124,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = cli.parse(parser, argv)
     evaluate(build.restore(args.workdir, args.step, overrides), args.workdir, args.only, overrides)
     if jax.process_index() == 0:
-        print(f"written to {Path(args.workdir) / evaluations.FILE}")
+        print(f"written to {paths.path(args.workdir) / evaluations.FILE}")
 
 
 if __name__ == "__main__":

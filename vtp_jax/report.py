@@ -10,20 +10,24 @@ and pictures/index.json); what is absent is left out, and the report lists it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from etils import epath
+
+from vtp_jax.run import paths
 from vtp_jax.setup import cli
 from vtp_jax.show import page, record
 
 
-def write(workdir: str | Path, out: str | Path | None = None, label: str = "") -> Path:
+def write(
+    workdir: paths.PathLike, out: paths.PathLike | None = None, label: str = ""
+) -> epath.Path:
     """Writes the report of the run in `workdir` to `out` (WORKDIR/report.html); returns the path.
 
     label: a word or two shown next to the title, such as the name of an ablation. Raises UserError
     if there is no such folder, or a file in it is broken.
     """
-    found = record.read(Path(workdir))
-    path = Path(out) if out else Path(workdir) / "report.html"
+    found = record.read(workdir)
+    path = paths.path(out) if out else paths.path(workdir) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.page(found, label), encoding="utf-8")
     return path

@@ -11,16 +11,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from etils import epath
 
 from vtp_jax import tree
 from vtp_jax.data import kept
-from vtp_jax.run import checkpoint, evaluations, metrics, sharding, stop
+from vtp_jax.run import checkpoint, evaluations, metrics, paths, sharding, stop
 from vtp_jax.run.step import Numbers, check_step, jit_step
 from vtp_jax.setup import build, cli, config, hosts, subjects
 from vtp_jax.types import UserError
@@ -34,13 +33,13 @@ class Log(NamedTuple):
     max_skipped: int = 20
 
 
-def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, float]:
+def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
     """Trains until `cfg.steps` steps are done; returns the last numbers of training and evaluation.
 
     Raises stop.Stopped if it is asked to stop before, with its state saved; UserError on a mistake
     in the config, and when `log.max_skipped` steps in a row were not finite.
     """
-    folder, log = Path(workdir), cli.call(Log, "config.log", **cfg.log)
+    folder, log = paths.path(workdir), cli.call(Log, "config.log", **cfg.log)
 
     # -- The parts. A mistake in a config is found here, before anything compiles.
     mesh = build.training_mesh(cfg)
@@ -114,7 +113,7 @@ def train(cfg: config.Config, workdir: str | os.PathLike[str]) -> dict[str, floa
     return report.last
 
 
-def write_config(folder: Path, cfg: config.Config, parts: build.Parts) -> None:
+def write_config(folder: epath.Path, cfg: config.Config, parts: build.Parts) -> None:
     """Writes config.json and the table of parameters, their shapes and shardings."""
     if jax.process_index() == 0:
         text = json.dumps(cfg._asdict(), indent=1)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from vtp_jax.data import pipeline
+from vtp_jax.run import paths
 from vtp_jax.setup import build, cli
 from vtp_jax.show import pictures
 from vtp_jax.show.pictures import AT_ONCE, STATISTICS
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("the run has no evaluation stream; pass --videos")
         stream = next(iter(streams))
     cli.choose("vtp visualize", "stream", stream, streams)
-    out = Path(args.out or Path(args.workdir) / "pictures")
+    out = paths.path(args.out or paths.path(args.workdir) / "pictures")
     index = pictures.write(
         run, streams, stream, out, statistics=args.statistics, clips=clips, questions=questions
     )

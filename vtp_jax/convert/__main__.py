@@ -30,7 +30,7 @@ from vtp_jax import tree
 from vtp_jax.convert import export, files, formats, hf_folder, rules
 from vtp_jax.convert.families import FORMATS
 from vtp_jax.convert.formats import Format
-from vtp_jax.run import checkpoint, metrics
+from vtp_jax.run import checkpoint, metrics, paths
 from vtp_jax.setup import cli
 from vtp_jax.types import State, UserError
 
@@ -99,7 +99,7 @@ def import_file(args: argparse.Namespace) -> None:
 
 def export_folder(args: argparse.Namespace) -> None:
     out = new_folder(args.out)
-    source = export.find(Path(args.checkpoint), args.step)
+    source = export.find(paths.path(args.checkpoint), args.step)
     name = export.written_name(source.name, args.format)
     form, flat = FORMATS[name], tree.flatten(source.params)
     tensors = rules.to_tensors(formats.table(form, source.heads, flat.keys()), source.params)

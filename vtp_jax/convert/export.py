@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from vtp_jax import tree
 from vtp_jax.convert import hf_folder, nets, pytorch
@@ -58,7 +59,7 @@ class Source(NamedTuple):
     origin: str
 
 
-def find(path: Path, which: str) -> Source:
+def find(path: epath.Path, which: str) -> Source:
     """The `Source` of a folder with a run or an import. Raises UserError for nets without published
     names."""
     if (path / FACTS).exists():

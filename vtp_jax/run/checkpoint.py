@@ -3,7 +3,8 @@
 Each is a folder `WORKDIR/checkpoints/STEP`: `state` (step, params, opt, extra; written by orbax),
 `meta.json` (the resolved config and a table of names, shapes, dtypes) and `sha256.json` (the hash
 of every file). It is written under a temporary name and renamed as a whole, so a folder named after
-a step is always complete; hashes are checked before anything is restored. `metrics.json` (the
+a step is always complete; in a bucket, where no folder can be renamed, it is complete once it has
+the file `commit_success.txt`. Hashes are checked before anything is restored. `metrics.json` (the
 results of an evaluation) is added later, if the step is evaluated.
 """
 
@@ -28,14 +29,16 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from vtp_jax import tree
+from vtp_jax.run import paths
 from vtp_jax.types import State, UserError
 
 META, HASHES, METRICS = "meta.json", "sha256.json", "metrics.json"
+COMMITTED = "commit_success.txt"
 # Written after the hashes, two of them by orbax at commit time; nothing in them is restored.
-UNHASHED = (HASHES, METRICS, "_CHECKPOINT_METADATA", "commit_success.txt")
+UNHASHED = (HASHES, METRICS, "_CHECKPOINT_METADATA", COMMITTED)
 
 T = TypeVar("T")
-Path = str | os.PathLike[str]
+Path = paths.PathLike
 Table = Mapping[str, tuple[tuple[int, ...], str]]
 
 
@@ -69,11 +72,12 @@ class Meta(NamedTuple):
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run, and restores from them. Paths are local or gs://.
+    """Writes the checkpoints of one run, and restores from them. A workdir is one of run/paths.py.
 
     every: steps between two checkpoints; keep: the number of newest ones to keep; best: (metric,
     'max' or 'min'), to also keep the best one by that metric. While open, it holds a lock on the
-    working directory: a second run there raises UserError.
+    working directory: a second run there raises UserError. A bucket has no locks, so there a second
+    run is only warned.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Checkpoints:
         self._every, self._config = every, dict(config or {})
         self._best = (best[0], best[1]) if best else None
         self._folder = _folder(workdir)
+        paths.need_client(workdir)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(workdir) if jax.process_index() == 0 else None
         self.teachers: Sequence[Source] = ()  # of the run; `save` leaves their leaves out
@@ -282,15 +287,17 @@ def restore_params(workdir: Path, which: int | str = "latest") -> dict[str, Any]
     return restore_part(workdir, step, traverse_util.unflatten_dict(shapes, sep="/"))["params"]
 
 
-def lock(workdir: Path) -> TextIO | None:
-    """Locks a local working directory until the file is closed or the process ends.
+def lock(workdir: Path) -> TextIO | _Notice:
+    """Locks a working directory until what is returned is closed, or the process ends.
 
     Raises UserError if another process holds the lock. It is a POSIX lock, which forked loader
-    processes that outlive the run do not hold.
+    processes that outlive the run do not hold. In a bucket it is a notice, which a process that was
+    killed leaves behind; where there is one, a warning is logged.
     """
-    if "://" in os.fspath(workdir):
-        return None
-    file = open(os.path.join(workdir, "lock"), "a+", encoding="utf-8")  # noqa: SIM115
+    path, own = paths.path(workdir) / "lock", f"process {os.getpid()} on {socket.gethostname()}"
+    if paths.in_bucket(path):
+        return _Notice(path, own)
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -301,9 +308,26 @@ def lock(workdir: Path) -> TextIO | None:
             f"{os.fspath(workdir)} is in use by {owner}; stop that run or take another workdir"
         ) from None
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.write(f"{own}\n")
     file.flush()
     return file
+
+
+class _Notice:
+    """A file that says which process uses a workdir in a bucket; removed when it is closed."""
+
+    def __init__(self, path: epath.Path, own: str):
+        self._path = path
+        if path.exists():
+            logging.warning(
+                "%s: %s has not ended in order. If it still runs, stop it: two runs in one workdir "
+                "damage each other, and a bucket cannot be locked",
+                path, path.read_text().strip(),
+            )  # fmt: skip
+        path.write_text(own)
+
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
 
 
 def fault(path: epath.Path) -> str | None:
@@ -340,7 +364,12 @@ def _set_aside(path: epath.Path) -> None:
     while target.exists():
         i += 1
         target = path.parent / f"broken-{path.name}-{i}"
-    path.rename(target)
+    if paths.in_bucket(path):  # file by file
+        for name, file in _files(path).items():
+            file.copy(target / name)
+        path.rmtree()
+    else:
+        path.rename(target)
 
 
 def digest(workdir: Path, step: int) -> str:
@@ -411,15 +440,17 @@ def _nested(values: Any, without: Container[str] = ()) -> dict[str, Any]:
 
 
 def _folder(workdir: Path) -> epath.Path:
-    text = os.fspath(workdir)
-    return epath.Path(text if "://" in text else os.path.abspath(text)) / "checkpoints"
+    return paths.absolute(workdir) / "checkpoints"
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    """The steps on disk, in ascending order."""
+    """The steps whose checkpoints are complete, in ascending order."""
     if not folder.exists():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+    found = [p for p in folder.iterdir() if p.name.isdecimal()]
+    if paths.in_bucket(folder):
+        found = [p for p in found if (p / COMMITTED).exists()]
+    return sorted(int(p.name) for p in found)
 
 
 def _files(path: epath.Path, prefix: str = "") -> dict[str, epath.Path]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from etils import epath
 
+from vtp_jax.run import paths
 from vtp_jax.types import UserError
 
 FILE = "evaluations.jsonl"
@@ -56,12 +56,12 @@ class Evaluation(NamedTuple):
 
 
 def write(
-    workdir: Any, subject: Subject, step: int, numbers: Mapping[str, float], by: str
+    workdir: paths.PathLike, subject: Subject, step: int, numbers: Mapping[str, float], by: str
 ) -> Evaluation:
     """Adds a line, on process 0, and returns what it says. Numbers that are not finite become
     null."""
     kept = f"checkpoints/{step}"
-    folder = epath.Path(workdir)
+    folder = paths.path(workdir)
     made = Evaluation(
         subject=subject,
         step=step,
@@ -74,15 +74,14 @@ def write(
         values = {k: v if math.isfinite(v) else None for k, v in made.numbers.items()}
         line = {**subject._asdict(), **made._asdict(), "numbers": values}
         del line["subject"]
-        with (folder / FILE).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        paths.append(folder / FILE, f"{json.dumps(line)}\n")
     return made
 
 
-def read(workdir: Any) -> list[Evaluation]:
+def read(workdir: paths.PathLike) -> list[Evaluation]:
     """The evaluations of a run, in the order of their making, without a last line that was cut off
     by a kill. Raises UserError on a line that is no evaluation."""
-    path = epath.Path(workdir) / FILE
+    path = paths.path(workdir) / FILE
     found: list[Evaluation] = []
     lines = path.read_text().splitlines() if path.exists() else []
     for number, text in enumerate(lines, 1):

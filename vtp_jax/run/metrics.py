@@ -10,13 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
+from vtp_jax.run import paths
 from vtp_jax.types import Mean
 
 
@@ -29,18 +30,19 @@ class Writer:
     Only process 0 writes. kept: the last values, by name, of the lines that it found and kept.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], start: int = 0):
+    def __init__(self, workdir: paths.PathLike, start: int = 0):
         self.kept: dict[str, Any] = {}
-        self._file: TextIO | None = None
+        self._file: paths.Lines | None = None
         self._board: Any = None
         if jax.process_index():
             return
-        folder = Path(workdir)
+        folder = paths.path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        for line in _drop_after(path, start):
+        kept = [x for x in read(path) if x["step"] <= start] if path.exists() else []
+        for line in kept:
             self.kept.update(line)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = paths.Lines(path, [json.dumps(x) for x in kept])
         self._board = _tensorboard(folder / "tensorboard" / f"from_{start}")
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
@@ -49,8 +51,7 @@ class Writer:
             return
         values = {k: float(v) for k, v in numbers.items()}
         line = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": int(step), "time": time.time(), **line}) + "\n")
-        self._file.flush()
+        self._file.add(json.dumps({"step": int(step), "time": time.time(), **line}))
         if self._board is not None:
             self._board.write_scalars(int(step), values)
             self._board.flush()
@@ -68,30 +69,18 @@ class Writer:
         self.close()
 
 
-def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read(path: paths.PathLike) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, without a last line that was truncated by a kill."""
     lines = []
-    with open(path, encoding="utf-8") as file:
-        for text in file:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+    for text in paths.path(path).read_text().split("\n"):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
     return lines
 
 
-def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    kept = [line for line in read(path) if line["step"] <= step]
-    # Replaced atomically: a kill leaves either the old file or the new one.
-    new = path.with_suffix(".jsonl.new")
-    new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(new, path)
-    return kept
-
-
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: epath.Path) -> Any:
     try:
         from clu import metric_writers  # imports TensorFlow
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
 from vtp_jax import evals, schedules, tree
 from vtp_jax.data import kept, pipeline
 from vtp_jax.data.outline import Outline
-from vtp_jax.run import average, checkpoint, optim, sharding
+from vtp_jax.run import average, checkpoint, optim, paths, sharding
 from vtp_jax.run.step import Step, make_step
 from vtp_jax.setup import cli, config, warm_start
 from vtp_jax.setup.config import Config, Section
@@ -206,7 +206,7 @@ def start(
 
 
 def warm(
-    sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State, workdir: Path
+    sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State, workdir: epath.Path
 ) -> tuple[Mapping[str, Any], list[checkpoint.Source]]:
     """The leaves that `config.warm_start` loads, and where those of teachers came from. Prints a
     summary, and writes what was done to each leaf to WORKDIR/warm_start.txt."""
@@ -235,10 +235,12 @@ def with_teachers(state: T, sources: Sequence[checkpoint.Source]) -> T:
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
-def reopen(cfg: Config, workdir: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, Data]:
+def reopen(
+    cfg: Config, workdir: paths.PathLike, overrides: Sequence[str] = ()
+) -> tuple[Config, Data]:
     """The data of a run by what its folder has kept, and its config with the tokenizer that is
     there. Runs of older versions have kept nothing, so that their training set is read."""
-    known = kept.read(workdir)
+    known = kept.read(paths.path(workdir))
     if known is None:
         return cfg, data(cfg.data, batch=cfg.batch, seed=cfg.seed)
     if not any(one.startswith("--config.data.text.path=") for one in overrides):
@@ -247,14 +249,16 @@ def reopen(cfg: Config, workdir: str | Path, overrides: Sequence[str] = ()) -> t
     return cfg, pipeline.reopen(cfg.data, known, batch=cfg.batch, process=process)
 
 
-def restore(workdir: str | Path, which: int | str = "latest", overrides: Sequence[str] = ()) -> Run:
+def restore(
+    workdir: paths.PathLike, which: int | str = "latest", overrides: Sequence[str] = ()
+) -> Run:
     """The run in `workdir` at a checkpoint: its step, "latest" or "best".
 
     The training set is not read, nor is the optimizer's state: the tokenizer and the facts of the
     data are those that the run has kept in its folder. overrides: `--config.x=y`, on the run's own
     config.
     """
-    path = Path(workdir) / "config.json"
+    path = paths.path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"no run in {workdir}: it has no config.json, which train writes")
     cfg = config.load(str(path), overrides)

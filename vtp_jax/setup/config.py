@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
+from vtp_jax.run import paths
 from vtp_jax.setup import cli, shipped
 from vtp_jax.types import UserError
 
@@ -102,15 +104,14 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises UserError on a file that is missing or fails, on an override whose value has another
     type than the value it replaces, and on an unknown first name in one.
     """
-    name, _, argument = spec.partition(":")
-    path = locate(name)
+    path, argument = locate(spec)
     if path.suffix == ".json":
         try:
             found = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is not JSON: {error}") from None
     else:
-        found = execute(path, argument, f"config {spec}")
+        found = execute(Path(path), argument, f"config {spec}")
     for override in overrides:
         if override == cli.PRINT:
             continue
@@ -124,14 +125,17 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return found.lock()
 
 
-def locate(name: str) -> Path:
-    """The file of a config: a path, or the name of a config that comes with the package. Raises
-    UserError, with a suggestion, if there is neither."""
+def locate(spec: str) -> tuple[epath.Path, str]:
+    """The file of a config, and its switches: what follows the last colon, unless the whole is a
+    file. The file is a path, or the name of a config that comes with the package. Raises UserError,
+    with a suggestion, if there is neither."""
     known = shipped.names()
+    name, _, argument = spec.rpartition(":") if ":" in spec else (spec, "", "")
     if name in known:
-        return known[name]
-    if os.path.exists(name):
-        return Path(name)
+        return epath.Path(known[name]), argument
+    for one, switches in ((spec, ""), (name, argument)):
+        if (one.endswith(".json") or "://" not in one) and (path := paths.path(one)).is_file():
+            return path, switches
     raise UserError(f"no config '{name}', neither a file nor a name{cli.suggest(name, known)}")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from jaxtyping import Num
 
 from vtp_jax import tree
 from vtp_jax.nn import resize
-from vtp_jax.run import checkpoint
+from vtp_jax.run import checkpoint, paths
 from vtp_jax.types import State, UserError, is_teacher
 
 Leaves = dict[str, Num[np.ndarray, "..."]]
@@ -57,14 +56,14 @@ def load(
     faults = []
     for place, source in enumerate(sources):
         path, pattern, template = compiled(source)
-        if not Path(path).is_dir():
+        if not paths.path(path).is_dir():
             raise UserError(
                 f"warm_start: there is no folder {path}; make it with `vtp convert "
                 f"import`, name another, --config.warm_start.{place}.0=DIR, or start without: "
                 f"'--config.warm_start=()' '--config.fresh=()'"
             )
-        step = checkpoint.find_step(Path(path))
-        table = checkpoint.read_meta(Path(path), step).table
+        step = checkpoint.find_step(path)
+        table = checkpoint.read_meta(path, step).table
         names = {n: m.expand(template) for n in table if (m := pattern.fullmatch(n))}
         if not names:
             raise UserError(
@@ -153,7 +152,7 @@ def read(path: str, step: int, table: checkpoint.Table, names: Collection[str]) 
         if name.split("/")[0] in fields
     }
     nested = traverse_util.unflatten_dict(shapes, sep="/")
-    found = tree.flatten(checkpoint.restore_part(Path(path), step, nested))
+    found = tree.flatten(checkpoint.restore_part(path, step, nested))
     return {name: found[name] for name in names}
 
 

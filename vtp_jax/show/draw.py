@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
@@ -135,9 +135,18 @@ def animation(clip: Restored, note: str) -> list[Image.Image]:
     return frames
 
 
-def save_animation(images: Sequence[Image.Image], path: Path, per_second: float = 6.0) -> None:
+def save(image: Image.Image, path: epath.Path, **options: Any) -> None:
+    """Writes an image; the suffix of `path` chooses the format."""
+    with path.open("wb") as file:
+        image.save(file, path.suffix.removeprefix("."), **options)
+
+
+def save_animation(
+    images: Sequence[Image.Image], path: epath.Path, per_second: float = 6.0
+) -> None:
     """Writes an endless animation; the suffix of `path` (.webp, .gif) chooses the format."""
-    images[0].save(
+    save(
+        images[0],
         path,
         save_all=True,
         append_images=list(images[1:]),

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from vtp_jax import evals
 from vtp_jax.evals import retrieval
-from vtp_jax.run import sharding
+from vtp_jax.run import paths, sharding
 from vtp_jax.setup import build
 from vtp_jax.show import draw
 from vtp_jax.show.draw import Answer, Restored, Words
@@ -165,7 +165,7 @@ def write(
     run: build.Run,
     streams: Mapping[str, Stream],
     stream: str,
-    out: Path,
+    out: paths.PathLike,
     *,
     statistics: str = "visible",
     clips: int = 6,
@@ -192,6 +192,7 @@ def write(
                 "there is no retrieval (encode 'video' and 'text', and a stream with captions)"
             )
         clips = 0
+    out = paths.path(out)
     out.mkdir(parents=True, exist_ok=True)
     titles = streams[stream].table.get("path", [])
     index: dict[str, Any] = {
@@ -204,7 +205,7 @@ def write(
     for n, clip in enumerate(restored):
         title = Path(titles[clip.id]).name if titles else f"video {clip.id}"
         names = dict(picture=f"restored_{n:02}.png", animation=f"restored_{n:02}.webp")
-        draw.storyboard(clip, STATISTICS[statistics], title).save(out / names["picture"])
+        draw.save(draw.storyboard(clip, STATISTICS[statistics], title), out / names["picture"])
         draw.save_animation(draw.animation(clip, STATISTICS[statistics]), out / names["animation"])
         words = clip.words
         index["reconstructions"].append(
@@ -220,7 +221,7 @@ def write(
     frames = thumbnails(streams[stream], {i for a in shown for i in (a.own, *a.found)})
     for n, answer in enumerate(shown):
         picture = f"retrieval_{n:02}.png"
-        draw.answers(answer, frames).save(out / picture)
+        draw.save(draw.answers(answer, frames), out / picture)
         index["retrieval"].append(dict(caption=answer.caption, rank=answer.rank, picture=picture))
     (out / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     return index

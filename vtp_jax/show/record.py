@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from vtp_jax.run import metrics
+from etils import epath
+
+from vtp_jax.run import metrics, paths
 from vtp_jax.types import UserError
 
 Points = list[tuple[int, float]]  # (step, value)
@@ -22,7 +23,7 @@ class Record(NamedTuple):
     protocols: Mapping[str, str]  # by evaluator
     parameters: str
     pictures: Mapping[str, Any]  # pictures/index.json
-    folder: Path
+    folder: epath.Path
 
     def last(self, key: str) -> float | None:
         """The newest value of a curve, or None if there is none."""
@@ -30,9 +31,10 @@ class Record(NamedTuple):
         return points[-1][1] if points else None
 
 
-def read(folder: Path) -> Record:
+def read(workdir: paths.PathLike) -> Record:
     """Reads a run's folder; absent files leave their fields empty. Raises UserError if there is no
     folder or a file is not JSON."""
+    folder = paths.path(workdir)
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'; --workdir is the folder of a run")
     curves: dict[str, Points] = {}
@@ -53,7 +55,7 @@ def read(folder: Path) -> Record:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
     """The object in a JSON file, empty if there is no file."""
     if not path.exists():
         return {}
