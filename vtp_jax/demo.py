@@ -35,8 +35,8 @@ ABLATIONS = ("no_contrast", "no_masking")
 class Stages:
     """Seconds by stage, summed over restarts in WORKDIR/stages.json."""
 
-    def __init__(self, path: epath.Path):
-        self.path = path
+    def __init__(self, path: paths.PathLike):
+        self.path = path = paths.path(path)
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
     def add(self, name: str, seconds: float) -> None:
@@ -74,9 +74,9 @@ def look(workdir: epath.Path, stages: Stages) -> dict[str, float]:
     return numbers
 
 
-def summarise(workdir: epath.Path, numbers: dict[str, float], stages: Stages) -> dict[str, Any]:
+def summarise(workdir: paths.PathLike, numbers: dict[str, float], stages: Stages) -> dict[str, Any]:
     """The summary of a run; a loss that the ablation leaves out is None."""
-    lines = [x for x in metrics.read(workdir / "metrics.jsonl") if "train/loss" in x]
+    lines = [x for x in metrics.read(paths.path(workdir) / "metrics.jsonl") if "train/loss" in x]
     speeds = [x["train/clips_per_s"] for x in lines if x.get("train/clips_per_s")]
     return dict(
         t2v_r1=numbers["retrieval/t2v_r1"],

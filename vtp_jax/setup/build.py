@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from absl import logging
-from etils import epath
 from jax.sharding import Mesh
 
 from vtp_jax import evals, schedules, tree
@@ -206,14 +205,15 @@ def start(
 
 
 def warm(
-    sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State, workdir: epath.Path
+    sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State, workdir: paths.PathLike
 ) -> tuple[Mapping[str, Any], list[checkpoint.Source]]:
     """The leaves that `config.warm_start` loads, and where those of teachers came from. Prints a
     summary, and writes what was done to each leaf to WORKDIR/warm_start.txt."""
     leaves, rows = warm_start.load(sources, fresh, shapes)
     if rows and jax.process_index() == 0:
-        (workdir / "warm_start.txt").write_text(warm_start.report(rows) + "\n", encoding="utf-8")
-        print(f"{warm_start.summary(rows)}; each in {workdir / 'warm_start.txt'}", flush=True)
+        file = paths.path(workdir) / "warm_start.txt"
+        file.write_text(warm_start.report(rows) + "\n", encoding="utf-8")
+        print(f"{warm_start.summary(rows)}; each in {file}", flush=True)
     return leaves, warm_start.teachers(rows)
 
 

@@ -134,7 +134,7 @@ def locate(spec: str) -> tuple[epath.Path, str]:
     if name in known:
         return epath.Path(known[name]), argument
     for one, switches in ((spec, ""), (name, argument)):
-        if (one.endswith(".json") or "://" not in one) and (path := paths.path(one)).is_file():
+        if (one.endswith(".json") or "://" not in one) and (path := paths.path(one)).exists():
             return path, switches
     raise UserError(f"no config '{name}', neither a file nor a name{cli.suggest(name, known)}")
 

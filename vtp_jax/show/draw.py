@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -135,14 +136,15 @@ def animation(clip: Restored, note: str) -> list[Image.Image]:
     return frames
 
 
-def save(image: Image.Image, path: epath.Path, **options: Any) -> None:
+def save(image: Image.Image, path: os.PathLike[str], **options: Any) -> None:
     """Writes an image; the suffix of `path` chooses the format."""
+    path = epath.Path(path)
     with path.open("wb") as file:
         image.save(file, path.suffix.removeprefix("."), **options)
 
 
 def save_animation(
-    images: Sequence[Image.Image], path: epath.Path, per_second: float = 6.0
+    images: Sequence[Image.Image], path: os.PathLike[str], per_second: float = 6.0
 ) -> None:
     """Writes an endless animation; the suffix of `path` (.webp, .gif) chooses the format."""
     save(
