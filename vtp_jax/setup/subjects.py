@@ -11,10 +11,10 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtp_jax.data import sets
+from vtp_jax.run import paths
 from vtp_jax.run.evaluations import Subject
 from vtp_jax.setup import cli
 from vtp_jax.setup.config import Config, Section
@@ -124,7 +124,7 @@ def trained_on(data: Section, warm_start: Sequence[Sequence[str]] = (), depth: i
         )
     for path in dict.fromkeys(str(source[0]) for source in warm_start):
         try:
-            before = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+            before = json.loads((paths.path(path) / "config.json").read_text())
             more = trained_on(before["data"], before.get("warm_start") or (), depth - 1)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not a run's folder
             more = Training([], [path])
