@@ -1,4 +1,4 @@
-"""Trains on a GKE cluster with TPUs, as an xpk workload (a JobSet): `xpk workload create`.
+r"""Trains on a GKE cluster with TPUs, as an xpk workload (a JobSet): `xpk workload create`.
 
     vtp launch gke --config simvtp/pretrain_webvid --workdir /mnt/runs/simvtp \
         --bucket gs://B:/mnt/runs --name simvtp \

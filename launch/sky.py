@@ -1,4 +1,4 @@
-"""Trains on machines that SkyPilot finds, on any cloud: `sky jobs launch`, which restarts on loss.
+r"""Trains on machines that SkyPilot finds, on any cloud: `sky jobs launch`, which restarts on loss.
 
     vtp launch sky --config simvtp/pretrain_webvid --workdir /mnt/runs/simvtp \
         --bucket gs://B:/mnt/runs --accelerators H100:8 --nodes 4 --spot

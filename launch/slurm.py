@@ -1,4 +1,4 @@
-"""Trains on a SLURM cluster of GPU nodes: a batch script, one process on each node.
+r"""Trains on a SLURM cluster of GPU nodes: a batch script, one process on each node.
 
     vtp launch slurm --config simvtp/pretrain_webvid --workdir /shared/run \
         --nodes 4 --gpus 8 --cpus 64 --time 24:00:00 --partition P

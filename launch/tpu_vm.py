@@ -1,4 +1,4 @@
-"""Trains on a slice of TPU VMs: asks for it in the queue, waits, sends the project, starts.
+r"""Trains on a slice of TPU VMs: asks for it in the queue, waits, sends the project, starts.
 
     vtp launch tpu_vm --config simvtp/pretrain_webvid --workdir /mnt/runs/simvtp \
         --bucket gs://B:/mnt/runs --name simvtp \

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 
 from vtp_jax import lines
 from vtp_jax.data import inputs, processes, sets, shapes, shards, sources, text, video
+from vtp_jax.data.workers import cores
 from vtp_jax.run import metrics
 from vtp_jax.setup import cli
 from vtp_jax.types import UserError
@@ -113,7 +113,7 @@ def add_shards(command: argparse.ArgumentParser) -> None:
     add("--per-shard", type=int, default=128, help="clips; a tar is always one shard")
     add("--seconds", type=float, default=form.seconds, help="of one core, that a video may take")
     add("--memory", type=float, default=4.0, help="GiB that a process may use")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    add("--workers", type=int, default=cores(), help="processes")
     add("--runner", choices=("local", "beam"), default="local")
     add("--beam", action="append", default=[], help="an option of Beam's own, with its dashes")
 
@@ -242,7 +242,7 @@ def check(args: argparse.Namespace) -> None:
         source = sources.from_files([args.root])
     files = [source.file(i) for i in range(len(source.clips))]
     causes: collections.Counter[str] = collections.Counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         scanned = pool.map(scan, files)
         for file, error in zip(
             files, shapes.show_progress(scanned, len(files), "decoding"), strict=True

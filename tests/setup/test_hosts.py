@@ -3,18 +3,23 @@
 The processes are real: `launch.local` starts them, they meet over a port and sum over gloo.
 """
 
+import errno
 import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from launch import common
 from vtp_jax import tree
-from vtp_jax.run import checkpoint
+from vtp_jax.run import checkpoint, stop
+from vtp_jax.run.stop import Exit
 from vtp_jax.setup import hosts
 from vtp_jax.train import main as train
 from vtp_jax.types import UserError
@@ -80,6 +85,110 @@ def test_an_incomplete_environment_is_an_error(wrong, told):
 def test_help_does_not_wait_for_other_processes(monkeypatch):
     monkeypatch.setattr(hosts, "join", lambda: pytest.fail("joined"))
     assert hosts.together(lambda argv: argv)(["--help"]) == ["--help"]
+
+
+def raised_from(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+GLOO = "UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:4784"
+JaxError = jax.errors.JaxRuntimeError
+
+
+@pytest.mark.parametrize(
+    "error, saved, code",
+    [
+        (UserError("a typo"), True, Exit.MISTAKE),
+        (hosts.Lost("no answer"), False, Exit.RESTART),
+        (KeyError("a bug"), False, Exit.FAILED),
+        # A bug that returns at the same step returns before the next checkpoint, and then ends it.
+        (KeyError("a bug"), True, Exit.RESTART),
+        (JaxError(GLOO), False, Exit.RESTART),
+        (JaxError("UNAVAILABLE: the coordinator"), False, Exit.RESTART),
+        (JaxError("INTERNAL: NCCL operation ncclGroupEnd() failed"), False, Exit.RESTART),
+        (JaxError("RESOURCE_EXHAUSTED: Out of memory"), False, Exit.FAILED),
+        (JaxError("INTERNAL: Mosaic failed to compile"), False, Exit.FAILED),
+        (raised_from(ValueError("while saving"), JaxError(GLOO)), False, Exit.RESTART),
+        (OSError(errno.ESTALE, "Stale file handle"), False, Exit.RESTART),
+        (OSError(errno.ENOSPC, "No space left on device"), False, Exit.FAILED),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False, Exit.FAILED),
+    ],
+    ids=str,
+)
+def test_an_error_is_worth_another_start_or_not(error, saved, code, monkeypatch):
+    monkeypatch.setattr(stop, "_progress", [])
+    if saved:
+        stop.saved(3)
+    assert hosts.exit_of(error) == code
+
+
+def test_a_lost_device_ends_a_run_with_the_status_that_restarts_it(capsys):
+    def main(argv):
+        raise JaxError(GLOO)
+
+    with pytest.raises(SystemExit) as done:
+        hosts.together(main)([])
+    assert done.value.code == Exit.RESTART
+    assert "Gloo all-reduce failed" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        hosts.together(lambda argv: 1 / 0)([])
+
+
+def test_the_launchers_know_the_exit_statuses():
+    assert (common.MISTAKE, common.RESTART) == (Exit.MISTAKE, Exit.RESTART)
+
+
+@pytest.mark.parametrize(
+    "platforms, installed, machine, told",
+    [
+        (None, [], "cuda", "warning: this machine has a NVIDIA GPU.* 'vtp_jax.cuda.'"),
+        (None, [], "tpu", "warning: this machine has a TPU.* 'vtp_jax.tpu.'"),
+        ("cpu", [], "cuda", ""),
+        (None, ["jax_cuda13_plugin"], "cuda", ""),
+        (None, ["libtpu"], "tpu", ""),
+        (None, [], None, ""),
+        (
+            "cuda,cpu",
+            [],
+            None,
+            "JAX_PLATFORMS=cuda,cpu: JAX cannot drive a NVIDIA GPU; pip install",
+        ),
+        ("tpu,cpu", ["jax_cuda13_plugin"], "cuda", "JAX cannot drive a TPU; .* 'vtp_jax.tpu.'"),
+        ("cuda,cpu", ["jax_cuda12_plugin"], "cuda", ""),
+    ],
+)
+def test_jax_without_the_driver_of_its_accelerator_says_what_to_install(
+    platforms, installed, machine, told, tmp_path, capsys
+):
+    if machine:
+        file = tmp_path / hosts.ACCELERATORS[machine][1].lstrip("/")
+        file.parent.mkdir(parents=True)
+        file.touch()
+    environ = {} if platforms is None else dict(JAX_PLATFORMS=platforms)
+    given = dict(environ=environ, installed=installed.__contains__, root=tmp_path)
+    if told and not told.startswith("warning"):
+        with pytest.raises(UserError, match=told):
+            hosts.check_accelerator(**given)
+        return
+    hosts.check_accelerator(**given)
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == bool(told) and re.search(told, shown)
+
+
+def test_cores_are_those_that_the_process_may_use():
+    """SLURM binds a task to its CPUs; the machine's count stays what it is."""
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + (
+        "from vtp_jax.data.workers import cores; print(cores())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
+    asking = [
+        path.name
+        for path in (ROOT / "vtp_jax").rglob("*.py")
+        if re.search(r"\bcpu_count\(", path.read_text(encoding="utf-8"))
+    ]
+    assert asking == ["workers.py"]
 
 
 def lines(workdir):

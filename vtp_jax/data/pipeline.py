@@ -39,7 +39,7 @@ from vtp_jax.data.open import (
     open_text,
 )
 from vtp_jax.data.order import Order, list_order
-from vtp_jax.data.workers import Run, run_here, run_tfdata
+from vtp_jax.data.workers import Run, cores, run_here, run_tfdata
 from vtp_jax.types import Batch, Data, Stream, UserError
 
 
@@ -264,7 +264,7 @@ def reopen(
 def choose_run(kind: str, workers: int | None) -> Run:
     """How the rows of sets of a kind are made."""
     run = run_here if kind == "shapes" else run_tfdata
-    return functools.partial(run, workers=workers or os.cpu_count() or 1)
+    return functools.partial(run, workers=workers or cores())
 
 
 def decoder(words: Words | None) -> Callable[[Any], list[str]]:

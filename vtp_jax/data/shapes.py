@@ -27,6 +27,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 from vtp_jax.data.sources import Clip, Source
+from vtp_jax.data.workers import cores
 from vtp_jax.types import UserError
 
 # The words for each value of each attribute. No word belongs to two values, so a caption determines
@@ -233,7 +234,7 @@ def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -
     for split in SPLITS:
         (out / split).mkdir(parents=True, exist_ok=True)
     jobs = [(split, i) for split in SPLITS for i in range(clip_count(plan, split))]
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     work = functools.partial(write_clips, out, plan)
     chunks = [jobs[i : i + 25] for i in range(0, len(jobs), 25)]
     with ThreadPoolExecutor(workers) as pool:

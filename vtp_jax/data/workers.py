@@ -22,6 +22,15 @@ from vtp_jax.data.sources import Clip
 
 AHEAD = 2  # batches made ahead of time
 
+
+def cores() -> int:
+    """CPU cores that this process may use: SLURM and containers narrow its affinity, where the
+    system has one, and leave the machine's count as it is."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 Pixels = UInt8[np.ndarray, "..."]
 # (place, array for its pixels) -> (code of the outcome, its clip, or None for padding)
 Attempt = Callable[[int, Pixels], tuple[int, Clip | None]]

@@ -56,7 +56,7 @@ def measure(cfg: config.Config, clips: int) -> dict[str, Any]:
         seconds["batch"] = time_of(lambda _: collect.encode(words, captions), range(3)) / rows
         seconds["transfer"] = time_of(lambda _: jax.block_until_ready(put(one)), range(3)) / rows
         together = time_together(batches, put, rows, clips)
-    cores = min(data.get("workers") or os.cpu_count() or 1, os.cpu_count() or 1)
+    cores = min(data.get("workers") or workers.cores(), workers.cores())
     return dict(
         seconds={name: round(value, 7) for name, value in seconds.items()},
         together=together,

@@ -29,7 +29,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from vtp_jax import tree
-from vtp_jax.run import paths
+from vtp_jax.run import paths, stop
 from vtp_jax.types import State, UserError
 
 META, HASHES, METRICS = "meta.json", "sha256.json", "metrics.json"
@@ -199,10 +199,13 @@ class Checkpoints:
     def wait(self) -> None:
         """Blocks until every save has been written to disk."""
         self._manager.wait_until_finished()
+        if self._saving[0] >= 0:
+            stop.saved(self._saving[0])
 
     def close(self) -> None:
         """Waits, then releases the working directory."""
         try:
+            self.wait()
             self._manager.close()
         finally:
             if self._lock is not None:

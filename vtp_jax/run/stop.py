@@ -21,9 +21,11 @@ import jax
 class Exit(enum.IntEnum):
     """Exit statuses. A run whose steps are not all done never ends with 0.
 
-    FAILED:      an unexpected error, with a traceback; perhaps the machine's
-    MISTAKE:     a user's mistake, in one line: started again, it fails again
-    RESTART:     stopped by SIGTERM, and saved: the same command goes on (EX_TEMPFAIL of sysexits.h)
+    FAILED:      an unexpected error before anything new was saved: started again, it fails again
+    MISTAKE:     a user's mistake, in one line; so does this
+    RESTART:     the same command goes on (EX_TEMPFAIL of sysexits.h): stopped by SIGTERM, and
+                 saved; or a machine, another process or the network failed; or an unexpected error
+                 after something new was saved
     INTERRUPTED: stopped by Ctrl-C, and saved
     """
 
@@ -32,6 +34,19 @@ class Exit(enum.IntEnum):
     MISTAKE = 2
     RESTART = 75
     INTERRUPTED = 130
+
+
+_progress: list[int] = []  # checkpoints that this process has written
+
+
+def saved(step: int) -> None:
+    """Notes that a checkpoint is written: a failure after it is worth another start."""
+    _progress.append(step)
+
+
+def progressed() -> bool:
+    """Whether this process has written a checkpoint."""
+    return bool(_progress)
 
 
 class Stopped(Exception):

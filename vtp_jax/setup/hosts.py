@@ -12,20 +12,52 @@ The first that applies is used. A single process starts nothing.
 
 from __future__ import annotations
 
+import errno
 import functools
+import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from vtp_jax.run import stop
 from vtp_jax.run.stop import Exit, Stopped
 from vtp_jax.types import UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 OF_JOB = "JOB_COMPLETION_INDEX"
+
+# Errors of JAX that come from a lost process, device or network, by their status or their text.
+# Others, such as RESOURCE_EXHAUSTED and a program that does not compile, come back.
+LOST = re.compile(
+    r"^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS)|gloo|nccl|heartbeat|"
+    r"connection (closed|reset|refused)|CUDA_ERROR_(ECC|LAUNCH_FAILED|UNKNOWN)|core halted",
+    re.IGNORECASE,
+)
+# Errors of file systems and sockets that pass.
+PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED,
+    errno.ECONNABORTED, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
+}  # fmt: skip
+# By platform of JAX: its extra, what is found on a machine that has it, and one of the modules that
+# drive it.
+ACCELERATORS = {
+    "cuda": (
+        "NVIDIA GPU",
+        "/proc/driver/nvidia/version",
+        ("jax_cuda12_plugin", "jax_cuda13_plugin"),
+    ),
+    "tpu": ("TPU", "/dev/accel0", ("libtpu",)),
+}
+
+
+class Lost(UserError):
+    """The other processes of a run were not found: they may be when it is started again."""
 
 
 def together(main: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], Any]:
@@ -33,39 +65,92 @@ def together(main: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], 
     before JAX is asked for a device. For entries whose work is distributed over processes.
 
     With several processes, one that fails exits at once. A normal exit would wait for the others,
-    and they for it, in the middle of a sum; the launcher sees its exit status and ends them.
+    and they for it, in the middle of a sum; the launcher sees its exit status and ends them. An
+    error that is worth another start (`exit_of`) exits with `Exit.RESTART`.
     """
 
     @functools.wraps(main)
     def joined(argv: Sequence[str]) -> Any:
-        if not {"-h", "--help"} & set(argv):
-            join()
+        several = False
         try:
+            if not {"-h", "--help"} & set(argv):
+                check_accelerator()
+                several = join()
             return main(argv)
         except Stopped:  # all processes stop at the same step
             raise
         except Exception as error:
-            if jax.process_count() == 1:
+            code = exit_of(error)
+            if not several and code != Exit.RESTART:
                 raise
             mistake = isinstance(error, UserError)
             sys.stderr.write(f"error: {error}\n" if mistake else traceback.format_exc())
+            if code == Exit.RESTART:
+                sys.stderr.write(f"exit status {code:d}: the same command goes on\n")
+            if not several:
+                sys.exit(code)
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(Exit.MISTAKE if mistake else Exit.FAILED)
+            os._exit(code)
 
     return joined
 
 
-def join(environ: Mapping[str, str] = os.environ) -> None:
-    """Starts jax.distributed as the environment defines it; does nothing for a single process."""
+def exit_of(error: BaseException) -> Exit:
+    """The exit status of a run that an error ends: whether a scheduler should start it again."""
+    if isinstance(error, UserError) and not isinstance(error, Lost):
+        return Exit.MISTAKE
+    return Exit.RESTART if stop.progressed() or is_lost(error) else Exit.FAILED
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is that of another process, a device, the
+    network or a file system that failed."""
+    while error is not None:
+        if isinstance(error, Lost):
+            return True
+        if isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(str(error)):
+            return True
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_accelerator(
+    environ: Mapping[str, str] = os.environ,
+    installed: Callable[[str], Any] = importlib.util.find_spec,
+    root: Path = Path("/"),
+) -> None:
+    """Says how to install JAX for the accelerator of this machine if it runs without it. Raises
+    UserError if JAX_PLATFORMS asks for one. JAX itself is not asked: that would start it."""
+    wanted = environ.get("JAX_PLATFORMS", "").split(",")
+    for platform, (name, file, modules) in ACCELERATORS.items():
+        if any(installed(module) for module in modules):
+            continue
+        how = f"pip install 'vtp_jax[{platform}]'"
+        if platform in wanted:
+            raise UserError(f"JAX_PLATFORMS={','.join(wanted)}: JAX cannot drive a {name}; {how}")
+        if wanted == [""] and (root / file.lstrip("/")).exists():
+            sys.stderr.write(
+                f"warning: this machine has a {name}, but JAX runs on its CPU; {how}, or set "
+                "JAX_PLATFORMS=cpu if that is meant\n"
+            )
+
+
+def join(environ: Mapping[str, str] = os.environ) -> bool:
+    """Starts jax.distributed as the environment defines it, and returns whether it defines several
+    processes; does nothing for a single one. Raises Lost where they do not answer."""
     given = find(environ)
     if given is None:
-        return
+        return False
     try:
         jax.distributed.initialize(**given)
     except (RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:300]
-        raise UserError(f"the processes of this run did not connect ({given}): {text}") from None
+        kind = Lost if is_lost(error) else UserError
+        raise kind(f"the processes of this run did not connect ({given}): {text}") from None
+    return True
 
 
 def find(environ: Mapping[str, str]) -> dict[str, Any] | None:
