@@ -88,7 +88,9 @@ def read(workdir: paths.PathLike) -> list[Evaluation]:
         try:
             line = json.loads(text)
             subject = Subject(**{k: line.pop(k) for k in Subject._fields if k in line})
-            numbers = {k: math.nan if v is None else v for k, v in line.pop("numbers").items()}
+            numbers = {
+                k: math.nan if v is None else float(v) for k, v in line.pop("numbers").items()
+            }
             found.append(Evaluation(subject, numbers=numbers, **line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if number == len(lines):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import importlib.metadata
 import io
 import json
 import platform
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from vtp_jax.run import metrics
-from vtp_jax.show.record import Points, Record
+from vtp_jax.run.evaluations import Evaluation
+from vtp_jax.show import numbers
+from vtp_jax.show.numbers import LOSSES, WAYS
+from vtp_jax.show.record import Points, Record, Series, Steps
 from vtp_jax.types import UserError
 
 PACKAGES = (
@@ -22,29 +28,28 @@ PACKAGES = (
 )
 TYPES = {".png": "image/png", ".webp": "image/webp", ".gif": "image/gif", ".svg": "image/svg+xml"}
 COLORS = ("#1f5fbf", "#c2571a", "#2b8a57", "#8a5ab5", "#7a6a2f", "#b0356b")
-LOSSES = {
-    "loss": "total",
-    "loss_video": "video: hidden cubes",
-    "loss_text": "text: hidden words",
-    "loss_vtc": "contrast (VTC)",
-    "loss_vtm": "matching (VTM)",
-}
-RECALL = re.compile(r"eval/(.+)/(t2v|v2t)_r(\d+)")
+RECALL = re.compile(r"(t2v|v2t)_r(\d+)")
+UNKNOWN = "The protocol was not recorded: the run was evaluated by an older version."
+# Numbers that are shown as tiles, and those that they are compared with.
+HEADLINES = ("t2v_r1", "v2t_r1", "top1", "knn1", "f1", "restored_db", "words_right")
+KINDS: dict[str, str] = {}
+AGAINST = {"knn1": "chance", "restored_db": "interpolated_db"}
 
 
 def page(record: Record, label: str) -> str:
     """The whole document. label: a word or two next to the title."""
-    name = str(record.config.get("method", {}).get("name", "")) or "run"
+    name = title_of(record.config)
     sections = {
-        "Retrieval": retrieval_table(record),
+        "Evaluations": evaluation_tables(record),
         "Losses": loss_curves(record),
-        "Retrieval over time": recall_curves(record),
+        "Evaluations over time": evaluation_curves(record),
         "Restored videos": reconstructions(record),
         "What captions find": gallery(record),
         "Time": timings(record),
         "Other curves": other_curves(record),
         "Settings": settings(record),
     }
+    folder = Path(record.folder).resolve().name
     absent = [title for title, body in sections.items() if not body]
     body = "".join(
         f'<section id="{slug(title)}"><h2>{escape(title)}</h2>{text}</section>'
@@ -64,84 +69,190 @@ def page(record: Record, label: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}: {escape(record.folder.name)}</title><style>{STYLE}</style></head>"
-        f"<body><header><h1>{escape(name)} <small>{escape(record.folder.name)}</small>{tag}</h1>"
-        f"<nav>{links}</nav></header><main>{headline(record)}{body}{note}</main></body></html>\n"
+        f"<title>{escape(name)}: {escape(folder)}</title><style>{STYLE}</style></head>"
+        f"<body><header><h1>{escape(name)} <small>{escape(folder)}</small>{tag}</h1>"
+        f"{progress(record.steps)}<nav>{links}</nav></header>"
+        f"<main>{headline(record)}{body}{note}</main></body></html>\n"
     )
 
 
 # Sections. Each returns HTML, or "" if the run has nothing for it.
 
 
+def progress(steps: Steps) -> str:
+    """How far the run is: a run that was stopped never looks finished."""
+    if steps.done is None or steps.asked is None:
+        return ""
+    if steps.finished:
+        return f'<p class="soft">{steps.done:,} steps: finished.</p>'
+    text = "The same command goes on from the newest checkpoint"
+    text += f", of step {steps.saved:,}." if steps.saved is not None else ", but there is none."
+    return (
+        f'<p class="stopped"><b>{steps.done:,} of {steps.asked:,} steps.</b> '
+        f"This run is not finished: every number below is of an unfinished net. {text}</p>"
+    )
+
+
 def headline(record: Record) -> str:
-    """The most important numbers, as tiles."""
+    """The most important numbers, as tiles, each with the step and the stream that it is of."""
     tiles = []
-    for way, text in (("t2v", "captions find videos"), ("v2t", "videos find captions")):
-        value = record.summary.get(f"{way}_r1", last_recall(record, way, 1))
-        if value is not None:
-            size = chance(record)
-            against = f", chance {percent(1 / size)}" if size else ""
-            tiles.append((percent(value), f"R@1, {text}{against}"))
+    shown: set[str] = set()
+    for one in record.series:  # those of training come first
+        if one.subject.evaluator in shown:
+            continue
+        shown.add(one.subject.evaluator)
+        last = one.last
+        of = f"{one.subject.stream or one.subject.evaluator}, step {last.step:,}"
+        for name in HEADLINES:
+            if name in last.numbers:
+                against = compared(last, name)
+                tiles.append(
+                    (numbers.text(name, last.numbers[name]), numbers.title(name), f"{of}{against}")
+                )
     for key in list(LOSSES)[1:]:
-        value = record.summary.get(key, record.last(f"train/{key}"))
-        if value is not None:
-            tiles.append((metrics.number(value), f"loss, {LOSSES[key]}"))
-    speed = record.summary.get("clips_per_s", record.last("train/clips_per_s"))
-    if speed is not None:
-        tiles.append((metrics.number(speed), "clips a second"))
+        if found := record.last(f"train/{key}"):
+            step, value = found
+            tiles.append(
+                (metrics.number(value), f"loss, {LOSSES[key]}", f"training, step {step:,}")
+            )
+    if speeds := [value for _, value in record.curves.get("train/clips_per_s", [])]:
+        tiles.append((metrics.number(statistics.median(speeds)), "clips a second", "median"))
     if (total := record.summary.get("seconds_total")) is not None:
-        tiles.append((metrics.duration(float(total)), "minutes in total"))
+        tiles.append((numbers.seconds(float(total)), "in all", "every stage"))
     cells = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
-        for value, text in tiles
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span>'
+        f"<i>{escape(of)}</i></div>"
+        for value, text, of in tiles
     )
     return f'<div class="tiles">{cells}</div>' if tiles else ""
 
 
-def retrieval_table(record: Record) -> str:
-    """The last numbers of every retrieval evaluator, both ways, and its protocol."""
-    found = ""
-    for name in evaluators(record):
-        of = {
-            k.split("/")[-1]: v
-            for k in record.curves
-            if (v := record.last(k)) is not None and k.startswith(f"eval/{name}/")
-        }
-        ks = recalls(record, name)
-        columns = [f"R@{k}" for k in ks] + ["gmean", "MdR", "MnR"]
-        keys = [f"r{k}" for k in ks] + ["gmean", "mdr", "mnr"]
-        rows = []
-        for way, text in (("t2v", "caption to video"), ("v2t", "video to caption")):
-            cells = [
-                ""
-                if (v := of.get(f"{way}_{key}")) is None
-                else metrics.number(v)
-                if key in ("mdr", "mnr")
-                else percent(v)
-                for key in keys
-            ]
-            rows.append([text, *cells])
-        size = chance(record, name)
-        if size:
-            rows.append(["chance", *[percent(min(1.0, k / size)) for k in ks], "", "", ""])
-        counts = [
-            f"{metrics.number(of[key])} {text}"
-            for key, text in (
-                ("n_videos", "videos"),
-                ("n_captions", "captions"),
-                ("n_videos_left_out", "videos left out"),
-                ("n_captions_left_out", "captions left out"),
-            )
-            if key in of
-        ]
-        rule = record.protocols.get(name, "")
+def compared(one: Evaluation, name: str) -> str:
+    """What a number of an evaluation is to be compared with, in words."""
+    if (against := AGAINST.get(name)) in one.numbers:
+        words = "chance" if against == "chance" else "interpolated"
+        return f", {words} {numbers.text(name, one.numbers[against])}"
+    if RECALL.fullmatch(name) and (size := one.numbers.get("n_videos")):
+        return f", chance {numbers.text(name, 1 / size)}"
+    return ""
+
+
+def evaluation_tables(record: Record) -> str:
+    """What was evaluated: the newest numbers of each set, with their step and protocol."""
+    found = "".join(
+        f'<article><h3>{escape(label(one, record.series))}</h3><p class="soft">'
+        f"{escape(described(one.last, record))}</p>{last_numbers(one.last)}"
+        f'<p class="soft">{escape(one.subject.protocol or UNKNOWN)}</p>{history(one, record)}'
+        "</article>"
+        for one in record.series
+    )
+    if record.replaced:
         found += (
-            f"<h3>{escape(name)}</h3>"
-            + table(["", *columns], rows)
-            + f'<p class="soft">{escape(", ".join(counts))}</p>'
-            + (f'<p class="soft">{escape(rule)}</p>' if rule else "")
+            f'<p class="soft">{record.replaced} evaluations are left out: training went back to an '
+            "older checkpoint and replaced the weights that they are of.</p>"
         )
     return found
+
+
+def label(one: Series, among: Sequence[Series]) -> str:
+    """The name of an evaluator, with its stream and set where they are known, and with more where
+    several have the same."""
+    of = one.subject
+    where = ", ".join(filter(None, [of.set, of.split]))
+    on = (f" on {of.stream}" if of.stream != of.evaluator else "") + (f": {where}" if where else "")
+    name = of.evaluator + on
+    same = [
+        x
+        for x in among
+        if (x.subject.evaluator, x.subject.stream, x.subject.set, x.subject.split)
+        == (of.evaluator, of.stream, of.set, of.split)
+    ]
+    return name if len(same) == 1 else f"{name} ({same.index(one) + 1} of {len(same)})"
+
+
+def described(one: Evaluation, record: Record) -> str:
+    """Step, checkpoint, time and command of an evaluation."""
+    kept = one.checkpoint and (record.folder / one.checkpoint).exists()
+    parts = [
+        f"Step {one.step:,}",
+        f"kept in {one.checkpoint}" if kept else "no checkpoint of this step is kept",
+        f"evaluated by {one.by}" if one.by else "",
+        moment(one.time),
+    ]
+    return ", ".join(filter(None, parts)) + "."
+
+
+def moment(time: float) -> str:
+    at = datetime.datetime.fromtimestamp(time, datetime.UTC)
+    return at.strftime("%Y-%m-%d %H:%M UTC") if time else ""
+
+
+def last_numbers(one: Evaluation) -> str:
+    """The numbers of one evaluation: recalls both ways, pairs with and without the other modality,
+    the others, and the counts in words."""
+    found, left = "", dict(one.numbers)
+    ks = sorted({int(m[2]) for name in left if (m := RECALL.fullmatch(name))})
+    if ks:
+        found += recall_table(one, ks)
+        left = {name: v for name, v in left.items() if not name.startswith(("t2v_", "v2t_"))}
+    if pairs := numbers.pairs(list(left)):
+        rows = [
+            [
+                f"{numbers.title(name)} (the other: {other})",
+                numbers.text(name, one.numbers[name]),
+                numbers.text(name, one.numbers[without]),
+                numbers.difference(name, one.numbers[name] - one.numbers[without]),
+            ]
+            for name, without, other in pairs
+        ]
+        found += table(["", "with the other modality", "without it", "difference"], rows)
+        left = {name: v for name, v in left.items() if not any(name in (p[0], p[1]) for p in pairs)}
+    counts = {name: left.pop(name) for name in list(left) if name.startswith("n_")}
+    if left:
+        found += table(["", ""], [[numbers.title(k), numbers.text(k, v)] for k, v in left.items()])
+    text = ", ".join(f"{v:,.0f} {numbers.title(name)}" for name, v in counts.items())
+    return found + (f'<p class="soft">{escape(text)}.</p>' if text else "")
+
+
+def recall_table(one: Evaluation, ks: Sequence[int]) -> str:
+    """R@k both ways, with chance."""
+    names = [*(f"r{k}" for k in ks), "gmean", "mdr", "mnr"]
+    columns = [*(f"R@{k}" for k in ks), "gmean", "median rank", "mean rank"]
+    rows = []
+    for way, text in WAYS.items():
+        keys = [f"{way}_{name}" for name in names]
+        cells = [numbers.text(key, one.numbers[key]) if key in one.numbers else "" for key in keys]
+        if any(cells):
+            rows.append([text, *cells])
+    if size := one.numbers.get("n_videos"):
+        # With several captions a video, chance differs between the ways.
+        same = one.numbers.get("n_captions", size) == size
+        shares = [numbers.text(f"r{k}", min(1.0, k / size)) for k in ks]
+        rows.append(["chance" if same else f"chance, {WAYS['t2v']}", *shares, "", "", ""])
+    return table(["", *columns], rows)
+
+
+def history(one: Series, record: Record) -> str:
+    """All evaluations of a series, if there are several."""
+    if len(one.evaluations) < 2:
+        return ""
+    names = [name for name in HEADLINES if name in one.names]
+    names = names or [name for name in one.names if not name.startswith("n_")][:6]
+    rows = [
+        [
+            f"{e.step:,}",
+            *(numbers.text(n, e.numbers[n]) if n in e.numbers else "" for n in names),
+            "kept" if e.checkpoint and (record.folder / e.checkpoint).exists() else "",
+            e.by,
+            moment(e.time),
+        ]
+        for e in reversed(one.evaluations)
+    ]
+    head = ["step", *map(numbers.title, names), "checkpoint", "by", "time"]
+    return (
+        f"<details><summary>All {len(rows)} evaluations of this kind</summary>"
+        f"{table(head, rows)}</details>"
+    )
 
 
 def loss_curves(record: Record) -> str:
@@ -150,27 +261,39 @@ def loss_curves(record: Record) -> str:
     charts = []
     for name in sorted(names, key=lambda n: [*LOSSES, n].index(n)):
         lines = {"training": record.curves[f"train/{name}"]}
-        for key, points in record.curves.items():
-            if re.fullmatch(rf"eval/[^/]+/{name}", key):
-                lines[key.split("/")[1]] = points
+        for one in record.series:
+            if points := one.curve(name):
+                lines[label(one, record.series)] = points
         charts.append(chart(LOSSES.get(name, name), lines))
     return grid(charts)
 
 
-def recall_curves(record: Record) -> str:
-    """R@k over steps with the chance level, one chart per direction."""
+def evaluation_curves(record: Record) -> str:
+    """The numbers of every series with several steps, those of one unit in one chart."""
     charts = []
-    for name in evaluators(record):
-        size = chance(record, name)
-        for way, text in (("t2v", "captions find videos"), ("v2t", "videos find captions")):
-            lines = {
-                f"R@{k}": [(s, 100 * v) for s, v in record.curves[f"eval/{name}/{way}_r{k}"]]
-                for k in recalls(record, name)
-                if f"eval/{name}/{way}_r{k}" in record.curves
-            }
-            level = {"chance of R@1": 100 / size} if size else {}
-            charts.append(chart(f"{name}: {text}, %", lines, level, top=100.0))
+    for one in record.series:
+        if len({e.step for e in one.evaluations}) < 2:
+            continue
+        name = label(one, record.series)
+        ways = {way: [n for n in one.names if n.startswith(f"{way}_r")] for way in WAYS}
+        size = one.last.numbers.get("n_videos")
+        for way, keys in ways.items():
+            lines = {numbers.title(k.removeprefix(f"{way}_")): in_units(one, k) for k in keys}
+            level = {"chance of R@1": 100 / size} if size and "R@1" in lines else {}
+            if lines:
+                charts.append(chart(f"{name}\n{WAYS[way]}, %", lines, level, top=100.0))
+        rest = [n for n in one.names if not n.startswith(("t2v_", "v2t_", "n_", "loss"))]
+        for unit in dict.fromkeys(map(numbers.unit, rest)):
+            lines = {numbers.title(n): in_units(one, n) for n in rest if numbers.unit(n) == unit}
+            top = 100.0 if unit == "%" else None
+            charts.append(chart(f"{name}" + (f", {unit}" if unit else ""), lines, top=top))
     return grid(charts)
+
+
+def in_units(one: Series, name: str) -> Points:
+    """A curve in the unit of its number."""
+    scale = 100 if numbers.unit(name) == "%" else 1
+    return [(step, scale * value) for step, value in one.curve(name)]
 
 
 def reconstructions(record: Record) -> str:
@@ -187,8 +310,16 @@ def reconstructions(record: Record) -> str:
         )
     if not figures:
         return ""
-    note = f"Statistics: {record.pictures['statistics']} ({record.pictures['note']})."
+    note = (
+        f"{drawn(record)}Statistics: {record.pictures['statistics']} ({record.pictures['note']})."
+    )
     return f'<p class="soft">{escape(note)}</p>' + "".join(figures)
+
+
+def drawn(record: Record) -> str:
+    """What the pictures are of, if they say so."""
+    index = record.pictures
+    return f"Step {index['step']:,}, '{index['stream']}'. " if "step" in index else ""
 
 
 def gallery(record: Record) -> str:
@@ -197,7 +328,7 @@ def gallery(record: Record) -> str:
     if not shown:
         return ""
     failed = sum(one["rank"] > 1 for one in shown)
-    note = (
+    note = drawn(record) + (
         f"{failed} of the {len(shown)} captions shown do not retrieve their video first; these "
         "are listed first, the worst ahead. The correct video is framed in green; scores are "
         "cosines."
@@ -210,19 +341,35 @@ def gallery(record: Record) -> str:
 
 
 def timings(record: Record) -> str:
-    """Seconds by stage as bars."""
-    stages = record.summary.get("seconds") or {}
-    if not stages:
-        return ""
-    longest = max(stages.values()) or 1
-    whole = record.summary.get("seconds_total", sum(stages.values()))
+    """Where the time went: of the training by kind, over all restarts, and of the demo by stage."""
+    found = ""
+    if record.goodput:
+        found += "<h3>Training, over all restarts</h3>" + bars(record.goodput, KINDS)
+    stages = {str(k): float(v) for k, v in (record.summary.get("seconds") or {}).items()}
+    if stages:
+        found += "<h3>Stages</h3>" if found else ""
+        found += bars(
+            stages, total=float(record.summary.get("seconds_total", sum(stages.values())))
+        )
+    return found
+
+
+def bars(
+    seconds: Mapping[str, float], words: Mapping[str, str] = {}, total: float | None = None
+) -> str:
+    """One bar of all parts, and a table of them that sums to the whole."""
+    whole = sum(seconds.values()) if total is None else float(total)
+    shares = {k: 100 * v / whole if whole else 0.0 for k, v in seconds.items()}
+    colors = dict(zip(seconds, COLORS * len(seconds), strict=False))
+    bar = "".join(f'<i style="width:{shares[k]:.3f}%;background:{colors[k]}"></i>' for k in seconds)
     rows = "".join(
-        f"<tr><td>{escape(str(stage))}</td><td>{escape(metrics.duration(float(value)))}</td>"
-        f'<td class="bar"><i style="width:{100 * value / longest:.1f}%"></i></td></tr>'
-        for stage, value in stages.items()
+        f'<tr><td><i class="key" style="background:{colors[k]}"></i>'
+        f"{escape(words.get(k, k))}</td><td>{escape(numbers.seconds(v))}</td>"
+        f"<td>{shares[k]:.1f} %</td></tr>"
+        for k, v in seconds.items()
     )
-    foot = f"<tr><th>total</th><th>{escape(metrics.duration(float(whole)))}</th><th></th></tr>"
-    return f'<table class="bars">{rows}{foot}</table>'
+    foot = f"<tr><th>in all</th><th>{escape(numbers.seconds(whole))}</th><th></th></tr>"
+    return f'<div class="bar">{bar}</div><div class="scroll"><table>{rows}{foot}</table></div>'
 
 
 def other_curves(record: Record) -> str:
@@ -236,13 +383,15 @@ def other_curves(record: Record) -> str:
 
 
 def settings(record: Record) -> str:
-    """Versions, rows read, the resolved config and the table of parameters."""
-    rows: list[list[Any]] = [[name, version] for name, version in versions()]
+    """Rows read, the resolved config, the table of parameters and versions."""
+    rows: list[list[Any]] = []
     for key in record.curves:
-        if key.startswith("data/"):
+        if key.startswith("data/") and (found := record.last(key)):
             name = key.removeprefix("data/")
-            rows.append(["rows read" if name == "rows" else f"rows {name}", record.last(key)])
-    body = table(["", ""], rows)
+            words = "rows read" if name == "rows" else f"rows {name.replace('failed/', 'failed: ')}"
+            rows.append([f"{words}, up to step {found[0]:,}", f"{found[1]:,.0f}"])
+    body = table(["", ""], rows) if rows else ""
+    body += "<h3>Where this report was written</h3>" + table(["", ""], list(versions()))
     if record.config:
         text = json.dumps(record.config, indent=2, sort_keys=True)
         body += f"<details><summary>Resolved config</summary><pre>{escape(text)}</pre></details>"
@@ -255,27 +404,10 @@ def settings(record: Record) -> str:
 # Parts.
 
 
-def evaluators(record: Record) -> list[str]:
-    """The names of the retrieval evaluators."""
-    return sorted({m[1] for key in record.curves if (m := RECALL.fullmatch(key))})
-
-
-def recalls(record: Record, name: str) -> list[int]:
-    """The values of k for which an evaluator reports R@k."""
-    found = (RECALL.fullmatch(key) for key in record.curves)
-    return sorted({int(m[3]) for m in found if m and m[1] == name})
-
-
-def last_recall(record: Record, way: str, k: int) -> float | None:
-    """R@k of the first retrieval evaluator."""
-    names = evaluators(record)
-    return record.last(f"eval/{names[0]}/{way}_r{k}") if names else None
-
-
-def chance(record: Record, name: str | None = None) -> float | None:
-    """The number of videos to choose from, whose inverse is R@1 by chance."""
-    names = [name] if name else evaluators(record)
-    return record.last(f"eval/{names[0]}/n_videos") if names else None
+def title_of(config: Mapping[str, Any]) -> str:
+    """The method of a run, and its task."""
+    names = [(config.get(section) or {}).get("name") for section in ("method", "task")]
+    return " + ".join(map(str, filter(None, names))) or "run"
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -287,10 +419,6 @@ def versions() -> Iterator[tuple[str, str]]:
             continue
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def slug(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower())
 
@@ -298,13 +426,14 @@ def slug(title: str) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """An HTML table; the first column is text, the others are numbers."""
     top = "".join(f"<th>{escape(str(c))}</th>" for c in head)
+    top = f"<tr>{top}</tr>" if any(head) else ""
     body = "".join(
         "<tr>"
         + "".join(f"<td>{escape(c if isinstance(c, str) else metrics.number(c))}</td>" for c in row)
         + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table>{top}{body}</table></div>'
 
 
 def grid(charts: Sequence[str]) -> str:
@@ -359,7 +488,7 @@ def uri(data: bytes, suffix: str) -> str:
 
 
 def image(source: str, text: str) -> str:
-    return f'<img src="{source}" alt="{escape(text)}" loading="lazy">'
+    return f'<img src="{source}" alt="{escape(text)}" decoding="async">'
 
 
 STYLE = """
@@ -378,17 +507,23 @@ margin-left:12px;vertical-align:middle}
 section{background:#fff;border:1px solid var(--line);border-radius:8px;padding:18px 20px;
 margin:0 0 18px}
 .soft{color:var(--soft);font-size:14px;margin:6px 0 12px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:12px;
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;
 margin-bottom:18px}
 .tile{background:#fff;border:1px solid var(--line);border-radius:8px;padding:12px 16px}
-.tile b{display:block;font-size:24px;line-height:1.3}.tile span{color:var(--soft);font-size:14px}
+.tile b{display:block;font-size:22px;line-height:1.4;white-space:nowrap}
+.tile span{display:block;font-size:14px}
+.tile i{font-style:normal;color:var(--soft);font-size:13px}
+.stopped{background:#fbe3c8;color:#6b3a00;border-radius:6px;padding:10px 14px;margin:0 0 12px}
+article{margin:0 0 22px}article+article{border-top:1px solid var(--line);padding-top:8px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:5px 14px;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child,td:first-child{text-align:left;padding-left:0}
+th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal;min-width:8em}
+@media(max-width:600px){section{padding:14px}th,td{padding:5px 8px}header,main{padding:0 10px}}
 th{font-weight:600;font-size:14px}
-.bars{width:100%}.bars .bar{width:65%;padding-right:0}
-.bar i{display:block;height:14px;background:var(--blue);border-radius:2px;min-width:1px}
+.bar{display:flex;height:26px;border-radius:4px;overflow:hidden;margin:4px 0 10px}
+.bar i{display:block}
+.key{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:8px}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(330px,100%),1fr));gap:12px}
 .grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr))}
 figure{margin:0 0 18px}figure.chart{margin:0}

@@ -2,60 +2,127 @@
 
 from __future__ import annotations
 
+import bisect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from etils import epath
-
-from vtp_jax.run import metrics, paths
+from vtp_jax.run import evaluations, metrics
+from vtp_jax.run.evaluations import Evaluation, Subject
 from vtp_jax.types import UserError
 
 Points = list[tuple[int, float]]  # (step, value)
 
 
-class Record(NamedTuple):
-    """The files of a run's folder. Any field may be empty."""
+class Series(NamedTuple):
+    """Evaluations of one subject, which differ in their weights alone: by step, then time."""
 
-    curves: Mapping[str, Points]  # by the key in metrics.jsonl
+    subject: Subject
+    evaluations: Sequence[Evaluation]
+
+    @property
+    def last(self) -> Evaluation:
+        """That of the highest step, and of those the newest."""
+        return self.evaluations[-1]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its numbers, in their order."""
+        return list(dict.fromkeys(name for one in self.evaluations for name in one.numbers))
+
+    def curve(self, name: str) -> Points:
+        """A number over steps; of several at one step, the newest."""
+        found = {one.step: one.numbers[name] for one in self.evaluations if name in one.numbers}
+        return list(found.items())
+
+
+class Steps(NamedTuple):
+    """How far a run is. done: the last step that it logged or saved; asked: `config.steps`; saved:
+    the step of the newest checkpoint. None: unknown."""
+
+    done: int | None
+    asked: int | None
+    saved: int | None
+
+    @property
+    def finished(self) -> bool:
+        return self.done is not None and self.asked is not None and self.done >= self.asked
+
+
+class Record(NamedTuple):
+    """The files of a run's folder. Any field may be empty.
+
+    curves:   numbers of training, by their key in metrics.jsonl; those of data/ are of the whole
+              run
+    series:   what was evaluated: each number with its step, set and protocol
+    replaced: evaluations that are not in `series`, because training went back and replaced the
+              weights that they are of
+    """
+
+    curves: Mapping[str, Points]
+    series: Sequence[Series]
+    replaced: int
+    steps: Steps
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
-    protocols: Mapping[str, str]  # by evaluator
     parameters: str
     pictures: Mapping[str, Any]  # pictures/index.json
-    folder: epath.Path
+    goodput: Mapping[str, float]  # seconds by kind
+    folder: Path
 
-    def last(self, key: str) -> float | None:
-        """The newest value of a curve, or None if there is none."""
+    def last(self, key: str) -> tuple[int, float] | None:
+        """(step, value) at the end of a curve, or None if there is none."""
         points = self.curves.get(key)
-        return points[-1][1] if points else None
+        return points[-1] if points else None
 
 
-def read(workdir: paths.PathLike) -> Record:
+def read(folder: Path) -> Record:
     """Reads a run's folder; absent files leave their fields empty. Raises UserError if there is no
     folder or a file is not JSON."""
-    folder = paths.path(workdir)
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'; --workdir is the folder of a run")
+    lines = read_lines(folder)
     curves: dict[str, Points] = {}
-    lines = metrics.read(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
     for line in lines:
         for key, value in line.items():
-            if isinstance(value, (int, float)) and key not in ("step", "time"):
+            number = isinstance(value, (int, float)) and key not in ("step", "time")
+            if number and not key.startswith("eval/"):
                 curves.setdefault(key, []).append((line["step"], float(value)))
+    curves = {k: in_all(p) if k.startswith("data/") else p for k, p in curves.items()}
+    found = [*evaluations.read(folder), *of_older_runs(folder, lines)]
+    valid = [one for one in found if not is_replaced(one, lines)]
     text = folder / "parameters.txt"
     return Record(
         curves,
+        in_series(of_training_once(valid)),
+        len(found) - len(valid),
+        count_steps(folder),
         read_json(folder / "config.json"),
         read_json(folder / "summary.json"),
-        read_json(folder / "evaluation.json").get("protocols", {}),
         text.read_text(encoding="utf-8") if text.exists() else "",
         read_json(folder / "pictures" / "index.json"),
+        {},
         folder,
     )
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
+def count_steps(folder: Path) -> Steps:
+    """How far the run in a folder is, by its config, its metrics and its checkpoints."""
+    asked = read_json(folder / "config.json").get("steps")
+    names = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    saved = max(map(int, names), default=None)
+    logged = [line["step"] for line in read_lines(folder) if "train/loss" in line][-1:]
+    done = max([*logged, *([] if saved is None else [saved])], default=None)
+    return Steps(done, asked, saved)
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return metrics.read(path) if path.exists() else []
+
+
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty if there is no file."""
     if not path.exists():
         return {}
@@ -63,3 +130,80 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error}); delete it or run again") from None
+
+
+def in_all(points: Points) -> Points:
+    """A count over all restarts: older runs began again at 0 with each."""
+    found: Points = []
+    total = before = 0.0
+    for step, value in points:
+        total += value if value < before else value - before
+        before = value
+        found.append((step, total))
+    return found
+
+
+def of_older_runs(folder: Path, lines: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
+    """Evaluations as older versions left them: numbers of training in metrics.jsonl, whose protocol
+    is unknown, and those of the last `vtp evaluate` in evaluation.json, with their protocols."""
+    found: list[Evaluation] = []
+    for line in lines:
+        for name, numbers in by_evaluator(line, "eval/").items():
+            found.append(
+                Evaluation(Subject(name), line["step"], numbers, "", line["time"], "training")
+            )
+    path = folder / "evaluation.json"
+    old = read_json(path)
+    for name, numbers in by_evaluator(old.get("numbers", {}), "").items():
+        subject = Subject(name, protocol=old.get("protocols", {}).get(name, ""))
+        time = path.stat().st_mtime
+        found.append(Evaluation(subject, old.get("step", 0), numbers, "", time, "vtp evaluate"))
+    return found
+
+
+def by_evaluator(numbers: Mapping[str, Any], prefix: str) -> dict[str, dict[str, float]]:
+    """{prefix + "<evaluator>/<number>": value} by evaluator and number."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in numbers.items():
+        name, slash, number = key.removeprefix(prefix).partition("/")
+        if key.startswith(prefix) and slash and isinstance(value, (int, float)):
+            found.setdefault(name, {})[number] = float(value)
+    return found
+
+
+def of_training_once(found: Sequence[Evaluation]) -> list[Evaluation]:
+    """Without the lines of metrics.jsonl that evaluations.jsonl has too, with all that is known."""
+    known = {
+        (one.subject.evaluator, one.step)
+        for one in found
+        if one.by == "training" and one.subject.protocol
+    }
+    return [
+        one
+        for one in found
+        if one.by != "training"
+        or one.subject.protocol
+        or (one.subject.evaluator, one.step) not in known
+    ]
+
+
+def is_replaced(one: Evaluation, lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether training took a step before that of the evaluation after it was made: it had gone
+    back to an older checkpoint. Lines of metrics.jsonl are in the order of steps and of time."""
+    trained = [line for line in lines if "train/loss" in line]
+    later = bisect.bisect_right([line["time"] for line in trained], one.time)
+    return later < len(trained) and trained[later]["step"] < one.step
+
+
+def in_series(found: Iterable[Evaluation]) -> list[Series]:
+    """Evaluations by their subjects: those of training first, in the order of their first ones."""
+    groups: dict[str, list[Evaluation]] = {}
+    for one in found:
+        of = one.subject
+        key = [of.evaluator, of.settings or of.protocol]
+        groups.setdefault(json.dumps(key, sort_keys=True), []).append(one)
+    made = [
+        Series(group[-1].subject, sorted(group, key=lambda one: (one.step, one.time)))
+        for group in groups.values()
+    ]
+    return sorted(made, key=lambda one: all(e.by != "training" for e in one.evaluations))
