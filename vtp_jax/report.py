@@ -3,8 +3,9 @@
     vtp report --workdir RUN [--out FILE]
 
 The file is self-contained: it opens from disk, without network or scripts. It is made of what a run
-writes into its folder (metrics.jsonl, config.json, summary.json, evaluation.json, parameters.txt
-and pictures/index.json); what is absent is left out, and the report lists it.
+writes into its folder (evaluations.jsonl, metrics.jsonl, config.json, summary.json, parameters.txt
+and pictures/index.json); what is absent is left out, and the report lists it. A number stands
+beside the step, the set and the protocol that it is of; the head says how many steps are done.
 """
 
 from __future__ import annotations

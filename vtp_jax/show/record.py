@@ -111,10 +111,10 @@ def count_steps(folder: Path) -> Steps:
     """How far the run in a folder is, by its config, its metrics and its checkpoints."""
     asked = read_json(folder / "config.json").get("steps")
     names = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    saved = max(map(int, names), default=None)
-    logged = [line["step"] for line in read_lines(folder) if "train/loss" in line][-1:]
-    done = max([*logged, *([] if saved is None else [saved])], default=None)
-    return Steps(done, asked, saved)
+    kept = [int(name) for name in names]
+    logged = [int(line["step"]) for line in read_lines(folder) if "train/loss" in line]
+    reached = [*logged[-1:], *kept]
+    return Steps(max(reached) if reached else None, asked, max(kept) if kept else None)
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
