@@ -12,10 +12,9 @@ import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from vtp_jax.run import metrics
+from vtp_jax.run import metrics, paths
 from vtp_jax.run.evaluations import Evaluation
 from vtp_jax.show import numbers
 from vtp_jax.show.numbers import LOSSES, WAYS
@@ -49,7 +48,7 @@ def page(record: Record, label: str) -> str:
         "Other curves": other_curves(record),
         "Settings": settings(record),
     }
-    folder = Path(record.folder).resolve().name
+    folder = paths.absolute(record.folder).name
     absent = [title for title, body in sections.items() if not body]
     body = "".join(
         f'<section id="{slug(title)}"><h2>{escape(title)}</h2>{text}</section>'

@@ -5,10 +5,11 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from vtp_jax.run import evaluations, metrics
+from etils import epath
+
+from vtp_jax.run import evaluations, metrics, paths
 from vtp_jax.run.evaluations import Evaluation, Subject
 from vtp_jax.types import UserError
 
@@ -69,7 +70,7 @@ class Record(NamedTuple):
     parameters: str
     pictures: Mapping[str, Any]  # pictures/index.json
     goodput: Mapping[str, float]  # seconds by kind
-    folder: Path
+    folder: epath.Path
 
     def last(self, key: str) -> tuple[int, float] | None:
         """(step, value) at the end of a curve, or None if there is none."""
@@ -77,9 +78,10 @@ class Record(NamedTuple):
         return points[-1] if points else None
 
 
-def read(folder: Path) -> Record:
+def read(workdir: paths.PathLike) -> Record:
     """Reads a run's folder; absent files leave their fields empty. Raises UserError if there is no
     folder or a file is not JSON."""
+    folder = paths.path(workdir)
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'; --workdir is the folder of a run")
     lines = read_lines(folder)
@@ -107,8 +109,9 @@ def read(folder: Path) -> Record:
     )
 
 
-def count_steps(folder: Path) -> Steps:
+def count_steps(workdir: paths.PathLike) -> Steps:
     """How far the run in a folder is, by its config, its metrics and its checkpoints."""
+    folder = paths.path(workdir)
     asked = read_json(folder / "config.json").get("steps")
     names = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
     kept = [int(name) for name in names]
@@ -117,12 +120,12 @@ def count_steps(folder: Path) -> Steps:
     return Steps(max(reached) if reached else None, asked, max(kept) if kept else None)
 
 
-def read_lines(folder: Path) -> list[dict[str, Any]]:
+def read_lines(folder: epath.Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     return metrics.read(path) if path.exists() else []
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
     """The object in a JSON file, empty if there is no file."""
     if not path.exists():
         return {}
@@ -143,7 +146,7 @@ def in_all(points: Points) -> Points:
     return found
 
 
-def of_older_runs(folder: Path, lines: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
+def of_older_runs(folder: epath.Path, lines: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
     """Evaluations as older versions left them: numbers of training in metrics.jsonl, whose protocol
     is unknown, and those of the last `vtp evaluate` in evaluation.json, with their protocols."""
     found: list[Evaluation] = []
@@ -156,7 +159,7 @@ def of_older_runs(folder: Path, lines: Iterable[Mapping[str, Any]]) -> list[Eval
     old = read_json(path)
     for name, numbers in by_evaluator(old.get("numbers", {}), "").items():
         subject = Subject(name, protocol=old.get("protocols", {}).get(name, ""))
-        time = path.stat().st_mtime
+        time = float(path.stat().mtime)
         found.append(Evaluation(subject, old.get("step", 0), numbers, "", time, "vtp evaluate"))
     return found
 
