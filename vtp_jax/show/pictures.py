@@ -173,8 +173,8 @@ def write(
 ) -> dict[str, Any]:
     """Draws the first `clips` videos of a stream and the answers to `questions` of its captions.
 
-    Writes images and `index.json` into `out`; returns the index: {"statistics", "note",
-    "reconstructions": [{"title", "picture", "animation", "words_right", "words_hidden"}],
+    Writes images and `index.json` into `out`; returns the index: {"step", "stream", "statistics",
+    "note", "reconstructions": [{"title", "picture", "animation", "words_right", "words_hidden"}],
     "retrieval": [{"caption", "rank", "picture"}]}, where file names are relative to `out`. Raises
     UserError if the method can neither restore videos nor retrieve them.
     """
@@ -196,6 +196,8 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     titles = streams[stream].table.get("path", [])
     index: dict[str, Any] = {
+        "step": int(run.state.step),
+        "stream": stream,
         "statistics": statistics,
         "note": STATISTICS[statistics],
         "reconstructions": [],
