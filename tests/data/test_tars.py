@@ -1,7 +1,9 @@
 """Tars of samples: what is read, and what a hostile one cannot cause."""
 
 import io
+import resource
 import tarfile
+import time
 
 import pytest
 
@@ -155,3 +157,75 @@ def test_extended_headers_that_are_not_numbers(tmp_path):
         add(tar, "a.mp4")
         add(tar, "b.mp4", pax_headers={"GNU.sparse.map": "x"})
     assert [one.cause for one in list(tars.read(str(tmp_path / "a.tar")))[-1:]] == ["damaged_tar"]
+
+
+def header(name="x", kind=b"0", size=b"0" * 11 + b"\0", **fields):
+    """A header with a right checksum, whatever else it says."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    block[124:136], block[156:157] = size, kind
+    for at, content in fields.values():
+        block[at : at + len(content)] = content
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def octal(size):
+    return b"%011o\0" % size
+
+
+def binary(size, negative=False):
+    return bytes([255 if negative else 128]) + size.to_bytes(11, "big", signed=negative)
+
+
+def pax(content, kind=b"x"):
+    return header("p", kind, octal(len(content))) + content + bytes(-len(content) % 512)
+
+
+BOMBS = {
+    "pax of 40 GB": header("p", b"x", binary(40 * 2**30)),
+    "pax of 8 GB": header("p", b"x", octal(2**33 - 1)),
+    "global pax of 40 GB": header("p", b"g", binary(40 * 2**30)),
+    "pax of less than nothing": header("p", b"x", binary(-5, negative=True)),
+    "long name of 40 GB": header("p", b"L", binary(40 * 2**30)),
+    "long link of 40 GB": header("p", b"K", binary(40 * 2**30)),
+    "member of 2**94": header("2.mp4", b"0", binary(2**86)),
+    "negative member": header("2.mp4", b"0", binary(-(2**60), negative=True)),
+    "endless chain of pax": pax(b"11 a=bcdefg\n"[:12]) * 3000,
+    "endless chain of names": (header("n", b"L", octal(2)) + b"x\0" + bytes(510)) * 3000,
+    "endless chain of links": (header("n", b"K", octal(2)) + b"x\0" + bytes(510)) * 3000,
+    "200 kB of digits": pax(b"1" * 200_000),
+    "a length of many digits": pax(b"9" * 5000 + b" path=x\n"),
+    "many headers of digits": b"".join(pax(b"1" * 60_000) + header(f"{n}.a") for n in range(99)),
+    "size in words": pax(b"14 size=alot\n") + header("2.mp4"),
+    "size beyond any file": pax(b"40 size=" + b"9" * 31 + b"\n") + header("2.mp4"),
+    "sparse without an end": pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n")
+    + header("2.mp4", size=octal(512)) + b"99999999999\n" + bytes(500),
+    "sparse map in words": pax(b"21 GNU.sparse.map=a,b\n"[:21] + b"\n") + header("2.mp4"),
+    "old sparse, extended": header("2.mp4", b"S", more=(482, b"\1")),
+    "charset": pax(b"30 hdrcharset=\xff\xfe\xff\xfe\xff\xfe\xff\xfe\xff\xfe\n"[:30]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=[*BOMBS])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_hostile_header_costs_little_and_keeps_what_came_before(tmp_path, bomb, ends):
+    path = write(tmp_path / "a.tar", ("0.mp4", b"v"), ("1.mp4", b"w"))
+    data = (tmp_path / "a.tar").read_bytes()[:2048]
+    (tmp_path / "a.tar").write_bytes(data + bomb + bytes(1024 if ends else 0))
+    start, before = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found, names = list(tars.read(path)), tars.keys(path)
+    assert time.thread_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+    assert tars.Sample("0", {".mp4": b"v"}) in found and names[0] == "0"
+    for one in found:
+        assert isinstance(one, tars.Sample) or one.cause in tars.CAUSES
+
+
+def test_long_names_are_read(tmp_path):
+    """As GNU's tar and pax write them."""
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+            add(tar, "d/" * 800 + "x.mp4", pax_headers={"comment": "c" * 20_000})
+        (sample,) = tars.read(str(tmp_path / "a.tar"))
+        assert sample.key == "d/" * 800 + "x"

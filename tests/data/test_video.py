@@ -85,34 +85,13 @@ def test_requested_frames_are_returned_in_every_format(file, wanted):
 @pytest.fixture
 def decoded(monkeypatch):
     """The packets that went through a decoder since, as (time stamp, whether in full)."""
-    found = []
+    found, real = [], video.Unpack.unpack
 
-    class Packets:
-        """A container that records its packets."""
+    def unpack(self, packet):
+        found.append((packet.pts, self.stream.codec_context.skip_frame == "DEFAULT"))
+        return real(self, packet)
 
-        def __init__(self, container):
-            self._container = container
-
-        def __getattr__(self, name):
-            return getattr(self._container, name)
-
-        def demux(self, stream):
-            return (Packet(p, stream) for p in self._container.demux(stream))
-
-    class Packet:
-        def __init__(self, packet, stream):
-            self._packet, self._stream = packet, stream
-
-        def __getattr__(self, name):
-            return getattr(self._packet, name)
-
-        def decode(self):
-            full = self._stream.codec_context.skip_frame == "DEFAULT"
-            found.append((self._packet.pts, full))
-            return self._packet.decode()
-
-    real = video.find
-    monkeypatch.setattr(video, "find", lambda c, *a: real(Packets(c), *a))
+    monkeypatch.setattr(video.Unpack, "unpack", unpack)
     return found
 
 
@@ -132,9 +111,9 @@ def test_what_no_other_frame_needs_is_not_decoded(tmp_path, decoded):
     full = sum(whole for _, whole in decoded)
     assert len(wanted) <= full <= len(wanted) + 1 < len(decoded) - 80
     with av.open(str(path)) as container:
-        counted = video.count(path, wanted.tolist(), video.start_clock(60.0))
+        counted = video.count(path, wanted, video.LIMITS, video.start_clock(60.0))
         assert container.streams.video[0].frames == N
-    np.testing.assert_array_equal(got, np.stack(counted))
+    np.testing.assert_array_equal(got, counted)
 
 
 @pytest.fixture
@@ -218,9 +197,9 @@ def test_rotated_videos_are_read_upright(tmp_path, turn):
     assert video.probe(path).turn % 360 == turn % 360
 
 
-def cause_of(path, wanted=(0,)):
+def cause_of(path, wanted=(0,), **limits):
     with pytest.raises(video.Unreadable) as caught:
-        video.read_frames(path, lambda n: np.asarray(wanted))
+        video.read_frames(path, lambda n: np.asarray(wanted), video.Limits(**limits))
     assert caught.value.cause in video.CAUSES
     return caught.value.cause
 
@@ -309,18 +288,16 @@ def test_a_picture_that_claims_to_be_huge_is_not_allocated(folder, codec, fmt):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_decoding_has_an_end(folder, monkeypatch):
+def test_decoding_has_an_end(folder):
     """Time, and the memory of what is asked for at once, are limited."""
     path = write(folder / "long.mp4", *FORMATS["front.mp4"])
-    with monkeypatch.context() as patch:
-        patch.setattr(video, "MAX_SECONDS", 0.0)
-        assert cause_of(path, (0, N - 1)) == "too_slow"
-    with monkeypatch.context() as patch:
-        patch.setattr(video, "MAX_BYTES", 3 * SIDE * SIDE * 2)
-        assert cause_of(path, (0, 5, 9)) == "too_large"
-        video.read_frames(path, lambda n: np.asarray([0, 5, 5]))
+    assert cause_of(path, (0, N - 1), seconds=0.0) == "too_slow"
+    size = 3 * SIDE * SIDE * 3
+    for wanted in ((0, 5, 9), (0, 5, 5)):
+        assert cause_of(path, wanted, bytes=size - 1) == "too_large"
+        video.read_frames(path, lambda n, w=wanted: np.asarray(w), video.Limits(bytes=size))
     with pytest.raises(video.Unreadable, match="too_slow"):
-        video.scan(path, seconds=0.0)
+        video.scan(path, limits=video.Limits(seconds=0.0))
 
 
 def promise_in_a_fragment(data, count):
@@ -355,25 +332,23 @@ def test_packets_without_frames_have_an_end(monkeypatch):
     data = empty_packets(20_000)
     assert cause_of(data) == "no_frames"
     with pytest.raises(video.Unreadable, match="too_slow"):
-        video.scan(data, seconds=0.0)
+        video.scan(data, limits=video.Limits(seconds=0.0))
     monkeypatch.setattr(video, "start_clock", lambda seconds, real=video.start_clock: real(0.0))
     assert cause_of(data) == "too_slow"
 
 
-def test_more_frames_than_allowed_are_rejected(file, monkeypatch):
+def test_more_frames_than_allowed_are_rejected(file):
     """By the header's number, or by counting."""
-    monkeypatch.setattr(video, "MAX_FRAMES", N)
-    video.probe(file)
-    monkeypatch.setattr(video, "MAX_FRAMES", N - 1)
-    assert cause_of(file) == "too_large"
+    video.probe(file, video.Limits(frames=N))
+    assert cause_of(file, frames=N - 1) == "too_large"
 
 
 def test_a_read_that_does_not_end_is_given_up(file, monkeypatch):
     """By the clock: no core is busy while a disk is waited for."""
-    monkeypatch.setattr(video, "CLOCK", 1e-12)
+    monkeypatch.setattr(video, "PATIENCE", 1e-10)
     assert cause_of(file) == "too_slow"
     monkeypatch.undo()
-    ticks = iter([0.0, *[10 * video.MAX_SECONDS + 1] * 1000])
+    ticks = iter([0.0, *[10 * video.LIMITS.seconds + 1] * 1000])
     monkeypatch.setattr(video.time, "monotonic", lambda: next(ticks))
     assert cause_of(file) == "too_slow"
 
@@ -381,18 +356,17 @@ def test_a_read_that_does_not_end_is_given_up(file, monkeypatch):
 def test_clips_wait_for_room_in_memory(file, monkeypatch):
     """Eight at once, of which two have room: all are read, and never more are held."""
     size, held, most = 3 * SIDE * SIDE * 2, [], []
-    room, real = video.Room(2 * size + 1), video.take
+    room, real = video.Room(2 * size + 1), video.Sheet.put
     monkeypatch.setattr(video, "ROOM", room)
 
-    def take(*args):
-        held.append(1)
-        most.append(len(held))
-        try:
-            return real(*args)
-        finally:
-            held.pop()
+    def put(sheet, *args):
+        held.append(sheet)
+        most.append(len(set(map(id, held))))
+        real(sheet, *args)
+        if len(sheet.done) == len(sheet.wanted):
+            held[:] = [one for one in held if one is not sheet]
 
-    monkeypatch.setattr(video, "take", take)
+    monkeypatch.setattr(video.Sheet, "put", put)
     with ThreadPoolExecutor(8) as pool:
         wanted = [np.asarray([3, 90])] * 8
         found = list(pool.map(lambda one: video.read_frames(file, lambda n: one), wanted))
@@ -406,10 +380,10 @@ def test_bytes_in_memory_read_like_a_file(file):
     np.testing.assert_array_equal(got, video.read_frames(file, lambda n: wanted))
 
 
-def test_frames_above_the_limit_are_too_large(folder, monkeypatch):
+def test_frames_above_the_limit_are_too_large(folder):
     path = write(folder / "big.mp4", "libx264", {}, {}, count=2)
-    monkeypatch.setattr(video, "MAX_PIXELS", SIDE * SIDE - 1)
-    assert cause_of(path) == "too_large"
+    assert cause_of(path, pixels=SIDE * SIDE - 1) == "too_large"
+    video.probe(path, video.Limits(pixels=SIDE * SIDE))
 
 
 def cut(path, share):

@@ -73,8 +73,8 @@ class FromTar(NamedTuple):
         try:
             known = json.loads(sample.members.get(".json", b"{}"))
             text = sample.members.get(".txt", b"").decode().strip()
-        except (ValueError, RecursionError) as error:
-            return tars.Refused(sample.key, "damaged_text", str(error))
+        except (ValueError, RecursionError, MemoryError) as error:
+            return tars.Refused(sample.key, "damaged_text", str(error) or type(error).__name__)
         known = known if isinstance(known, Mapping) else {}
         texts = text or known.get(self.field) or []
         texts = [texts] if isinstance(texts, str) else texts

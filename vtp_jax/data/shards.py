@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -49,15 +50,21 @@ class Form(NamedTuple):
     short_side: pixels, to which larger videos are shrunk; every: frames 0, every, 2 every, ... are
     stored; quality: of JPEG; ratio: quality is lowered by 15 or 30 if a clip would otherwise have
     more than `ratio` times the bytes of its video (0: never); seconds: limit for a video, of one
-    core; captioned: whether every clip needs a caption
+    core; captioned: whether every clip needs a caption; pixels: of the largest picture that is
+    decoded
     """
 
     short_side: int = 256
     every: int = 4
     quality: int = 75
     ratio: float = 3.0
-    seconds: float = video.SCAN_SECONDS
+    seconds: float = video.WHOLE.seconds
     captioned: bool = True
+    pixels: int = video.WHOLE.pixels
+
+    @property
+    def limits(self) -> video.Limits:
+        return video.WHOLE._replace(pixels=self.pixels, seconds=self.seconds)
 
 
 # One clip, one shard.
@@ -77,7 +84,7 @@ def store(item: Item, form: Form) -> tuple[dict[str, Any], int]:
         digest, size = hashlib.sha256(content).hexdigest(), len(content)
     cut = None
     if part is not None and not isinstance(media, tuple):
-        cut = find_part(media, part, form.seconds)
+        cut = find_part(media, part, form.limits)
         size = size * len(cut.numbers) // cut.frames
     most = form.ratio * size if form.ratio and not isinstance(media, tuple) else float("inf")
     for lower in LOWER:
@@ -101,16 +108,20 @@ class Cut(NamedTuple):
     rate: float
 
 
-def find_part(media: str | bytes, part: tuple[float, float], seconds: float) -> Cut:
+def find_part(media: str | bytes, part: tuple[float, float], limits: video.Limits) -> Cut:
     """The frames within a time span, by their time stamps, in seconds from the first frame. Raises
     Unreadable."""
-    check = video.start_clock(seconds)
-    with video.open_video(media) as (container, stream):
+    check = video.start_clock(limits.seconds)
+    with video.open_video(media, limits) as (container, stream), video.reading():
         packets = video.demux(container, stream, check)
-        stamps = [p.pts for p in packets if p.size and not p.is_discard]
-        video.check_count(len(stamps))
+        shown = (p.pts for p in packets if p.size and not p.is_discard)
+        stamps = list(itertools.islice(shown, limits.frames + 1))
+        video.check_count(len(stamps), limits)
         rate, unit = float(stream.average_rate or 0), float(stream.time_base)
-        size = 3 * stream.width * stream.height
+        declared = stream.height, stream.width
+    first = functools.partial(video.first_shape, media, limits, check)
+    h, w = video.look_up(first, declared)
+    size = 3 * h * w
     if len(set(stamps) - {None}) == len(stamps) > 0:
         times = (np.sort(stamps) - min(stamps)) * unit
     elif rate:
@@ -124,13 +135,13 @@ def find_part(media: str | bytes, part: tuple[float, float], seconds: float) -> 
 
 
 def read_part(
-    media: str | bytes, numbers: range, size: int
+    media: str | bytes, numbers: range, size: int, pixels: int
 ) -> Iterator[UInt8[np.ndarray, "h w c"]]:
     """Frames of `size` bytes by their numbers, with few in memory at a time."""
-    step = max(PIECE // size, 1)
+    step, limits = max(PIECE // size, 1), video.LIMITS._replace(pixels=pixels)
     for start in range(0, len(numbers), step):
         some = np.asarray(numbers[start : start + step])
-        yield from video.read_frames(media, lambda n, some=some: np.minimum(some, n - 1))
+        yield from video.read_frames(media, lambda n, some=some: np.minimum(some, n - 1), limits)
 
 
 class Large(Exception):
@@ -151,8 +162,9 @@ def encode(
 
     def use(frame: UInt8[np.ndarray, "h w c"]) -> None:
         nonlocal h, w, capacity
-        h, w = fit(frame.shape[0], frame.shape[1], form.short_side)
-        capacity = rolls.capacity(h, w)
+        if not capacity:
+            h, w = fit(frame.shape[0], frame.shape[1], form.short_side)
+            capacity = rolls.capacity(h, w)
         (small,) = ops.resize(frame[None], h, w)
         waiting.append(small)
         if len(waiting) == capacity:
@@ -175,10 +187,10 @@ def encode(
             use(frame)
     elif cut is not None:
         frames, rate = len(cut.numbers), cut.rate
-        for frame in read_part(media, cut.numbers[:: form.every], cut.size):
+        for frame in read_part(media, cut.numbers[:: form.every], cut.size, form.pixels):
             use(frame)
     else:
-        info = video.scan(media, form.every, use, form.seconds)
+        info = video.scan(media, form.every, use, form.limits)
         frames, rate = info.frames, info.rate
     if waiting:
         roll_up()
@@ -348,7 +360,9 @@ def begin(out: Path, tasks: Sequence[Task], form: Form) -> list[Task]:
 def read_plan(out: Path) -> dict[str, Any]:
     try:
         plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
-        return dict(form=plan["form"], tasks=list(plan["tasks"]), digest=plan["digest"])
+        # A folder may be older than the last fields of `Form`.
+        form = {**Form()._asdict(), **plan["form"]}
+        return dict(form=form, tasks=list(plan["tasks"]), digest=plan["digest"])
     except OSError:
         raise UserError(f"no shards in '{out}'") from None
     except (ValueError, KeyError, TypeError):

@@ -1,21 +1,26 @@
 """Samples of WebDataset tars, as video2dataset writes them: 00012.mp4, 00012.json, 00012.txt.
 
 Members are read into memory, one sample at a time. Nothing is extracted, no name in a tar is used
-as a path, no link is followed, nothing is unpickled, and compressed tars are not opened.
+as a path, no link is followed, nothing is unpickled, and compressed tars are not opened. Python's
+tarfile trusts headers, so what it may read for one is limited (`Guarded`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vtp_jax.data import sources
 
 MAX_VIDEO = 2**31  # bytes
 MAX_TEXT = 2**24
+MAX_HEADER = 2**18  # with all extended headers of a member, for long names and the like
+DIGITS = re.compile(rb"[0-9]{256}")  # tarfile takes time quadratic in their number
 
 
 class Sample(NamedTuple):
@@ -48,7 +53,7 @@ def read(path: str) -> Iterator[Sample | Refused]:
     seen: set[str] = set()
     key = ""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_tar(path) as tar:
             for key, members in group(tar):
                 found: dict[str, bytes] = {}
                 for member in members:
@@ -66,35 +71,72 @@ def read(path: str) -> Iterator[Sample | Refused]:
                 elif found:
                     seen.add(key)
                     yield Sample(key, found)
-    except BROKEN as error:
-        yield Refused(sources.clean(key or path), "damaged_tar", str(error))
+    except Exception as error:  # a header may contain anything, and tarfile checks little of it
+        told = str(error) if isinstance(error, KNOWN) else f"{type(error).__name__}: {error}"
+        yield Refused(sources.clean(key or path), "damaged_tar", told)
 
 
 def keys(path: str) -> list[str]:
     """The names of all samples that `read` may yield, in its order; only headers are read."""
     found: list[str] = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_tar(path) as tar:
             found += (key for key, _ in group(tar))
-    except BROKEN:
+    except Exception:
         pass  # `read` reports it
     return found
 
 
-# ValueError: numbers and texts in extended headers.
-BROKEN = (tarfile.TarError, OSError, EOFError, ValueError)
+KNOWN = (tarfile.TarError, OSError)  # errors that say what is wrong
+
+
+class Guarded:
+    """The file of a tar. As long as `left` is a number, headers are read: that many more bytes."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.left: int | None = MAX_HEADER
+
+    def read(self, size: int = -1) -> bytes:
+        if self.left is None:
+            return self.file.read(size)
+        # Reads at the end of the file count too, since tarfile repeats some of them for ever.
+        self.left -= max(size, tarfile.BLOCKSIZE)
+        if size < 0 or self.left < 0:
+            raise tarfile.ReadError(f"a header claims to have more than {MAX_HEADER} bytes")
+        data = self.file.read(size)
+        if len(data) > tarfile.BLOCKSIZE and DIGITS.search(data):
+            raise tarfile.ReadError("a header has a number of more than 255 digits")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@contextlib.contextmanager
+def open_tar(path: str) -> Iterator[tarfile.TarFile]:
+    file: Any
+    with open(path, "rb") as raw, tarfile.open(fileobj=(file := Guarded(raw)), mode="r:") as tar:
+        file.left = None
+        yield tar
 
 
 def group(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:
-    """The members of each sample. Raises an error of `BROKEN` where a tar is damaged."""
+    """The members of each sample. Raises an error of any kind where a tar is damaged."""
     return itertools.groupby(whole(tar), lambda member: split_name(member.name)[0])
 
 
 def whole(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """All members. Python treats a damaged header as the end, so the end is verified."""
-    yield from tar
-    file, at = tar.fileobj, tar.offset
-    assert file is not None
+    file: Any = tar.fileobj
+    while True:
+        file.left = MAX_HEADER
+        member = tar.next()
+        file.left = None
+        if member is None:
+            break
+        yield member
+    at = tar.offset
     file.seek(at)
     rest = size = 0
     while block := file.read(2**20):
