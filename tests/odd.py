@@ -22,6 +22,10 @@ class Track(NamedTuple):
     disposition: Disposition | None = None
 
 
+PICTURE = [np.full((32, 40, 3), 255, np.uint8)]
+COVER = Track(PICTURE, "mjpeg", "yuvj420p", disposition=Disposition.attached_pic)
+
+
 def write(path, *tracks, sound=False):
     """Writes several streams, and silence as the last."""
     with av.open(str(path), "w") as container:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,7 @@ BOUNDS = dict(
     per_shard=(1, INFINITY),
     seconds=(0.001, INFINITY),
     memory=(0.1, INFINITY),
+    pixels=(1, INFINITY),
     workers=(1, INFINITY),
     max_absent=(0, 1),
 )
@@ -53,10 +55,15 @@ def main(argv: Sequence[str]) -> None:
     command.add_argument("--out", required=True, help="the model file to write")
     add_columns(command)
 
-    command = commands.add("check", check, "decode every video and list the unreadable ones")
+    about = "decode every video and list the unreadable ones; exits with 1 if there are any"
+    command = commands.add("check", check, about)
     command.add_argument("--root", required=True, help="the folder of the videos")
-    command.add_argument("--list", help="check only the videos that this file names")
-    add_columns(command)
+    about = "check only the videos that this file names"
+    command.add_argument("--list", "--captions", dest="list", help=about)
+    command.add_argument("--path-column", default="path", help="of a .csv or .jsonl file")
+    about = "also check that every row has a caption in this column"
+    command.add_argument("--caption-column", default="none", help=about)
+    add_pixels(command)
 
     command = commands.add("shapes", render_shapes, "render the corpus of moving shapes as mp4")
     command.add_argument("--out", required=True, help="the folder to write")
@@ -79,6 +86,11 @@ def add_columns(command: argparse.ArgumentParser) -> None:
     """The columns of a caption file."""
     command.add_argument("--path-column", default="path", help="of a .csv or .jsonl file")
     command.add_argument("--caption-column", default="caption")
+
+
+def add_pixels(command: argparse.ArgumentParser) -> None:
+    most = video.WHOLE.pixels
+    command.add_argument("--pixels", type=int, default=most, help="of the largest picture allowed")
 
 
 def add_shards(command: argparse.ArgumentParser) -> None:
@@ -112,6 +124,7 @@ def add_shards(command: argparse.ArgumentParser) -> None:
     )
     add("--per-shard", type=int, default=128, help="clips; a tar is always one shard")
     add("--seconds", type=float, default=form.seconds, help="of one core, that a video may take")
+    add_pixels(command)
     add("--memory", type=float, default=4.0, help="GiB that a process may use")
     add("--workers", type=int, default=cores(), help="processes")
     add("--runner", choices=("local", "beam"), default="local")
@@ -129,7 +142,13 @@ def make_shards(args: argparse.Namespace) -> None:
     }
     captioned = columns["caption"] is not None and args.set is None
     form = shards.Form(
-        args.short_side, args.every, args.quality, args.ratio, args.seconds, captioned
+        args.short_side,
+        args.every,
+        args.quality,
+        args.ratio,
+        args.seconds,
+        captioned,
+        args.pixels,
     )
     tasks = plan_shards(args, columns)
     out = Path(args.out)
@@ -230,36 +249,48 @@ def train_tokenizer(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    if args.pixels < 1:
+        raise UserError("--pixels must be 1 or more")
     if args.list:
         source = sources.load(
             args.root,
             args.list,
             path_column=args.path_column,
-            caption_column=args.caption_column,
+            caption_column=None if args.caption_column == "none" else args.caption_column,
             max_absent=1.0,
         )
     else:
         source = sources.from_files([args.root])
     files = [source.file(i) for i in range(len(source.clips))]
     causes: collections.Counter[str] = collections.Counter()
+    limits = video.WHOLE._replace(pixels=args.pixels)
     with ThreadPoolExecutor(cores()) as pool:
-        scanned = pool.map(scan, files)
+        scanned = pool.map(functools.partial(scan, limits=limits), files)
         for file, error in zip(
             files, shapes.show_progress(scanned, len(files), "decoding"), strict=True
         ):
             causes[error.cause if error else "readable"] += 1
             if error:
-                print(f"{file}: {error}")
+                print(f"{show(file)}: {show(str(error))}")
     for cause, count in causes.most_common():
         print(f"{count:8d} {cause:16s} {video.CAUSES.get(cause, '')}".rstrip())
+    if causes.total() > causes["readable"]:
+        sys.exit(1)
 
 
-def scan(file: str) -> video.Unreadable | None:
+def show(name: str) -> str:
+    """A name on one line of UTF-8, whatever characters the file system allows."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def scan(file: str, limits: video.Limits) -> video.Unreadable | None:
     """The error of a video that cannot be read."""
     try:
-        video.scan(file)
+        video.scan(file, limits=limits)
     except video.Unreadable as error:
         return error
+    except Exception as error:  # one of a million must not end the check
+        return video.Unreadable("failed", f"{type(error).__name__}: {error}")
     return None
 
 

@@ -138,7 +138,7 @@ def test_too_many_of_a_large_corpus_stop_a_run_soon():
         with told:
             for start in range(0, 100_000, 500):
                 some = slice(start, start + 500)
-                ledger.enter(start, np.arange(100_000)[some], causes[some], clips[some])
+                ledger.enter(start, np.arange(100_000)[some], causes[some], clips[some], [""] * 500)
         assert ledger.rows == (100_000 if not stops else ledger.rows) and ledger.rows > 100
         assert not stops or ledger.rows < 5000
 
@@ -151,13 +151,37 @@ def test_unreadable_rows_of_a_stream_are_invalid(broken):
     assert sum(int(b["valid"].sum()) for b in captions.batches()) == ROWS + 2
 
 
-def test_a_bug_is_not_taken_for_an_unreadable_video(monkeypatch):
-    def fail(*_):
-        raise KeyError("a mistake")
+@pytest.mark.parametrize("error", [KeyError, ValueError, RuntimeError, RecursionError])
+def test_whatever_a_clip_raises_is_counted_and_named(monkeypatch, caplog, error):
+    """One of many clips does not end a run; if all fail, the error that ends it has the type."""
+    real = shapes.read
+
+    def fail(plan, split, index):
+        if index == 3 or everything:
+            raise error("a mistake")
+        return real(plan, split, index)
 
     monkeypatch.setattr(shapes, "read", fail)
-    with pytest.raises(KeyError, match="a mistake"):
-        take(make(), 1)
+    everything, data = False, make(max_failed=0.2)
+    with caplog.at_level("WARNING", logger="absl"):
+        batches = take(data, 6)
+    assert {int(i) for b in batches for i in b["id"][~b["valid"]]} == {3}
+    assert data.counts(6)["failed"] == data.counts(6)["failed/failed"] > 0
+    (line,) = [r.getMessage() for r in caplog.records if "unreadable" in r.getMessage()]
+    assert error.__name__ in line and "a mistake" in line and "\n" not in line
+    everything = True
+    with pytest.raises(UserError, match=f"failed.*{error.__name__}"):
+        take(make(), 9)
+
+
+def test_memory_that_is_short_is_counted(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(shapes, "read", fail)
+    data = make(max_failed=1.0)
+    take(data, 1)
+    assert data.counts(1)["failed/too_large"] == 4
 
 
 @pytest.mark.parametrize(

@@ -98,19 +98,15 @@ def test_a_matrix_without_an_inverse_changes_nothing(matrix):
     )  # fmt: skip
 
 
-PICTURE = [np.full((32, 40, 3), 255, np.uint8)]
-COVER = odd.Track(PICTURE, "mjpeg", "yuvj420p", disposition=Disposition.attached_pic)
-
-
 @pytest.mark.parametrize("covers", [1, 2])
 def test_a_cover_is_no_video(tmp_path, covers):
-    path = odd.write(tmp_path / "a.mp4", *[COVER] * covers, sound=True)
+    path = odd.write(tmp_path / "a.mp4", *[odd.COVER] * covers, sound=True)
     assert cause_of(path) == "no_video_stream"
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_film_with_a_cover_is_the_film(tmp_path, first):
-    tracks = [COVER, odd.Track(odd.plain(90, 16, 16))]
+    tracks = [odd.COVER, odd.Track(odd.plain(90, 16, 16))]
     path = odd.write(tmp_path / "a.mp4", *tracks[:: 1 if first else -1], sound=True)
     assert read(path).shape == (12, 16, 16, 3)
     assert video.probe(path) == video.scan(path)

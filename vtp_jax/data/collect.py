@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ class TrainingRow(NamedTuple):
     order: Order
     seed: int
 
-    def __call__(self, place: int, out: Pixels) -> tuple[int, sources.Clip | None]:
+    def __call__(self, place: int, out: Pixels) -> tuple[int, sources.Clip | None, str]:
         return attempt(self, self.clips, self.order, place, out)
 
     def show(self, reader: looks.Reader, epoch: int, index: int, out: Pixels) -> None:
@@ -53,7 +54,7 @@ class EvalRow(NamedTuple):
     look: Look
     order: Order
 
-    def __call__(self, place: int, out: Pixels) -> tuple[int, sources.Clip | None]:
+    def __call__(self, place: int, out: Pixels) -> tuple[int, sources.Clip | None, str]:
         return attempt(self, self.clips, self.order, place, out)
 
     def show(self, reader: looks.Reader, epoch: int, index: int, out: Pixels) -> None:
@@ -65,23 +66,38 @@ class EvalRow(NamedTuple):
 
 def attempt(
     row: TrainingRow | EvalRow, clips: Clips, order: Order, place: int, out: Pixels
-) -> tuple[int, sources.Clip | None]:
-    """Opens the clip of a place, once, and writes its pixels, or zeros; returns (code, clip). Any
-    error other than Unreadable is a bug and is raised."""
+) -> tuple[int, sources.Clip | None, str]:
+    """Opens the clip of a place, once, and writes its pixels, or zeros; returns (code, clip, what
+    is wrong). Whatever a clip raises is counted: one of a million must not end a run, and if there
+    are many, the ledger ends it."""
     step, at = divmod(place, order.rows)
     epoch, index = (int(column[at]) for column in rows_of(order, step))
     if index < 0:
         out[...] = 0
-        return PADDING, None
+        return PADDING, None, ""
     clip = None
     try:
         reader = clips.open(index)
         clip = reader.clip
         row.show(reader, epoch, index, out)
-        return GOOD, clip
-    except video.Unreadable as error:
+        return GOOD, clip, ""
+    except UserError:  # of the config, not of this clip
+        raise
+    except Exception as error:
         out[...] = 0
-        return CAUSES.index(error.cause), clip or unknown_clip(index, error)
+        error = as_unreadable(error)
+        return CAUSES.index(error.cause), clip or unknown_clip(index, error), error.detail
+
+
+def as_unreadable(error: Exception) -> video.Unreadable:
+    if isinstance(error, video.Unreadable):
+        return error
+    if isinstance(error, MemoryError):
+        return video.Unreadable("too_large", "out of memory")
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(at.filename)}, line {at.lineno}"
+    told = " ".join(str(error).split())
+    return video.Unreadable("failed", f"{type(error).__name__}: {told} ({where})")
 
 
 def encode(words: Words | None, captions: Sequence[str], pieces: int = 1) -> dict[str, Any]:
@@ -118,7 +134,7 @@ def train_batches(
     row, shape = TrainingRow(clips, look, order, seed), look.train_shape(clips.pieces)
     classes = clips.source.survey().classes
     ledger.clear()
-    for step, (pixels, codes, found) in enumerate(
+    for step, (pixels, codes, found, faults) in enumerate(
         run(row, shape, order.rows, first_step * order.rows, None), first_step
     ):
         epochs, indices = rows_of(order, step)
@@ -127,7 +143,7 @@ def train_batches(
             for e, i, clip in zip(epochs, indices, found, strict=True)
             for caption in choose_captions(clip, clips.pieces, seed, int(e), int(i))
         ]
-        ledger.enter(step, indices, codes, found)
+        ledger.enter(step, indices, codes, found, faults)
         yield dict(
             video=pixels,
             **encode(words, captions, clips.pieces),
@@ -163,6 +179,7 @@ class Ledger:
 
     def clear(self) -> None:
         self.rows = 0
+        self.odd: collections.Counter[str] = collections.Counter()  # `failed`, by type of error
         self.failed: collections.Counter[str] = collections.Counter()
         # Batches are made ahead in another thread; each entry waits here until its step is used.
         self.waiting: collections.deque[tuple[int, int, Sequence[str]]] = collections.deque()
@@ -185,6 +202,7 @@ class Ledger:
         indices: Int[np.ndarray, "b"],
         codes: Int[np.ndarray, "b"],
         clips: Sequence[sources.Clip | None],
+        faults: Sequence[str],
     ) -> None:
         """Counts the batch of a step. Raises UserError when too large a share of all rows made so
         far has failed."""
@@ -192,11 +210,14 @@ class Ledger:
         self.rows += rows
         self.failed.update(causes)
         self.waiting.append((step, rows, causes))
-        for index, code, clip in zip(indices.tolist(), codes.tolist(), clips, strict=True):
+        found = zip(indices.tolist(), codes.tolist(), clips, faults, strict=True)
+        for index, code, clip, fault in found:
             if code >= 0:
-                self.name(index, CAUSES[code], clip)
+                self.name(index, CAUSES[code], clip, fault)
         if self.rows >= min(JUDGED, len(self.source.clips)) and self.too_many():
             by_cause = ", ".join(f"{n} {cause}" for cause, n in self.failed.most_common())
+            if self.odd:
+                by_cause += f"; errors {', '.join(self.odd)}"
             first = ", ".join(map(repr, list(self.named.values())[:3]))
             raise UserError(
                 f"{self.failed.total()} of {self.rows} rows cannot be read ({by_cause}), more than "
@@ -209,10 +230,13 @@ class Ledger:
         clips, rows = (self.max_failed * n for n in (len(self.source.clips), self.rows))
         return len(self.named) > clips or self.failed.total() > rows + CHANCE * math.sqrt(rows)
 
-    def name(self, index: int, cause: str, clip: sources.Clip | None) -> None:
+    def name(self, index: int, cause: str, clip: sources.Clip | None, fault: str) -> None:
         if index not in self.named:
             self.named[index] = path = str(index) if clip is None else clip.path
-            logging.warning("unreadable video %s: %s (%s)", path, cause, video.CAUSES[cause])
+            meaning = f"{video.CAUSES[cause]}: {fault}" if fault else video.CAUSES[cause]
+            logging.warning("unreadable video %s: %s (%s)", path, cause, meaning)
+            if cause == "failed":
+                self.odd[fault.partition(":")[0]] += 1
 
 
 # The evaluation streams.
@@ -254,9 +278,9 @@ def stream_videos(
     def batches() -> Iterator[Batch]:
         ledger.clear()
         stop = order.rows * -(-count // order.batch)
-        for step, (pixels, codes, found) in enumerate(run(row, shape, order.rows, 0, stop)):
+        for step, (pixels, codes, found, faults) in enumerate(run(row, shape, order.rows, 0, stop)):
             _, indices = rows_of(order, step)
-            ledger.enter(step, indices, codes, found)
+            ledger.enter(step, indices, codes, found, faults)
             texts = ((clip.captions if clip else ()) or [""] * pieces for clip in found)
             yield dict(
                 video=pixels,

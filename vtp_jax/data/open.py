@@ -161,21 +161,25 @@ class File(NamedTuple):
 
     clip: sources.Clip
     path: str
+    limits: video.Limits
 
     def read(self, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
-        return video.read_frames(self.path, choose)
+        return video.read_frames(self.path, choose, self.limits)
 
     def show(self, choose: video.Choose, boxes: Boxes, out: UInt8[np.ndarray, "v t s s c"]) -> None:
         cut_frames(self.read(choose), boxes, out)
 
 
-def open_file(source: sources.Source, index: int) -> File:
-    return File(source.clips[index], source.file(index))
+def open_file(source: sources.Source, limits: video.Limits, index: int) -> File:
+    return File(source.clips[index], source.file(index), limits)
 
 
-def from_source(source: sources.Source, pieces: int = 1) -> Clips:
-    """The clips of a source of files."""
-    return Clips(source, functools.partial(open_file, source), pieces)
+def from_source(
+    source: sources.Source, pieces: int = 1, limits: Mapping[str, Any] | None = None
+) -> Clips:
+    """The clips of a source of files. limits: the fields of `video.Limits` that differ"""
+    known = fit("limits", video.Limits, limits or {})
+    return Clips(source, functools.partial(open_file, source, known), pieces)
 
 
 def open_files(
@@ -189,9 +193,11 @@ def open_files(
     answers: str | None = None,
     max_absent: float = 0.0,
     pieces: int = 1,
+    limits: Mapping[str, Any] | None = None,
 ) -> Clips:
     """The videos that the file `list` names: see `sources.load`. `split` has no effect. pieces:
-    if above 1, the number of captions of each video: those of its equal parts, in order."""
+    if above 1, the number of captions of each video: those of its equal parts, in order. limits:
+    fields of `video.Limits`, such as `pixels`, which a video must not exceed."""
     source = sources.load(
         root,
         list,
@@ -206,7 +212,7 @@ def open_files(
             f"{list}: '{odd[0].path}' has {len(odd[0].captions)} captions; "
             f"pieces={pieces} needs one for each of its parts"
         )
-    return from_source(source, pieces)
+    return from_source(source, pieces, limits)
 
 
 class Drawing(NamedTuple):
@@ -267,9 +273,11 @@ def open_community(
     root: str,
     answers: int | str = 1500,
     max_absent: float = 0.0,
+    limits: Mapping[str, Any] | None = None,
 ) -> Clips:
-    """A split of a public data set, by name: see `sets.load`."""
-    return from_source(sets.load(set, split, root, answers=answers, max_absent=max_absent))
+    """A split of a public data set, by name: see `sets.load`. limits: as in `open_files`."""
+    source = sets.load(set, split, root, answers=answers, max_absent=max_absent)
+    return from_source(source, limits=limits)
 
 
 def open_shards(split: str, *, root: str, pieces: int = 1) -> Clips:

@@ -217,8 +217,15 @@ def in_a_row(source: Source, count: int) -> Source:
 
 
 def find_videos(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` whose name has the suffix of a video."""
-    for parent, _, names in os.walk(folder):
+    """Every file below `folder` whose name has the suffix of a video. Links to folders are
+    followed, but no folder is entered twice."""
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (place := (status.st_dev, status.st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
         yield from (Path(parent, n) for n in names if Path(n).suffix.lower() in VIDEOS)
 
 

@@ -115,10 +115,11 @@ class Guarded:
 
 @contextlib.contextmanager
 def open_tar(path: str) -> Iterator[tarfile.TarFile]:
-    file: Any
-    with open(path, "rb") as raw, tarfile.open(fileobj=(file := Guarded(raw)), mode="r:") as tar:
-        file.left = None
-        yield tar
+    with open(path, "rb") as raw:
+        file: Any = Guarded(raw)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            file.left = None
+            yield tar
 
 
 def group(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -91,6 +91,6 @@ def shape_of(frame: av.VideoFrame) -> tuple[int, int]:
 
 
 def view(rgb: av.VideoFrame) -> Picture:
-    plane = rgb.planes[0]
+    plane: Any = rgb.planes[0]
     lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
     return lines[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)

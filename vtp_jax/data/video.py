@@ -615,8 +615,27 @@ def open_video(path: File, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]
         file: Any = io.BytesIO(path)
     elif os.path.isfile(path):
         file = f"file:{os.fspath(path)}"
+        if not is_unicode(file):  # FFmpeg cannot be given such a name, but its content
+            with open(path, "rb") as named, open_stream(named, limits) as found:
+                yield found
+            return
     else:
         raise Unreadable("missing", str(path))
+    with open_stream(file, limits) as found:
+        yield found
+
+
+def is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def open_stream(file: Any, limits: Limits) -> Iterator[tuple[Any, Any]]:
+    """As `open_video`. file: for PyAV, an address or a file object"""
     global allowed
     if limits.pixels > allowed:
         allowed = allow(limits.pixels)

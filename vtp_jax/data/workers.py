@@ -32,18 +32,20 @@ def cores() -> int:
 
 
 Pixels = UInt8[np.ndarray, "..."]
-# (place, array for its pixels) -> (code of the outcome, its clip, or None for padding)
-Attempt = Callable[[int, Pixels], tuple[int, Clip | None]]
+# (place, array for its pixels) -> (code of the outcome, its clip, or None for padding, its fault)
+Attempt = Callable[[int, Pixels], tuple[int, Clip | None, str]]
 
 
 class Rows(NamedTuple):
-    """The rows of a batch: pixels "b ...", codes "b", and the clip of each."""
+    """The rows of a batch: pixels "b ...", codes "b", and of each its clip and what is wrong."""
 
     pixels: Pixels
     codes: Int[np.ndarray, "b"]
     clips: Sequence[Clip | None]
+    faults: Sequence[str]
 
 
+Batch = tuple[Pixels, list[Clip | None], list[str]]  # as it is filled, row by row
 Run = Callable[..., Iterator[Rows]]
 
 
@@ -53,8 +55,9 @@ def run_here(
     """Batches of `rows` places from `first` (to `stop`), one after the other, on demand."""
     for start in itertools.count(first, rows) if stop is None else range(first, stop, rows):
         pixels = np.empty((rows, *shape), np.uint8)
-        codes, clips = zip(*(attempt(start + n, row) for n, row in enumerate(pixels)), strict=True)
-        yield Rows(pixels, np.asarray(codes, np.int32), clips)
+        tried = (attempt(start + n, row) for n, row in enumerate(pixels))
+        codes, clips, faults = zip(*tried, strict=True)
+        yield Rows(pixels, np.asarray(codes, np.int32), clips, faults)
 
 
 def run_tfdata(
@@ -68,16 +71,16 @@ def run_tfdata(
     tf = import_tensorflow()
     held = (AHEAD + 2) * rows * math.prod(shape) / 2**20
     logging.info("tf.data: %d workers, at most %.0f MiB of batches", workers, held)
-    batches: dict[int, tuple[Pixels, list[Clip | None]]] = {}
+    batches: dict[int, Batch] = {}
     lock = threading.Lock()
 
     def row(place: Any) -> np.int32:
         number, at = divmod(int(place) - first, rows)
         with lock:
             if number not in batches:
-                batches[number] = np.empty((rows, *shape), np.uint8), [None] * rows
-            pixels, clips = batches[number]
-        code, clips[at] = attempt(int(place), pixels[at])
+                batches[number] = np.empty((rows, *shape), np.uint8), [None] * rows, [""] * rows
+            pixels, clips, faults = batches[number]
+        code, clips[at], faults[at] = attempt(int(place), pixels[at])
         return np.int32(code)
 
     data = tf.data.Dataset.range(first, np.iinfo(np.int64).max if stop is None else stop)
@@ -97,16 +100,14 @@ def run_tfdata(
     return made
 
 
-def hand_out(
-    holder: list[Any], batches: dict[int, tuple[Pixels, list[Clip | None]]]
-) -> Iterator[Rows]:
+def hand_out(holder: list[Any], batches: dict[int, Batch]) -> Iterator[Rows]:
     """The batches of the iterator in `holder`, until it ends or is removed from `holder`."""
     for number in itertools.count():
         codes = next(holder[0], None) if holder else None
         if codes is None:
             return
-        pixels, clips = batches.pop(number)
-        yield Rows(pixels, codes.numpy(), clips)
+        pixels, clips, faults = batches.pop(number)
+        yield Rows(pixels, codes.numpy(), clips, faults)
 
 
 @functools.cache
