@@ -3,10 +3,11 @@ shapes alone: no data is read and no parameter is created."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -84,10 +85,29 @@ class Tried(NamedTuple):
     error: str = ""
 
 
-def make_plan(cfg: Config, pod: Pod, quick: bool = False) -> Plan:
+class Remedy(NamedTuple):
+    """A change under which a step that does not fit would. flags: of the config, or a sentence;
+    need: bytes per device; compiled: whether the compiler says so, or arithmetic"""
+
+    flags: str
+    need: int
+    compiled: bool
+
+
+Stage = Callable[[str], contextlib.AbstractContextManager[Any]]
+
+
+def unsaid(text: str) -> contextlib.AbstractContextManager[None]:
+    """A stage of planning that is not reported."""
+    return contextlib.nullcontext()
+
+
+def make_plan(cfg: Config, pod: Pod, quick: bool = False, stage: Stage = unsaid) -> Plan:
     """Compiles the step of a config for a pod and returns its plan. Raises UserError where the
-    config is inconsistent."""
-    return compile_plan(lower(cfg, pod), cfg, pod, quick)
+    config is inconsistent. stage: entered with a name while each stage runs"""
+    with stage("trace the step"):
+        step = lower(cfg, pod)
+    return compile_plan(step, cfg, pod, quick, stage)
 
 
 def lower(cfg: Config, pod: Pod) -> Lowered:
@@ -122,8 +142,12 @@ def work(cfg: Config) -> tuple[int, int]:
     return 2 * once, 2 * (done - once)
 
 
-def compile_plan(step: Lowered, cfg: Config, pod: Pod, quick: bool = False) -> Plan:
-    chip, (once, again) = pod.chip, work(cfg)
+def compile_plan(
+    step: Lowered, cfg: Config, pod: Pod, quick: bool = False, stage: Stage = unsaid
+) -> Plan:
+    chip = pod.chip
+    with stage("count its products"):
+        once, again = work(cfg)
     own = {name: getattr(step.state, name) for name in ("params", "opt", "extra")}
     memory = {name: _bytes_each(leaves) for name, leaves in {**own, "batch": step.batch}.items()}
     base: dict[str, Any] = dict(
@@ -132,7 +156,8 @@ def compile_plan(step: Lowered, cfg: Config, pod: Pod, quick: bool = False) -> P
         have=pod.memory,
     )  # fmt: skip
     try:
-        done = step.program.compile(QUICK if quick and chip else None)
+        with stage(f"compile it for {pod.name}"):
+            done = step.program.compile(QUICK if quick and chip else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -170,6 +195,61 @@ def _overflow(error: str, held: int) -> int:
         return held
     size = int(float(found[2]) * 1024 ** (1 + "KMGT".index(found[3])))
     return size if found[1] == "Used " else size + held
+
+
+def remedies(cfg: Config, plan: Plan, pod: Pod, stage: Stage = unsaid) -> Iterator[Remedy]:
+    """What would make a step fit that does not: stronger remat, then parameters and optimizer state
+    over all devices, each compiled with the quick compiler until one fits; and, by arithmetic, a
+    smaller batch and more chips."""
+    size, now = math.prod(plan.shape.values()), cfg.method.get("remat")
+    stronger = REMAT[1 + REMAT.index(now) :] if now in REMAT else REMAT[-1:]
+    whole = {**plan.shape, "data": 1, "fsdp": plan.shape["data"] * plan.shape["fsdp"]}
+    tries = [({"remat": policy}, plan.shape) for policy in stronger]
+    if whole != plan.shape:
+        last = {"remat": stronger[-1]} if stronger else {}
+        tries += [({}, whole)] if not last else [(last, whole)]
+    least = plan
+    for method, mesh in tries:
+        flags = " ".join(
+            [f"--config.method.{k}={v}" for k, v in method.items()]
+            + [f"--config.mesh.{k}={n}" for k, n in mesh.items() if n != plan.shape[k]]
+        )
+        one = cfg._replace(method={**cfg.method, **method}, mesh=dict(mesh))
+        with stage(f"try {flags}"):
+            try:
+                found = make_plan(one, pod, quick=True)
+            except UserError:  # a method without remat
+                continue
+        least = min(least, found, key=lambda p: p.need)
+        if found.fits:
+            yield Remedy(flags, found.need, compiled=True)
+            break
+    yield from by_arithmetic(least, size)
+
+
+def by_arithmetic(plan: Plan, size: int) -> Iterator[Remedy]:
+    """The largest batch and the least number of devices, by halves and doubles, with which a step
+    would fit: activations follow the rows of a device, and what fsdp splits its number of devices.
+
+    plan: of the step that does not fit, or of the one with the least memory; size: its devices
+    """
+    if plan.have is None:
+        return
+    held = sum(plan.memory.get(name, 0) for name in ("params", "opt", "extra", "program"))
+    rows = plan.need - held
+    for by in (2**k for k in range(1, 12)):
+        if plan.batch % (by * plan.shape["data"] * plan.shape["fsdp"]):
+            break
+        if (need := held + rows // by) <= plan.have:
+            yield Remedy(f"--config.batch={plan.batch // by}", need, compiled=False)
+            break
+    for by in (2**k for k in range(1, 12)):
+        if plan.batch % (by * plan.shape["data"] * plan.shape["fsdp"]):
+            break
+        if (need := (held + rows) // by) <= plan.have:
+            flags = f"{size * by} devices with --config.mesh.fsdp={plan.shape['fsdp'] * by}"
+            yield Remedy(flags, need, compiled=False)
+            break
 
 
 def candidates(cfg: Config, chips: int) -> Iterator[tuple[dict, list[Config]]]:

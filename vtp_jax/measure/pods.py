@@ -17,11 +17,11 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """A kind of TPU, from its maker's documentation.
+    """A device of a kind of TPU, from its maker's documentation.
 
     memory: GiB; rate: bf16 TFLOP/s; bandwidth: GB/s of its memory; link: GB/s to its neighbours,
     all links together; clock: GHz of the cycles that the compiler counts; cores: of the host, per
-    chip
+    device; devices: of a chip: one, or two halves that JAX sees as devices of their own
     """
 
     memory: int
@@ -30,14 +30,22 @@ class Chip(NamedTuple):
     link: float
     clock: float
     cores: float
+    devices: int = 1
+
+    @property
+    def unit(self) -> str:
+        """What a device is called."""
+        return "chip" if self.devices == 1 else "device"
 
 
 # clock: the rate divided by the products that the matrix units start per cycle. For a large matrix
-# product, the estimated time is 1.14 (v5e), 1.42 (v6e) and 1.11 (v5p) times that at the rate.
+# product, the estimated time is 1.14 (v5e), 1.42 (v6e), 1.11 (v5p) and 1.18 (tpu7x) times that at
+# the rate.
 CHIPS = dict(
     v5e=Chip(16, 197, 819, 200, 1.5, 28),
     v6e=Chip(32, 918, 1640, 448, 1.75, 22.5),
     v5p=Chip(95, 459, 2765, 600, 1.75, 52),
+    tpu7x=Chip(96, 1153.5, 3690, 600, 2.2, 28, devices=2),
 )
 
 
@@ -72,7 +80,7 @@ def find_pod(topology: str, slices: int = 1) -> Pod:
     if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", layout):
         raise UserError(
             f"no topology '{topology}'; write CHIP:AxB as in v5e:4x4 with CHIP of "
-            f"{', '.join(CHIPS)} (v5p has three numbers), cpu:N, or local"
+            f"{', '.join(CHIPS)} (v5p and tpu7x have three numbers), cpu:N, or local"
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
