@@ -29,7 +29,7 @@ from vtp_jax.data import inputs, processes, sets, shapes, shards, sources, text,
 from vtp_jax.data.workers import cores
 from vtp_jax.run import metrics
 from vtp_jax.setup import cli
-from vtp_jax.types import UserError
+from vtp_jax.types import UserError, at_least
 
 EVERY = 10.0  # seconds between plain lines of progress
 INFINITY = float("inf")
@@ -295,6 +295,8 @@ def scan(file: str, limits: video.Limits) -> video.Unreadable | None:
 
 
 def render_shapes(args: argparse.Namespace) -> None:
+    at_least("prepare shapes", 1, train=args.train, val=args.val, frames=args.frames)
+    at_least("prepare shapes", 16, side=args.side)
     plan = shapes.Plan(args.train, args.val, args.side, args.frames, args.seed)
     made = shapes.write(args.out, plan)
     print(f"{args.out}: {plan.train} + {plan.val} clips{'' if made else ', as they were'}")

@@ -22,7 +22,7 @@ from vtp_jax.data import kept
 from vtp_jax.run import checkpoint, evaluations, metrics, paths, sharding, stop
 from vtp_jax.run.step import Numbers, check_step, jit_step
 from vtp_jax.setup import build, cli, config, hosts, subjects
-from vtp_jax.types import UserError
+from vtp_jax.types import UserError, at_least
 
 
 class Log(NamedTuple):
@@ -40,6 +40,7 @@ def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
     in the config, and when `log.max_skipped` steps in a row were not finite.
     """
     folder, log = paths.path(workdir), cli.call(Log, "config.log", **cfg.log)
+    at_least("config.log", 1, every=log.every)
 
     # -- The parts. A mistake in a config is found here, before anything compiles.
     mesh = build.training_mesh(cfg)

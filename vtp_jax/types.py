@@ -8,8 +8,19 @@ here depends on a model, a mesh or a file.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, ParamSpec, Protocol
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import UnionType
+from typing import (
+    Any,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import jax
 import jax.numpy as jnp
@@ -275,3 +286,74 @@ def check_batch(batch: Batch | Spec, where: str = "batch") -> None:
                 f"{where}['{name}'] is {array.dtype}{tuple(array.shape)}; "
                 f"it must be {key.dtype} '{key.axes}' with {rows} rows"
             )
+
+
+# Values that people write in configs.
+
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "None",
+    Mapping: "a dict",
+    Sequence: "a list",
+}
+
+
+def check_values(function: Callable[..., Any], where: str, given: Mapping[str, Any]) -> None:
+    """Raises UserError unless the values fit the annotations of a function or class. Annotations
+    of other types than those of WORDS, alone, in unions or in lists, are not checked."""
+    function = inspect.unwrap(function)
+    holder = function
+    if inspect.isclass(function) and not hasattr(function, "_fields"):
+        holder = function.__init__
+    try:
+        hints = get_type_hints(holder)
+    except (NameError, TypeError):  # of names that exist only for type checkers
+        return
+    for name, value in given.items():
+        if name in hints and not fits(value, hints[name]):
+            raise UserError(f"{where}.{name}={value!r:.60}: it must be {in_words(hints[name])}")
+
+
+def at_least(where: str, least: int, **given: int | float | None) -> None:
+    """Raises UserError unless each number that is given is `least` or more."""
+    for name, value in given.items():
+        if value is not None and not value >= least:
+            raise UserError(f"{where}.{name}={value}: it must be {least} or more")
+
+
+def kind_of(hint: Any) -> Any:
+    """The key of WORDS for an annotation; None if there is none."""
+    origin = get_origin(hint) or hint
+    if inspect.isclass(origin) and origin not in WORDS:
+        if origin in (list, tuple):
+            return Sequence
+        return Mapping if origin is dict else None
+    return origin if origin in WORDS else None
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that an annotation names, or the annotation names another."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(fits(value, one) for one in get_args(hint))
+    kind, inner = kind_of(hint), get_args(hint)
+    if kind is None or hasattr(value, "dtype"):  # arrays and their scalars
+        return True
+    if kind is Sequence:
+        deeper = inner[:1] if len(inner) == 1 or inner[1:] == (...,) else ()
+        return isinstance(value, (list, tuple)) and all(fits(v, d) for v in value for d in deeper)
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(
+            fits(v, d) for v in value.values() for d in inner[1:]
+        )
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def in_words(hint: Any) -> str:
+    """An annotation for people."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return " or ".join(dict.fromkeys(WORDS.get(kind_of(part), "another value") for part in parts))

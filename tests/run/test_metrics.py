@@ -216,3 +216,16 @@ def test_an_empty_table_has_its_title_and_headings():
     out = io.StringIO()
     metrics.print_table("nothing", ("name", "value"), [], out)
     assert out.getvalue().splitlines() == ["nothing", "name  value"]
+
+
+def test_damaged_lines_are_kept_aside(tmp_path):
+    """Whatever a disk or an editor did to them, the run goes on, and loses no other line."""
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2):
+        with metrics.Writer(tmp_path, step) as writer:
+            writer.write(step, dict(loss=step))
+        path.write_bytes(path.read_bytes() + b"\xff\xfe{\n[1]\n\n" + b'{"step": "x"}\n')
+    assert [line["step"] for line in metrics.read(path)] == [1, 2]
+    metrics.Writer(tmp_path, 2).close()
+    assert [line["step"] for line in metrics.read(path)] == [1, 2]
+    assert len((tmp_path / "metrics.jsonl.damaged").read_bytes().split(b"\n")) == 7

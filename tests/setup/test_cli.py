@@ -1,10 +1,15 @@
 """Arguments and calls: a mistake is a one-line error that states what to do."""
 
 import argparse
+import errno
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
 from vtp_jax.setup import cli
@@ -106,8 +111,10 @@ def test_call_checks_names_before_calling():
     with pytest.raises(UserError, match="config.x: the key 'depth' is missing"):
         cli.call(target, "config.x", 1, b=2)
     assert cli.call(lambda **rest: rest, "config.x", anything=1) == {"anything": 1}
-    with pytest.raises(TypeError):  # a fault inside is not a user's mistake
-        cli.call(lambda: len(3), "config.x")  # pyright: ignore[reportArgumentType]
+    # What no check expected is told with its place; VTP_TRACEBACK=1 shows all of it.
+    with pytest.raises(UserError, match="config.x: ZeroDivisionError: .*py, line") as caught:
+        cli.call(lambda every: 1 // every, "config.x", every=0)
+    assert "\n" not in str(caught.value) and isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_method_is_found_by_the_name_of_its_file():
@@ -137,3 +144,69 @@ def test_mistakes_end_a_process_in_one_line(raised, code, words):
     )
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (code, words)
+
+
+def outcome(error, capsys):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, [])
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "number, line",
+    [
+        (errno.ENOTDIR, "'a/b': not a directory"),
+        (errno.EISDIR, "'a/b': is a directory"),
+        (errno.EACCES, "'a/b': permission denied"),
+        (errno.ENOSPC, "'a/b': no space left on device"),
+        (errno.ENAMETOOLONG, "'a/b': file name too long"),
+        (errno.ELOOP, "'a/b': too many levels of symbolic links"),
+    ],
+)
+def test_what_the_system_says_of_a_path_is_one_line(number, line, capsys):
+    assert outcome(OSError(number, os.strerror(number), "a/b"), capsys) == (2, f"error: {line}\n")
+
+
+def test_the_machines_own_faults_keep_their_traceback():
+    for error in (OSError(errno.EIO, "Input/output error"), RuntimeError("x"), KeyError("x")):
+
+        def main(argv, error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            cli.run(main, [])
+
+
+def test_a_traceback_is_shown_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("VTP_TRACEBACK", "1")
+    code, told = outcome(UserError("two\nlines"), capsys)
+    assert code == 2 and told.startswith("Traceback") and told.endswith("error: two lines\n")
+
+
+def shaped(*, size: int, names: Sequence[str] = (), rate: float | None = None, **more: Any):
+    return size
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (dict(size="x"), "config.x.size='x': it must be a whole number"),
+        (dict(size=2.0), "config.x.size=2.0: it must be a whole number"),
+        (dict(size=True), "config.x.size=True: it must be a whole number"),
+        (dict(size=1, names="abc"), "config.x.names='abc': it must be a list"),
+        (dict(size=1, names=(1,)), "it must be a list"),
+        (dict(size=1, rate="x"), "config.x.rate='x': it must be a number or None"),
+        (dict(size={}), "size={}: it must be a whole number"),
+    ],
+)
+def test_values_fit_the_annotations(given, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        cli.call(shaped, "config.x", **given)
+
+
+def test_values_that_fit_are_passed_on():
+    for given in (dict(size=1, rate=2), dict(size=np.int64(1), names=["a"], rate=None, other={})):
+        assert cli.call(shaped, "config.x", **given) == 1

@@ -23,7 +23,7 @@ from vtp_jax.data import records, sets, shapes, sources, video
 from vtp_jax.data import text as tokens
 from vtp_jax.data.look import BOXES, SAMPLINGS, Boxes, Look, Reader, cut_frames
 from vtp_jax.data.order import Order, mixed_order, shuffled_order
-from vtp_jax.types import UserError
+from vtp_jax.types import UserError, at_least, check_values
 
 SAMPLE, ENOUGH = 256, 8  # captions that are tokenised to see whether the tokenizer fits them
 RENAMED = dict(captions="list", manual_dir="root")  # keys of a set in older config.json
@@ -79,11 +79,15 @@ def check_names(
     except TypeError as error:
         known = list(inspect.signature(function).parameters)[len(first) :]
         raise UserError(f"{where}: {error}; it takes {', '.join(known)}") from None
+    check_values(function, where, given)
 
 
 def open_look(where: str, video: Mapping[str, Any]) -> Look:
     """The `Look` of a section. Raises UserError."""
     look = fit(where, Look, video)
+    at_least(where, 1, **{k: getattr(look, k) for k in ("frames", "stride", "size", "repeats")})
+    if look.views is not None and not (len(look.views) == 2 and min(look.views) > 0):
+        raise UserError(f"{where}.views={look.views}: it must be (segments, crops), or None")
     if look.sampling not in SAMPLINGS:
         raise UserError(f"{where}.sampling={look.sampling!r}; known: {', '.join(SAMPLINGS)}")
     if look.crop not in BOXES:
@@ -254,6 +258,7 @@ def open_shapes(
     label: the attribute that is the class, if any; caption: its kind, see `shapes.source`
     pieces: if above 1, `clips` longer videos, each of `pieces` consecutive clips
     """
+    at_least("shapes", 1, clips=clips, side=side, frames=frames, pieces=pieces)
     if pieces > 1 and label is not None:
         raise UserError("shapes: a video of several pieces has no single label; drop one of them")
     count = clips * pieces
@@ -377,6 +382,7 @@ def open_text(
     vocab_size: the number of pieces; if the tokenizer is trained, an upper bound, 256 by default.
     If a file has another number, the file's is used, with a warning.
     """
+    at_least("data.text", 1, vocab_size=vocab_size)
     if length < 3:
         raise UserError(f"data.text.length={length} leaves no word between [CLS] and [SEP]")
     if path is None:

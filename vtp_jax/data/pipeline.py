@@ -40,7 +40,7 @@ from vtp_jax.data.open import (
 )
 from vtp_jax.data.order import Order, list_order
 from vtp_jax.data.workers import Run, cores, run_here, run_tfdata
-from vtp_jax.types import Batch, Data, Stream, UserError
+from vtp_jax.types import Batch, Data, Stream, UserError, at_least
 
 
 def make(
@@ -84,6 +84,7 @@ def make(
 
     Raises UserError where arguments are inconsistent.
     """
+    at_least("data", 1, batch=batch, eval_batch=eval_batch, workers=workers, turns=turns)
     for name, rows in (("batch", batch), ("eval_batch", eval_batch or batch)):
         if rows < 1 or rows % process[1]:
             raise UserError(f"data.{name}={rows} does not divide over {process[1]} processes")

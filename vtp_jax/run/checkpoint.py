@@ -255,10 +255,10 @@ def find_step(workdir: Path, which: int | str = "latest") -> int:
         if step is None:
             raise UserError(f"no checkpoint in {folder} is ranked; set checkpoint.best, or a step")
     else:
-        step = int(which)
+        step = int(which) if str(which).isdecimal() else -1
     if step not in steps:
-        known = ", ".join(map(str, steps))
-        raise UserError(f"no checkpoint of step {step} in {folder}; there are {known}")
+        known = ", ".join([*map(str, steps), "latest", "best"])
+        raise UserError(f"no checkpoint of step {which} in {folder}; there are {known}")
     if what := fault(folder / str(step)):
         raise UserError(f"checkpoint {folder / str(step)} is damaged: {what}")
     return step

@@ -39,7 +39,7 @@ class Writer:
         folder = paths.path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        kept = [x for x in read(path) if x["step"] <= start] if path.exists() else []
+        kept = [x for x in _read_and_keep(path) if x["step"] <= start]
         for line in kept:
             self.kept.update(line)
         self._file = paths.Lines(path, [json.dumps(x) for x in kept])
@@ -70,14 +70,36 @@ class Writer:
 
 
 def read(path: paths.PathLike) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, without a last line that was truncated by a kill."""
-    lines = []
-    for text in paths.path(path).read_text().split("\n"):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    """The lines of a `metrics.jsonl`, without those that a kill or a disk damaged."""
+    return _sort(paths.path(path).read_bytes())[0]
+
+
+def _read_and_keep(path: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; those that are damaged are moved to a file beside it."""
+    if not path.exists():
+        return []
+    lines, damaged = _sort(path.read_bytes())
+    if damaged:
+        aside = path.with_suffix(".jsonl.damaged")
+        before = aside.read_bytes() if aside.exists() else b""
+        aside.write_bytes(before + b"".join(text + b"\n" for text in damaged))
+        logging.warning("%d damaged lines of %s are kept in %s", len(damaged), path, aside)
     return lines
+
+
+def _sort(data: bytes) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The lines of a `metrics.jsonl`, and those that are damaged, without a last one that was
+    truncated by a kill."""
+    good, damaged = [], []
+    for text in data.split(b"\n"):
+        try:
+            line = json.loads(text)
+            line["step"] = int(line["step"])
+            good.append(line)
+        except (ValueError, TypeError, KeyError):
+            damaged += [text] if text.strip() else []
+    whole = data.endswith(b"\n") or not damaged or not data.endswith(damaged[-1])
+    return good, damaged if whole else damaged[:-1]
 
 
 def _tensorboard(folder: epath.Path) -> Any:

@@ -31,6 +31,7 @@ from vtp_jax.types import (
     State,
     Stream,
     UserError,
+    at_least,
     check_batch,
 )
 
@@ -65,6 +66,7 @@ class Run(NamedTuple):
     state: State
 
 
+@cli.blame("config")
 def prepare(
     cfg: Config, outline: Outline | Data, mesh: Mesh, note: Callable[[str], None] = logging.warning
 ) -> Parts:
@@ -86,6 +88,7 @@ def mesh(cfg: Config, devices: Sequence[Any] | None = None) -> Mesh:
     return cli.call(sharding.make_mesh, "config.mesh", **given, **cfg.mesh)
 
 
+@cli.blame("config")
 def training_mesh(cfg: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `config.mesh`; raises UserError unless it divides the rows of every batch."""
     made = mesh(cfg, devices)
@@ -142,6 +145,7 @@ def part(kind: str, cfg: Section, where: str, facts: Mapping[str, Any], **more: 
     return cli.call(make, where, **{**known, **more, **given})
 
 
+@cli.blame("config")
 def evaluators(
     cfg: Mapping[str, Section],
     made: Method,
@@ -160,6 +164,8 @@ def evaluators(
     for name, one in cfg.items():
         where, one = f"config.evals.{name}", dict(one)
         kind, every = one.pop("type", None), one.pop("every", 0)
+        at_least(where, 0, every=every)
+        at_least(where, 1, block=one.get("block"), k=one.get("k"))
         if kind is None:
             raise UserError(f"{where}: the key 'type' is missing")
         encode = made.encode
@@ -204,6 +210,7 @@ def start(
     return fresh, optimizer
 
 
+@cli.blame("config")
 def warm(
     sources: Sequence[Sequence[str]], fresh: Sequence[str], shapes: State, workdir: paths.PathLike
 ) -> tuple[Mapping[str, Any], list[checkpoint.Source]]:

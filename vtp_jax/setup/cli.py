@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import errno
 import importlib
 import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from vtp_jax.run.stop import Exit, Stopped
 from vtp_jax.setup import shipped
-from vtp_jax.types import UserError
+from vtp_jax.types import UserError, check_values
 
 T = TypeVar("T")
+PACKAGE = Path(__file__).parent.parent
 
 # TensorFlow only reads data here: its messages about kernels do not concern users.
 QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0")
@@ -35,21 +39,62 @@ flags of the config:
 
 
 def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> None:
-    """Runs an entry's main(argv); a UserError or a stop becomes one line and an exit status of
-    run/stop.py."""
+    """Runs an entry's main(argv); a user's mistake or a stop becomes one line and an exit status of
+    run/stop.py. With VTP_TRACEBACK=1 in the environment, a mistake's traceback is printed too."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
         main(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(Exit.MISTAKE)
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}\n")
         sys.exit(stopped.code)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:  # of `vtp ... | head`: nothing reads what is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.FAILED)
+    except Exception as error:
+        if (line := mistake(error)) is None:
+            raise
+        if os.environ.get("VTP_TRACEBACK"):
+            traceback.print_exception(error)
+        sys.stderr.write(f"error: {line}\n")
+        sys.exit(Exit.MISTAKE)
+
+
+# Of files, folders and disks: what the system says when a path is wrong or a disk is full. Others,
+# such as EIO, may be the machine's fault.
+PLACES = (
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EXDEV),
+)
+
+
+def mistake(error: BaseException) -> str | None:
+    """The line that tells a user's mistake; None if the error is something else."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, OSError) and error.errno in PLACES:
+        names = [repr(os.fsdecode(n)) for n in (error.filename, error.filename2) if n is not None]
+        return f"{' and '.join(names) or 'a file'}: {(error.strerror or 'unusable').lower()}"
+    return None
+
+
+@contextlib.contextmanager
+def blame(where: str) -> Iterator[None]:
+    """Inside, whatever fails is due to the values of a config: an error that no check expected
+    becomes a UserError that says where the values are, and where it happened."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, Stopped):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if Path(f.filename).is_relative_to(PACKAGE)]
+        at = [*frames, *own][-1]
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{where}: {text} ({at.filename}, line {at.lineno})") from error
 
 
 class Parser(argparse.ArgumentParser):
@@ -171,13 +216,15 @@ def call(function: Callable[..., Any], where: str, /, *args: Any, **kwargs: Any)
         missing = p.default is p.empty and p.name not in kwargs and p.name not in positional
         if missing and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             raise UserError(f"{where}: the key '{p.name}' is missing")
-    try:
-        return function(*args, **kwargs)
-    except TypeError as error:  # names that `function` passes on to others
-        if found := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-            hint = close(found[1], {*known, *kwargs} - {found[1]})
-            raise UserError(f"{where}: unknown key '{found[1]}'{hint}") from None
-        raise
+    check_values(function, where, kwargs)
+    with blame(where):
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:  # names that `function` passes on to others
+            if found := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+                hint = close(found[1], {*known, *kwargs} - {found[1]})
+                raise UserError(f"{where}: unknown key '{found[1]}'{hint}") from None
+            raise
 
 
 def find(kind: str, name: str) -> Callable[..., Any]:

@@ -25,9 +25,10 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
+from vtp_jax import lines
 from vtp_jax.run import paths
 from vtp_jax.setup import cli, shipped
-from vtp_jax.types import UserError
+from vtp_jax.types import UserError, at_least
 
 Section = Mapping[str, Any]
 
@@ -95,7 +96,10 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
 def make(sections: Mapping[str, Any] | ConfigDict) -> Config:
     """A Config of these sections, as plain data. Raises UserError on one that is unknown or
     missing."""
-    return cli.call(Config, "config", **plain(sections))
+    made = cli.call(Config, "config", **plain(sections))
+    at_least("config", 0, steps=made.steps)
+    at_least("config", 1, batch=made.batch)
+    return made
 
 
 def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -106,10 +110,10 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     path, argument = locate(spec)
     if path.suffix == ".json":
-        try:
-            found = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error}") from None
+        written = lines.parse(path.read_bytes(), str(path))
+        if not isinstance(written, dict):
+            raise UserError(f"{path} is a {type(written).__name__}; it must be an object")
+        found = ConfigDict(written)
     else:
         found = execute(Path(path), argument, f"config {spec}")
     for override in overrides:

@@ -27,6 +27,7 @@ import jax
 
 from vtp_jax.run import stop
 from vtp_jax.run.stop import Exit, Stopped
+from vtp_jax.setup import cli
 from vtp_jax.types import UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -83,8 +84,8 @@ def together(main: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], 
             code = exit_of(error)
             if not several and code != Exit.RESTART:
                 raise
-            mistake = isinstance(error, UserError)
-            sys.stderr.write(f"error: {error}\n" if mistake else traceback.format_exc())
+            line = cli.mistake(error)
+            sys.stderr.write(f"error: {line}\n" if line else traceback.format_exc())
             if code == Exit.RESTART:
                 sys.stderr.write(f"exit status {code:d}: the same command goes on\n")
             if not several:
