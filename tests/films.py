@@ -28,6 +28,11 @@ def take(data, count, first=0):
     return list(itertools.islice(data.batches(first), count))
 
 
+def rows_of(counts):
+    """Counts of rows, without those of captions (tests/data/test_held_out.py)."""
+    return {name: n for name, n in counts.items() if name not in ("captions", "cut")}
+
+
 def check_equal(a, b):
     assert a.keys() == b.keys()
     for key in a:

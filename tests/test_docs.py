@@ -111,7 +111,7 @@ def called(command: str, text: str) -> set[str]:
 def test_commands_are_parsed_by_their_entries(page, monkeypatch):
     for words in commands.commands(code(page.read_text(encoding="utf-8"))):
         args, overrides = commands.check(words, monkeypatch)
-        if getattr(args, "config", "C") != "C":  # a placeholder
+        if getattr(args, "config", None) not in (None, "C"):  # a placeholder
             config.read(args.config, overrides)
 
 

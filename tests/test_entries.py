@@ -1,6 +1,5 @@
 """What all entries say of configs: in their help, in the list of configs, and printed."""
 
-import importlib
 import json
 
 import pytest
@@ -11,12 +10,14 @@ from vtp_jax import configs_list
 from vtp_jax.setup import cli, config, shipped
 from vtp_jax.types import UserError
 
-NAMED = dict(train=[], plan=[], demo=[], bench=["step"])  # entries with --config
+NAMED = dict(
+    train=[], plan=[], demo=[], bench=["step"], prepare=["shards"]
+)  # entries with --config
 OF_A_RUN = dict(evaluate=[], visualize=[])  # with the config of a run
 
 
 def entry(name):
-    return importlib.import_module(f"vtp_jax.{vtp.ENTRIES[name]}").main
+    return vtp.load(name).main
 
 
 def shown(capsys, name, argv):
@@ -37,14 +38,8 @@ def test_help_names_configs_switches_and_flags(name, capsys):
 
 def test_these_are_all_entries_that_take_a_config():
     """Those that call `cli.parse`: the others refuse an override, `cli.parse_alone`."""
-    asked = {
-        name
-        for name, module in vtp.ENTRIES.items()
-        if any(
-            word in ROOT.joinpath("vtp_jax", *module.split(".")).with_suffix(".py").read_text()
-            for word in ("cli.parse(", '"--config"')
-        )
-    }
+    words = ("cli.parse(", '"--config"')
+    asked = {name for name in vtp.ENTRIES if any(w in vtp.source(name).read_text() for w in words)}
     assert asked == {*NAMED, *OF_A_RUN}
 
 
@@ -72,7 +67,8 @@ def test_the_config_is_printed_and_nothing_else_is_done(name, tmp_path, capsys):
     run.mkdir()
     (run / "config.json").write_text(json.dumps(config.load("demo:tiny")._asdict()))
     given = dict(train=["--workdir", str(tmp_path / "new")], plan=["--topology", "cpu:1"],
-                 demo=["--workdir", str(tmp_path / "new")])  # fmt: skip
+                 demo=["--workdir", str(tmp_path / "new")],
+                 prepare=["--list", "x", "--out", str(tmp_path / "new")])  # fmt: skip
     argv = ["--workdir", str(run)] if name in OF_A_RUN else ["--config", "demo"]
     told = ["--config.steps=7", "--config.data.workers=1", cli.PRINT]
     text = shown(capsys, name, [*NAMED.get(name, []), *argv, *given.get(name, []), *told])

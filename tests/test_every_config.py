@@ -121,7 +121,7 @@ def test_commands_in_headers_are_parsed_by_their_entries(path, monkeypatch):
     assert found
     for words in found:
         args, overrides = commands.check(words, monkeypatch)
-        if "config" in args:
+        if getattr(args, "config", None):
             config.read(args.config, overrides)
 
 

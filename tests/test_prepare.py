@@ -140,3 +140,36 @@ def test_mistakes_are_reported_in_one_line(argv, message):
     with pytest.raises(UserError, match=message) as caught:
         prepare.main(argv.split())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flags, every",
+    [
+        ("", 4),
+        ("--every 3", 3),
+        ("--config simvtp/pretrain_webvid", 4),
+        ("--config simvtp/pretrain_webvid --config.data.video.stride=6", 6),
+        ("--config simvtp/pretrain_webvid --every 2", 2),
+        ("--config tvtsv2/pretrain_yt_webvid", 25),
+        ("--config omnivl/pretrain", 15),  # images beside it have one frame
+        ("--config videomae/finetune_k400:ssv2", 1),  # segments of whole videos
+        ("--config own", 1),  # chosen: videos of 8 frames at 8 a second
+    ],
+)
+def test_shards_store_the_frames_that_a_config_shows(corpus, tmp_path, flags, every):
+    where = f"--root {corpus} --list {corpus}/val.csv --out {tmp_path}"
+    prepare.main(f"shards {where} --workers 1 {flags}".split())
+    assert json.loads((tmp_path / "manifest.json").read_text())["every"] == every
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--config simvtp/pretrain_webvid --every 3", "shows frames 4 apart; give 4 or 2 or 1"),
+        ("--config.data.video.stride=6", "changes --config, which is not given"),
+    ],
+)
+def test_frames_that_a_config_cannot_show_are_reported_first(tmp_path, flags, told):
+    with pytest.raises(UserError, match=told):
+        prepare.main(f"shards --list absent.csv --root . --out {tmp_path}/new {flags}".split())
+    assert not (tmp_path / "new").exists()

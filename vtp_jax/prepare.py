@@ -3,7 +3,7 @@
 vtp prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
 vtp prepare check --root videos --list train.csv
 vtp prepare shapes --out data/shapes
-vtp prepare shards --root videos --list train.csv --out data/train
+vtp prepare shards --root videos --list train.csv --config own --out data/train
 vtp prepare shards --tars openvid/*.tar --out data/openvid
 vtp prepare shards --tfds ucf101 --label-column label --out data/ucf101
 vtp prepare shards --set vatex --split val_en --root vatex --out data/vatex
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import math
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from vtp_jax import lines
 from vtp_jax.data import inputs, processes, sets, shapes, shards, sources, text, video
 from vtp_jax.data.workers import cores
 from vtp_jax.run import metrics
-from vtp_jax.setup import cli
+from vtp_jax.setup import auto, cli, config
 from vtp_jax.types import UserError, at_least
 
 EVERY = 10.0  # seconds between plain lines of progress
@@ -114,7 +117,8 @@ def add_shards(command: argparse.ArgumentParser) -> None:
     add("--max-absent", type=float, default=1.0, help="share of named files that may be absent")
     add("--out", required=True, help="the folder to write; an unfinished run in it is resumed")
     add("--short-side", type=int, default=form.short_side, help="pixels, of larger videos")
-    add("--every", type=int, default=form.every, help="store frames 0, N, 2 N, ...")
+    add("--config", help="store the frames that this config shows; its name, or a file")
+    add("--every", type=int, help="store frames 0, N, 2 N, ...: --config's stride, or 4")
     add("--quality", type=int, default=form.quality, help="of JPEG, 1 to 95")
     add(
         "--ratio",
@@ -132,14 +136,15 @@ def add_shards(command: argparse.ArgumentParser) -> None:
 
 
 def make_shards(args: argparse.Namespace) -> None:
-    for name, (low, high) in BOUNDS.items():
-        if not low <= getattr(args, name) <= high:
-            most = f" and {high} or less" if high < INFINITY else ""
-            raise UserError(f"--{name.replace('_', '-')} must be {low} or more{most}")
     columns = {
         name: None if (given := getattr(args, f"{name}_column")) == "none" else given
         for name in ("caption", "label", "id")
     }
+    args.every = choose_every(args, columns)
+    for name, (low, high) in BOUNDS.items():
+        if not low <= getattr(args, name) <= high:
+            most = f" and {high} or less" if high < INFINITY else ""
+            raise UserError(f"--{name.replace('_', '-')} must be {low} or more{most}")
     captioned = columns["caption"] is not None and args.set is None
     form = shards.Form(
         args.short_side,
@@ -162,6 +167,56 @@ def make_shards(args: argparse.Namespace) -> None:
             steps = processes.run(left, out, form, workers=args.workers, memory=args.memory)
             show_progress(steps, sum(task.count for task in left))
         print_manifest(out, shards.finish(out))
+    flags = f"--config.data.kind=shards --config.data.train.root={shlex.quote(str(out))}"
+    needs = f"a config whose data.video.stride is a multiple of {args.every}"
+    print(f"train on them with {args.config or needs}: {flags}")
+
+
+def choose_every(args: argparse.Namespace, columns: Mapping[str, str | None]) -> int:
+    """The distance of stored frames: --every, which must suit --config; or the distance that
+    --config asks for. A stride that it leaves to the data is chosen from those of --list."""
+    default = shards.Form().every
+    if args.config is None:
+        if args.overrides:
+            raise UserError(f"'{args.overrides[0]}' changes --config, which is not given")
+        return default if args.every is None else args.every
+    cfg = config.load(args.config, args.overrides)
+    data = cfg.data
+    if args.list and "data.video.stride" in cfg.auto:
+        found = config.read(args.config, args.overrides)
+        auto.put(found, "data.kind", "files")
+        auto.put(found, "data.train", ConfigDict(list_of(args, columns)))
+        stride, _ = auto.choose_stride(auto.Survey(found), found)
+        data = {**data, "video": {**data["video"], "stride": stride}}
+    shown = [data["video"], *(m.get("video", {}) for m in (data.get("also") or {}).values())]
+    looks = [{**data["video"], **look} for look in shown]
+    strides = [
+        1 if look.get("sampling") == "segments" else look["stride"]
+        for look in looks
+        if look["frames"] > 1
+    ]
+    every = math.gcd(*strides) or 1
+    if args.every is not None and every % args.every:
+        fit = [n for n in range(every, 0, -1) if every % n == 0]
+        raise UserError(
+            f"--every {args.every}: {args.config} shows frames {every} apart; "
+            f"give {' or '.join(map(str, fit))}, or leave --every out"
+        )
+    if args.every is None:
+        print(f"every {every}th frame is stored, as {args.config} shows them", flush=True)
+    return every if args.every is None else args.every
+
+
+def list_of(args: argparse.Namespace, columns: Mapping[str, str | None]) -> dict[str, Any]:
+    """The arguments of `sources.load` for --list."""
+    return dict(
+        root=args.root,
+        list=args.list,
+        path_column=args.path_column,
+        caption_column=columns["caption"],
+        label_column=columns["label"],
+        max_absent=args.max_absent,
+    )
 
 
 def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> list[inputs.Task]:
@@ -178,14 +233,7 @@ def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> 
     if args.set:
         source = sets.load(args.set, args.split, args.root, max_absent=args.max_absent, parts=True)
     else:
-        source = sources.load(
-            args.root,
-            args.list,
-            path_column=args.path_column,
-            caption_column=columns["caption"],
-            label_column=columns["label"],
-            max_absent=args.max_absent,
-        )
+        source = sources.load(**list_of(args, columns))
     clips = [
         c._replace(source=c.source or args.source, licence=c.licence or args.licence)
         for c in source.clips

@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--config", required=True, help=cli.CONFIG)
     parser.add_argument("--workdir", required=True, help="where the run writes, and resumes from")
     args, overrides = cli.parse(parser, argv)
-    last = train(config.load(args.config, overrides), args.workdir)
+    last = train(config.load(args.config, overrides, args.workdir), args.workdir)
     if jax.process_index() == 0:
         metrics.print_table("last numbers", ("name", "value"), list(last.items()))
 

@@ -6,7 +6,7 @@ import collections
 import math
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,6 +112,18 @@ def encode(words: Words | None, captions: Sequence[str], pieces: int = 1) -> dic
     return {key: x.reshape(-1, pieces, words.length) for key, x in found.items()}
 
 
+def count_cut(
+    words: Words | None, captions: Sequence[str], written: Mapping[str, Any]
+) -> tuple[int, int] | None:
+    """(captions, those among them that lost words at `text.length`) of what `encode` wrote."""
+    if words is None:
+        return None
+    full = written["text_mask"].reshape(-1, words.length)[:, -1]
+    may = [text for text, whole in zip(captions, full, strict=True) if whole]
+    cut = (words.tokenizer.count(may) > words.length).sum() if may else 0
+    return sum(map(bool, captions)), int(cut)
+
+
 def classify(clips: Sequence[sources.Clip | None], classes: int) -> dict[str, Any]:
     """The labels "b" of clips, -1 for those without; empty if the source has no classes."""
     if not classes:
@@ -143,10 +155,12 @@ def train_batches(
             for e, i, clip in zip(epochs, indices, found, strict=True)
             for caption in choose_captions(clip, clips.pieces, seed, int(e), int(i))
         ]
-        ledger.enter(step, indices, codes, found, faults)
+        written = encode(words, captions, clips.pieces)
+        cut = count_cut(words, captions, written)
+        ledger.enter(step, indices, codes, found, faults, cut)
         yield dict(
             video=pixels,
-            **encode(words, captions, clips.pieces),
+            **written,
             **classify(found, classes),
             id=indices.astype(np.int32),
             valid=codes == GOOD,
@@ -169,7 +183,8 @@ def choose_captions(
 
 
 class Ledger:
-    """Counts rows, and failures by cause; logs each unreadable clip once."""
+    """Counts rows, failures by cause, and captions that were cut; logs each unreadable clip
+    once."""
 
     def __init__(self, source: sources.Source, max_failed: float):
         self.source = source
@@ -182,19 +197,22 @@ class Ledger:
         self.odd: collections.Counter[str] = collections.Counter()  # `failed`, by type of error
         self.failed: collections.Counter[str] = collections.Counter()
         # Batches are made ahead in another thread; each entry waits here until its step is used.
-        self.waiting: collections.deque[tuple[int, int, Sequence[str]]] = collections.deque()
-        self.used_rows = 0
+        self.waiting: collections.deque[tuple[int, dict[str, int], Sequence[str]]] = (
+            collections.deque()
+        )
+        self.used: collections.Counter[str] = collections.Counter(rows=0)
         self.used_failed: collections.Counter[str] = collections.Counter()
 
     def counts(self, step: int) -> dict[str, int]:
-        """rows, failed, and failed/<cause> for the causes that occurred, in the batches of the
-        steps before `step`, which must not decrease between calls."""
+        """rows, failed, and failed/<cause> for the causes that occurred; with text also captions,
+        and cut, those longer than `text.length`; in the batches of the steps before `step`, which
+        must not decrease between calls."""
         while self.waiting and self.waiting[0][0] < step:
-            _, rows, causes = self.waiting.popleft()
-            self.used_rows += rows
+            _, used, causes = self.waiting.popleft()
+            self.used.update(used)
             self.used_failed.update(causes)
         by_cause = {f"failed/{cause}": n for cause, n in sorted(self.used_failed.items())}
-        return dict(rows=self.used_rows, failed=self.used_failed.total(), **by_cause)
+        return dict(self.used, failed=self.used_failed.total(), **by_cause)
 
     def enter(
         self,
@@ -203,13 +221,15 @@ class Ledger:
         codes: Int[np.ndarray, "b"],
         clips: Sequence[sources.Clip | None],
         faults: Sequence[str],
+        texts: tuple[int, int] | None = None,
     ) -> None:
-        """Counts the batch of a step. Raises UserError when too large a share of all rows made so
-        far has failed."""
+        """Counts the batch of a step. texts: its captions, and how many were cut. Raises UserError
+        when too large a share of all rows made so far has failed."""
         rows, causes = int((codes != PADDING).sum()), [CAUSES[code] for code in codes if code >= 0]
         self.rows += rows
         self.failed.update(causes)
-        self.waiting.append((step, rows, causes))
+        used = dict(rows=rows) | ({} if texts is None else dict(captions=texts[0], cut=texts[1]))
+        self.waiting.append((step, used, causes))
         found = zip(indices.tolist(), codes.tolist(), clips, faults, strict=True)
         for index, code, clip, fault in found:
             if code >= 0:

@@ -7,10 +7,12 @@ once (`Clips.open`): captions, label and frames come from a single read of its r
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import json
 import math
 import os
+import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,9 +130,10 @@ def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Cli
     if kind not in OPENERS:
         raise UserError(f"{where}: kind={kind!r} is not known; known: {', '.join(OPENERS)}")
     if "mix" not in given:
+        share = float(given.pop("held_out", 0.0))
         if kind == "shards":
             kind, given = choose_kind(where, given)
-        return fit(where, OPENERS[kind], given, split)
+        return divide(where, fit(where, OPENERS[kind], given, split), split, share)
     parts = {name: dict(one) for name, one in given.pop("mix").items()}
     if given or not parts:
         raise UserError(f"{where}.mix takes sets by name; no other key is allowed next to it")
@@ -138,6 +141,69 @@ def open_set(where: str, kind: str, given: Mapping[str, Any], split: str) -> Cli
     return mix(
         [open_set(f"{where}.mix.{name}", kind, one, split) for name, one in parts.items()], weights
     )
+
+
+def divide(where: str, clips: Clips, split: str, share: float) -> Clips:
+    """The clips of one of the two halves, "train" and "val", into which the hashes of their paths
+    divide a set: `share` of it, about, is held out for validation.
+
+    Clips of one path are in the same half, which does not depend on the other clips: it is the same
+    when the set grows, and in files and in the shards made of them.
+    """
+    if not share:
+        return clips
+    if not 0 < share < 1:
+        raise UserError(f"{where}.held_out={share}; it must be a share of the clips, below 1")
+    source = clips.source
+    chosen = [
+        index
+        for index in range(len(source.clips))
+        if (fraction(name_path(clips, index)) < share) == (split == "val")
+    ]
+    if not chosen:
+        raise UserError(
+            f"{where}.held_out={share} of {len(source.clips)} clips leaves none for "
+            f"{'validation' if split == 'val' else 'training'}; choose another share for both"
+        )
+    part = source._replace(clips=Chosen(source.clips, chosen), facts=source.survey())
+    return clips._replace(source=part, open=functools.partial(open_chosen, clips.open, chosen))
+
+
+class Chosen(Sequence[sources.Clip]):
+    """Some of the clips of a set, by their indices there."""
+
+    def __init__(self, clips: Sequence[sources.Clip], chosen: Sequence[int]):
+        self.clips, self.chosen = clips, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.clips[self.chosen[index]]
+
+
+def open_chosen(open_clip: Callable[[int], Reader], chosen: Sequence[int], index: int) -> Reader:
+    return open_clip(chosen[index])
+
+
+def fraction(name: str) -> float:
+    """A number from 0 to below 1 that depends on a name alone, evenly spread."""
+    digest = hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+def name_path(clips: Clips, index: int) -> str:
+    """The path of a clip. Records of shards have the path as their id, or, where they were given
+    another, the hash of their video."""
+    if isinstance(clips.source.clips, records.Shards):
+        try:
+            record = clips.source.clips.open(index).header.record
+        except video.Unreadable:
+            return str(index)
+        if Path(record.id).suffix.lower() not in sources.VIDEOS:
+            return record.sha256
+        return posixpath.normpath(record.id)
+    return posixpath.normpath(clips.source.clips[index].path)
 
 
 def choose_kind(where: str, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -190,7 +256,7 @@ def open_files(
     split: str,
     *,
     root: str,
-    list: str,
+    list: str | None = None,
     path_column: str = "path",
     caption_column: str | None = "caption",
     label_column: str | None = None,
@@ -199,9 +265,9 @@ def open_files(
     pieces: int = 1,
     limits: Mapping[str, Any] | None = None,
 ) -> Clips:
-    """The videos that the file `list` names: see `sources.load`. `split` has no effect. pieces:
-    if above 1, the number of captions of each video: those of its equal parts, in order. limits:
-    fields of `video.Limits`, such as `pixels`, which a video must not exceed."""
+    """The videos that the file `list` names, or those of a folder: see `sources.load`. `split` has
+    no effect. pieces: if above 1, the number of captions of each video: those of its equal parts,
+    in order. limits: fields of `video.Limits`, such as `pixels`, which a video must not exceed."""
     source = sources.load(
         root,
         list,
@@ -213,7 +279,7 @@ def open_files(
     )
     if pieces > 1 and (odd := [c for c in source.clips if len(c.captions) != pieces]):
         raise UserError(
-            f"{list}: '{odd[0].path}' has {len(odd[0].captions)} captions; "
+            f"{list or root}: '{odd[0].path}' has {len(odd[0].captions)} captions; "
             f"pieces={pieces} needs one for each of its parts"
         )
     return from_source(source, pieces, limits)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vtp_jax import lines
-from vtp_jax.data import alternate, kept, outline, sources
+from vtp_jax.data import alternate, kept, outline, sources, traits
 from vtp_jax.data.collect import Ledger, open_streams, train_batches
 from vtp_jax.data.look import Look
 from vtp_jax.data.open import (
@@ -66,7 +66,9 @@ def make(
              tf.data, or `shapes` (without files and TensorFlow); a set may override it. With
              `shards`, sets other than `train` with a `list` but no shards are read as files
     batch:   rows of a global training batch; eval_batch: of an evaluation batch (same by default)
-    train:   the arguments of `open_files`, `open_shards`, `open_shapes` or `open_community`; or
+    train:   the arguments of `open_files`, `open_shards`, `open_shapes` or `open_community`, and
+             `held_out`, a share of the clips, by a hash of their paths, that training leaves out
+             and an evaluation set with the same share consists of; or
              dict(mix={name: as `train`, plus `weight`}): rows of several sets, in proportion
     also:    {name: the fields of `More`}: sources of another structure, such as images, whose
              batches alternate with those of `train`, which has `turns` turns in a round; the order
@@ -93,6 +95,9 @@ def make(
     parts = list_parts(train, also, turns)
     clips = {where: open_set(where, kind, one.train, "train") for where, one in parts.items()}
     words = open_words(clips, text) if text else None
+    for where, one in clips.items():
+        if words:
+            traits.check_length(where, words, one.source)
 
     def open_training(where: str) -> alternate.Training:
         own, one = clips[where], parts[where]

@@ -30,6 +30,7 @@ PAIRS = [
     re.compile(rf"(?P<path>.*\S){between}(?P<label>{label})")
     for between, label in ((r"\s+0\s+-1", ""), (r"\s*,\s*", r"\d+"), (r"\s+", r"\S+"))
 ]
+LISTS = (".csv", ".tsv", ".jsonl", ".json")  # of lists with captions
 KNOWN, SPAN = ("id", "source", "licence"), ("start", "end")  # columns that a file may have
 
 
@@ -112,7 +113,7 @@ def join(parts: Sequence[Source]) -> Source:
 
 def load(
     root: str | os.PathLike[str],
-    list: str | os.PathLike[str],
+    list: str | os.PathLike[str] | None = None,
     *,
     path_column: str = "path",
     caption_column: str | None = "caption",
@@ -120,7 +121,8 @@ def load(
     answers: str | os.PathLike[str] | None = None,
     max_absent: float = 0.0,
 ) -> Source:
-    """The videos under `root` that the file `list` (.csv, .tsv, .jsonl, .json or .txt) names.
+    """The videos under `root` that the file `list` (.csv, .tsv, .jsonl, .json or .txt) names; or,
+    without one, those of `list_folder`. A list that is not here is looked for in `root`.
 
     caption_column: None without captions; label_column: None without classes.
     answers: a file with one answer per line. Captions are then questions, each row is a clip of its
@@ -129,9 +131,14 @@ def load(
     max_absent: the share of named files that may be absent. They keep their places in the list and
     count as unreadable (`missing`) when they are read. Any other error raises UserError.
     """
-    root, file = Path(root), Path(list)
+    root = Path(root)
     if not root.is_dir():
         raise UserError(f"no folder '{root}'; `root` must be the folder that holds the videos")
+    file = find_list(root) if list is None else Path(list)
+    if file is None:
+        return list_folder(root)
+    if not file.exists() and (root / file).is_file():
+        file = root / file
     columns = dict(path=path_column, caption=caption_column, label=label_column)
     known = None if answers is None else read_answers(Path(answers))
     merged: dict[str, Clip] = {}
@@ -170,6 +177,36 @@ def load(
             f"'{absent[0]}'; correct `root` or the paths, or allow a share with max_absent"
         )
     return Source(str(root), tuple(merged.values()), names=tuple(known or ()))
+
+
+def find_list(root: Path) -> Path | None:
+    """The one list in a folder, next to its videos; None if there is none."""
+    found = [p for p in sorted(root.iterdir()) if p.suffix.lower() in LISTS and p.is_file()]
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found)
+        raise UserError(f"the folder {root} holds several lists ({names}); name one with `list`")
+    return found[0] if found else None
+
+
+def list_folder(root: Path) -> Source:
+    """All videos of a folder, by name, with the captions that are written beside them: those of
+    a/b.mp4 in a/b.txt, one a line."""
+    clips, bare = [], []
+    for file in sorted(find_videos(root)):
+        beside = file.with_suffix(".txt")
+        captions = [line for _, line in lines.items(beside)] if beside.is_file() else []
+        path = file.relative_to(root).as_posix()
+        clips.append(Clip(path, tuple(captions)))
+        if not captions:
+            bare.append(path)
+    if not clips:
+        raise UserError(f"the folder {root} holds no videos; put them there or correct `root`")
+    if bare:
+        raise UserError(
+            f"{len(bare)} of {len(clips)} videos in {root} have no caption, such as '{bare[0]}'; "
+            "name a list of captions with `list`, or write them beside the videos (a.txt for a.mp4)"
+        )
+    return Source(str(root), tuple(clips))
 
 
 def is_inside(root: Path, path: str) -> bool:

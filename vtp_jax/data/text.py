@@ -53,6 +53,7 @@ class Tokenizer(NamedTuple):
             special id, so word masking may hide it), each "b l"
     decode: ids "b l" -> a line of words for each row; [MASK] and [UNK] stay visible
     pieces: ids "l" -> the piece of each id
+    count:  captions -> the tokens that each has when none is cut, "b", with [CLS] and [SEP]
     facts:  vocab_size, pad_id, cls_id, sep_id; except for CLIP's, also unk_id and mask_id
     file:   the content of its file
     """
@@ -60,6 +61,7 @@ class Tokenizer(NamedTuple):
     encode: Callable[[Sequence[str], int], Encoding]
     decode: Callable[[Int[np.ndarray, "b l"]], list[str]]
     pieces: Callable[[Int[np.ndarray, "l"]], list[str]]
+    count: Callable[[Sequence[str]], Int[np.ndarray, "b"]]
     facts: Mapping[str, int]
     file: bytes = b""
 
@@ -203,11 +205,17 @@ def assemble(
     unseen = {special[name] for name in UNSEEN}
     marks = set(special.values()) - unseen
 
+    def parts(captions: Sequence[str]) -> list[list[int]]:
+        # Without lone surrogates.
+        return split([c.encode("utf-8", "replace").decode() for c in captions])
+
+    def count(captions: Sequence[str]) -> Int[np.ndarray, "b"]:
+        return np.asarray([len(found) + 2 for found in parts(captions)], np.int64)
+
     def encode(captions: Sequence[str], length: int) -> Encoding:
         rows = np.full((len(captions), length), pad, np.int32)
         mask = np.zeros(rows.shape, bool)
-        whole = [c.encode("utf-8", "replace").decode() for c in captions]  # no lone surrogates
-        for row, real, pieces in zip(rows, mask, split(whole), strict=True):
+        for row, real, pieces in zip(rows, mask, parts(captions), strict=True):
             line = [cls, *pieces[: length - 2], sep]
             row[: len(line)] = line
             real[: len(line)] = True
@@ -224,7 +232,7 @@ def assemble(
         shown = [f" {p} " if p in marks else p for p in line if p not in unseen]
         return " ".join(join(shown).split())
 
-    return Tokenizer(encode, decode, pieces, dict(facts, vocab_size=len(vocabulary)))
+    return Tokenizer(encode, decode, pieces, count, dict(facts, vocab_size=len(vocabulary)))
 
 
 def unknown(tokenizer: Tokenizer, captions: Sequence[str]) -> float:

@@ -14,6 +14,7 @@ import ast
 import contextlib
 import json
 import os
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from vtp_jax import lines
 from vtp_jax.run import paths
-from vtp_jax.setup import cli, shipped
+from vtp_jax.setup import auto, cli, shipped
 from vtp_jax.types import UserError, at_least
 
 Section = Mapping[str, Any]
@@ -54,6 +55,8 @@ class Config(NamedTuple):
     average:    decay of averaged weights, or its schedule, see `run.average`; None keeps none
     warm_start: (path, from, to): sources of the weights of step 0, see `setup.warm_start`
     fresh:      regular expressions: parameters that no source of a warm start fills
+    auto:       dotted names of values that are chosen from the data when a run begins, see
+                `setup.auto`; until then they are as written
     """
 
     seed: int
@@ -71,15 +74,23 @@ class Config(NamedTuple):
     average: float | Section | None = None
     warm_start: Sequence[Sequence[str]] = ()
     fresh: Sequence[str] = ()
+    auto: Sequence[str] = ()
 
 
-def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+def load(
+    spec: str, overrides: Sequence[str] = (), workdir: str | os.PathLike[str] | None = None
+) -> Config:
     """The config that `spec` names, with the overrides `--config.x=y` applied in their order. If
     `cli.PRINT` is among them, it is printed and the process ends.
 
-    Raises UserError on a section that is unknown or missing, and as `read` does.
+    workdir: of the run that is to be trained with it: what the config leaves to its data is then
+    chosen, and shown. Raises UserError on a section that is unknown or missing, and as `read` and
+    `auto.choose` do.
     """
-    cfg = make(read(spec, overrides))
+    found = read(spec, overrides)
+    if workdir is not None and (made := auto.choose(found, workdir)):
+        auto.show(made, sys.stderr if cli.PRINT in overrides else sys.stdout)
+    cfg = make(found)
     rate = cfg.optim.get("lr")
     ends = rate.get("steps", cfg.steps) if isinstance(rate, Mapping) else cfg.steps
     if ends != cfg.steps:
@@ -116,17 +127,30 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         found = ConfigDict(written)
     else:
         found = execute(Path(path), argument, f"config {spec}")
+    told = []
     for override in overrides:
         if override == cli.PRINT:
             continue
         name, _, text = override.removeprefix("--config.").partition("=")
         keys = name.split(".")
+        if text == "auto" and name in auto.RULES:
+            auto.put(found, "auto", (*given(found), name))
+            continue
         # What is deeper is checked by the parts, but not every entry makes all of them.
         if keys[0] not in (sections := {*found, *Config._fields}):
             hint = cli.suggest(keys[0], sections)
             raise UserError(f"config {spec}: unknown key '{keys[0]}'{hint}")
         change(found, keys, text, "config")
+        told.append(f"{name}.")
+    if given(found) and "auto." not in told:  # what a flag sets is not chosen
+        rest = [n for n in given(found) if not f"{n}.".startswith(tuple(told))]
+        auto.put(found, "auto", tuple(rest))
     return found.lock()
+
+
+def given(found: ConfigDict) -> Sequence[str]:
+    """`auto` of a config that may not have it."""
+    return found.get("auto") or ()  # pyright: ignore[reportReturnType]
 
 
 def locate(spec: str) -> tuple[epath.Path, str]:
