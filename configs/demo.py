@@ -1,11 +1,14 @@
-"""SimVTP on moving shapes, from real mp4 files, in minutes on two CPU cores: `make demo`.
+"""SimVTP on drawn scenes, from real mp4 files, in minutes on two CPU cores: `make demo`.
 
-    vtp demo                          corpus, tokenizer, training, retrieval, report
+    vtp demo                          corpus, tokenizer, training, evaluation, report
     vtp demo --ablation no_contrast
     vtp train --config demo --workdir runs/mine    training only
 
-The corpus (`vtp prepare shapes --out runs/shapes`) has 25,344 combinations of colour, shape, size,
-motion and background; 200 of them are held out from training and used for retrieval.
+The corpus (`vtp prepare shapes --corpus scenes --out runs/scenes`) shows one thing that does two
+things in turn, near another one, on a patterned ground under a light. Its 200 evaluation clips show
+scenes that never occur in training. The target is pixels, not normalised cubes as in the paper:
+they need no statistics of hidden cubes to be looked at, and the codec's noise in cubes of one
+colour is not blown up to the size of a pattern.
 
     switch       what it does
     no_contrast  without VTC and VTM: masked autoencoding only; retrieval stays near chance
@@ -27,24 +30,26 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.kind = "files"
-    c.data.train = dict(root="runs/shapes", list="runs/shapes/train.csv")
-    c.data.evals = dict(val=dict(root="runs/shapes", list="runs/shapes/val.csv"))
-    # Every second of 16 frames. No random crop: it would change sizes, which captions mention.
+    c.data.train = dict(root="runs/scenes", list="runs/scenes/train.csv")
+    c.data.evals = dict(val=dict(root="runs/scenes", list="runs/scenes/val.csv"))
+    # Every second of 16 frames. No random crop: captions say what is above and below.
     c.data.video = dict(frames=8, stride=2, size=64, crop="centre")
-    model = "runs/shapes/tokenizer.model"
-    c.data.text = dict(kind="sentencepiece", path=model, length=16, vocab_size=300)
+    model = "runs/scenes/tokenizer.model"
+    c.data.text = dict(kind="sentencepiece", path=model, length=26, vocab_size=300)
 
-    # The paper's losses, weights and temperature; the net is small. At 64 pixels there are 64
-    # tubes: a ratio of 0.75 shows 16 of them, about as many as the paper's 20 of 196.
+    # The paper's losses and temperature; the net is small. At 64 pixels there are 64 tubes: a ratio
+    # of 0.7 shows 20 of them, as many as the paper's 0.9 of its 196. Half of the words are hidden,
+    # not three quarters: a small net learns from those that remain within minutes.
     c.method = ConfigDict()
     c.method.name = "simvtp"
     c.method.size = (128, 3, 2, 256)
     c.method.decoder = (64, 1, 1, 256)
     c.method.cube = (8, 8, 8)
-    c.method.video_ratio = 0.75
-    c.method.text_ratio = 0.75
-    c.method.weights = dict(video=1.0, text=1.0, vtc=1.0, vtm=1.0)
-    c.method.match_text = "masked"  # VTM shares the joint pass: saves a third of the encoder's work
+    c.method.video_ratio = 0.7
+    c.method.text_ratio = 0.5
+    c.method.target = "pixels"
+    # Errors of pixels in [0, 1] are small: at 20 times, L_v is about as large as the others.
+    c.method.weights = dict(video=20.0, text=1.0, vtc=1.0, vtm=1.0)
     c.method.dropout = 0.0
     c.method.sum_directions = True  # VTC's weight as in the reference
     c.method.dtype = "float32"  # CPUs have no fast bf16
@@ -63,6 +68,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sharding = SHARDING
     c.evals = ConfigDict()
     c.evals.retrieval = dict(type="retrieval", stream="val", every=400)
+    c.evals.restoration = dict(type="restoration", stream="val", every=400)
+    c.evals.losses = dict(type="mean", stream="val", every=400)
     c.checkpoint = dict(every=900, keep=2)
     c.log = dict(every=20)
 
@@ -71,6 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if "no_masking" in switches:
         c.method.update(video_ratio=0.0, text_ratio=0.0)
         c.method.weights.update(video=0.0, text=0.0)
+        del c.evals.restoration
     if "tiny" in switches:
         c.steps, c.batch = 12, 16
         c.data.kind = "shapes"
@@ -79,5 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.method.size, c.method.unroll = (64, 1, 1, 128), 1
         c.optim.lr.update(peak=1e-3)
         c.optim.lr.warmup = share(c, 4, 12)
-        c.evals.retrieval.every, c.checkpoint.every, c.log.every = 6, 6, 2
+        c.checkpoint.every, c.log.every = 6, 2
+        for one in c.evals.values():
+            one.every = 6
     return c

@@ -151,16 +151,31 @@ def test_what_a_method_cannot_do_is_not_drawn(tmp_path):
         pictures.write(without(run, "reconstruct", "text"), run.data.streams, "val", tmp_path)
 
 
-@pytest.mark.parametrize("statistics", pictures.STATISTICS)
+@pytest.mark.parametrize("statistics", [None, "visible", "true", "normalised"])
 def test_the_chosen_statistics_are_drawn(statistics):
     run = run_of()
     clip = pictures.restore(run, run.data.streams["val"], 3, statistics)[2]
-    expected = {"visible": 255 - 3, "true": 3, "normalised": 128}[statistics]
+    expected = {None: 255 - 3, "visible": 255 - 3, "true": 3, "normalised": 128}[statistics]
     assert clip.id == 3 and np.all(clip.restored[clip.hidden] == expected)
     assert np.all(clip.restored[~clip.hidden] == 3)
     assert clip.words == Words(
         ["red", "blue", "disc"], ["red", "blue", "blue"], [False, True, True]
     )
+
+
+def test_predicted_pixels_are_drawn_without_statistics():
+    run = run_of()
+    normalised = run.method.encode["reconstruct"]
+
+    def pixels(*args):
+        found = normalised(*args)
+        return {**found, "restored": {"none": found["restored"]["visible"]}}
+
+    run.method.encode["reconstruct"] = pixels
+    clip = pictures.restore(run, run.data.streams["val"], 3)[2]
+    assert clip.statistics == "none" and np.all(clip.restored[clip.hidden] == 255 - 3)
+    with pytest.raises(UserError, match="statistics 'true'.*there are only none"):
+        pictures.restore(run, run.data.streams["val"], 3, "true")
 
 
 def test_an_unreadable_stream_is_a_one_line_error(tmp_path):

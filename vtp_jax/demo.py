@@ -1,11 +1,11 @@
-"""Trains SimVTP on moving shapes from nothing to a report: `make demo`.
+"""Trains SimVTP on drawn scenes from nothing to a report: `make demo`.
 
     vtp demo [--workdir runs/demo] [--ablation no_contrast | no_masking]
 
-Renders a corpus of moving shapes as mp4 files, trains SentencePiece on its captions and SimVTP on
-both, retrieves 200 clips of unseen combinations by their captions, draws what the net restores and
-retrieves, and writes WORKDIR/report.html and WORKDIR/summary.json. A stopped demo resumes where it
-was.
+Renders a corpus of small scenes as mp4 files, trains SentencePiece on its captions and SimVTP on
+both; measures on 200 clips of unseen scenes what it restores, with the other modality and without
+it, and what it retrieves and matches; draws both, and writes WORKDIR/report.html and
+WORKDIR/summary.json. A demo that is stopped says how far it came, and resumes there.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from vtp_jax import evaluate, report
-from vtp_jax.data import shapes, sources, text
-from vtp_jax.run import metrics, paths
+from vtp_jax.data import scenes, shapes, sources, text
+from vtp_jax.run import metrics, paths, stop
 from vtp_jax.setup import build, cli, config
 from vtp_jax.show import pictures
 from vtp_jax.train import train
@@ -30,6 +30,16 @@ from vtp_jax.train import train
 WORDS = 300  # upper bound on pieces: each word of the corpus is one
 LOSSES = ("loss_video", "loss_text", "loss_vtc", "loss_vtm")
 ABLATIONS = ("no_contrast", "no_masking")
+MEASURED = dict(  # keys of the summary, and the evaluation's numbers; None where not measured
+    t2v_r1="retrieval/t2v_r1",
+    v2t_r1="retrieval/v2t_r1",
+    match_accuracy="losses/match_accuracy",
+    restored_db="restoration/restored_db",
+    interpolated_db="restoration/interpolated_db",
+    restored_db_without_caption="restoration/restored_db_without_caption",
+    words_right="restoration/words_right",
+    words_right_without_video="restoration/words_right_without_video",
+)
 
 
 class Stages:
@@ -47,15 +57,17 @@ class Stages:
     def __call__(self, name: str) -> Iterator[None]:
         print(f"== {name}", flush=True)
         start = time.monotonic()
-        yield
-        self.add(name, time.monotonic() - start)
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - start)
 
 
 def prepare(corpus: Path, stages: Stages) -> None:
     """Makes the corpus and its tokenizer unless they exist."""
     with stages("corpus"):
         plan = shapes.Plan()
-        made = shapes.write(corpus, plan)
+        made = shapes.write(corpus, plan, corpus=scenes.SCENES)
         print(f"{plan.train} + {plan.val} clips {'rendered to' if made else 'exist in'} {corpus}")
     with stages("tokenizer"):
         clips = sources.load(root=str(corpus), list=str(corpus / "train.csv")).clips
@@ -74,14 +86,19 @@ def look(workdir: epath.Path, stages: Stages) -> dict[str, float]:
     return numbers
 
 
-def summarise(workdir: paths.PathLike, numbers: dict[str, float], stages: Stages) -> dict[str, Any]:
-    """The summary of a run; a loss that the ablation leaves out is None."""
+def summarise(
+    workdir: paths.PathLike, steps: int, done: int, numbers: Mapping[str, float], stages: Stages
+) -> dict[str, Any]:
+    """The summary of a run: `done` of `steps`; None is what was not measured, or a loss that the
+    ablation leaves out."""
     lines = [x for x in metrics.read(paths.path(workdir) / "metrics.jsonl") if "train/loss" in x]
     speeds = [x["train/clips_per_s"] for x in lines if x.get("train/clips_per_s")]
+    last = lines[-1] if lines else {}
     return dict(
-        t2v_r1=numbers["retrieval/t2v_r1"],
-        v2t_r1=numbers["retrieval/v2t_r1"],
-        **{name: lines[-1].get(f"train/{name}") for name in LOSSES},
+        steps_done=done,
+        steps=steps,
+        **{key: numbers.get(name) for key, name in MEASURED.items()},
+        **{name: last.get(f"train/{name}") for name in LOSSES},
         clips_per_s=statistics.median(speeds) if speeds else None,
         seconds=stages.seconds,
         seconds_total=sum(stages.seconds.values()),
@@ -104,23 +121,31 @@ def main(argv: Sequence[str]) -> None:
 
     cfg = config.load(f"{args.config}:{args.ablation or ''}", overrides)
     prepare(Path(cfg.data["train"]["root"]), stages)
-    with stages("training"):
-        train(cfg, workdir)
-    numbers = look(workdir, stages)
 
-    def write_summary() -> dict[str, Any]:
-        summary = summarise(workdir, numbers, stages)
-        (workdir / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        return summary
+    def finish(done: int, numbers: Mapping[str, float]) -> None:
+        """Writes the summary and the report, and prints the summary."""
 
-    with stages("report"):
-        write_summary()
-        path = report.write(workdir, label=args.ablation or "")
-    summary = write_summary()  # again, with the seconds of the report
-    flat = {**summary, **{f"seconds, {k}": v for k, v in stages.seconds.items()}}
-    rows = [(k, v) for k, v in flat.items() if k != "seconds"]
-    metrics.print_table("summary", ("what", "value"), rows)
-    print(f"numbers: {workdir / 'summary.json'}\nreport:  {path}")
+        def write() -> dict[str, Any]:
+            summary = summarise(workdir, cfg.steps, done, numbers, stages)
+            (workdir / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            return summary
+
+        with stages("report"):
+            write()
+            path = report.write(workdir, label=args.ablation or "")
+        summary = write()  # again, with the seconds of the report
+        flat = {**summary, **{f"seconds, {k}": v for k, v in stages.seconds.items()}}
+        rows = [(k, v) for k, v in flat.items() if k != "seconds" and v is not None]
+        metrics.print_table(f"{done} of {cfg.steps} steps", ("what", "value"), rows)
+        print(f"numbers: {workdir / 'summary.json'}\nreport:  {path}")
+
+    try:
+        with stages("training"):
+            train(cfg, workdir)
+    except stop.Stopped as stopped:
+        finish(stopped.step, {})
+        raise
+    finish(cfg.steps, look(workdir, stages))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prepares and checks training data: shards, tokenizers, the corpus of shapes.
+"""Prepares and checks training data: shards, tokenizers, corpora of drawn clips.
 
 vtp prepare tokenizer --captions train.csv --vocab-size 8000 --out spm.model
 vtp prepare check --root videos --list train.csv
@@ -28,12 +28,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vtp_jax import lines
-from vtp_jax.data import inputs, processes, sets, shapes, shards, sources, text, video
+from vtp_jax.data import inputs, processes, scenes, sets, shapes, shards, sources, text, video
 from vtp_jax.data.workers import cores
 from vtp_jax.run import metrics
 from vtp_jax.setup import auto, cli, config
 from vtp_jax.types import UserError, at_least
 
+CORPORA = dict(shapes=shapes.MOVING, scenes=scenes.SCENES)  # moving shapes; the demo's scenes
 EVERY = 10.0  # seconds between plain lines of progress
 INFINITY = float("inf")
 BOUNDS = dict(
@@ -68,7 +69,8 @@ def main(argv: Sequence[str]) -> None:
     command.add_argument("--caption-column", default="none", help=about)
     add_pixels(command)
 
-    command = commands.add("shapes", render_shapes, "render the corpus of moving shapes as mp4")
+    command = commands.add("shapes", render_shapes, "render a corpus of drawn clips as mp4")
+    command.add_argument("--corpus", choices=list(CORPORA), default="shapes")
     command.add_argument("--out", required=True, help="the folder to write")
     plan = shapes.Plan()
     command.add_argument("--train", type=int, default=plan.train, help="clips")
@@ -346,7 +348,7 @@ def render_shapes(args: argparse.Namespace) -> None:
     at_least("prepare shapes", 1, train=args.train, val=args.val, frames=args.frames)
     at_least("prepare shapes", 16, side=args.side)
     plan = shapes.Plan(args.train, args.val, args.side, args.frames, args.seed)
-    made = shapes.write(args.out, plan)
+    made = shapes.write(args.out, plan, corpus=CORPORA[args.corpus])
     print(f"{args.out}: {plan.train} + {plan.val} clips{'' if made else ', as they were'}")
 
 

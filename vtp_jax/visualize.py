@@ -2,13 +2,15 @@
 
     vtp visualize --workdir RUN [--videos A.mp4 B.mp4 ...] [--captions "..." ...]
 
-Each video gets a storyboard (input, masked, restored; the caption, masked, and the words predicted)
-and an animation of the three; each caption gets its five nearest videos. Without --videos they are
-those of the run's own evaluation stream. `index.json`, next to the pictures, describes each one.
+Each video gets a storyboard (input, masked, restored, and interpolated for comparison; the caption,
+masked, and the words predicted) and an animation of the four; each caption gets its five nearest
+videos. Without --videos they are those of the run's own evaluation stream. `index.json`, next to
+the pictures, describes each one.
 
-Statistics. The net predicts normalised cubes, without the brightness and contrast that a picture
-needs. By default these are taken from the visible cubes around; the reference uses the true ones of
-the hidden cubes, which shows more than the net restored. Every picture states which were used.
+Statistics. A net that predicts pixels needs none (`method.target="pixels"`). One that predicts
+normalised cubes leaves out the brightness and contrast that a picture needs. By default these are
+taken from the visible cubes around; the reference uses the true ones of the hidden cubes, which
+shows more than the net restored. Every picture states which were used.
 """
 
 from __future__ import annotations
@@ -40,10 +42,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--captions", nargs="+", help="one per video")
     parser.add_argument("--stream", help="the evaluation stream to draw, without --videos")
     parser.add_argument("--clips", type=int, default=6, help="number drawn of the stream")
-    parser.add_argument("--statistics", default="visible", help=", ".join(STATISTICS))
+    parser.add_argument(
+        "--statistics", help=f"by default what the net allows: {', '.join(STATISTICS)}"
+    )
     parser.add_argument("--out", help="folder to write; WORKDIR/pictures by default")
     args, overrides = cli.parse(parser, argv)
-    cli.choose("vtp visualize", "--statistics", args.statistics, STATISTICS)
+    if args.statistics:
+        cli.choose("vtp visualize", "--statistics", args.statistics, STATISTICS)
     if args.captions and not args.videos:
         raise UserError("--captions needs --videos: one caption per video")
     run = build.restore(args.workdir, args.step, overrides)

@@ -32,12 +32,18 @@ def pixels(batch):
     return batch["video"][:, 0, 0, 0].astype(jnp.float32)
 
 
+def shown(batch):
+    video = batch["video"] / 255.0
+    return dict(video=video, hidden=video[..., 0] >= 0, restored={"none": video})
+
+
 VERBS = dict(
     video=lambda p, e, b: dict(embedding=p["scale"] * pixels(b), memory=pixels(b)),
     text=lambda p, e, b: dict(embedding=jnp.float32(b["text"]), memory=jnp.float32(b["text"])),
     pair=lambda p, e, a, b: dict(score=(a["memory"] * b["memory"]).sum(axis=1)),
     classes=lambda p, e, b: dict(score=jax.nn.softmax(pixels(b))),
     generate=lambda p, e, b: dict(ids=jnp.int32(pixels(b))),
+    reconstruct=lambda p, e, b, rng: shown(b),
     loss=lambda p, e, b, rng: dict(loss=Mean.of(p["scale"] * b["text_mask"][:, 0], b["valid"])),
 )
 
@@ -79,6 +85,7 @@ def mistakes():
     for name, key in itertools.product(STREAMS, BATCH):
         yield key, VERBS, streams(**{name: key})
     keys = dict(video=("embedding", "memory"), text=("embedding", "memory"), loss=())
+    keys["reconstruct"] = ("hidden", "restored")
     for name in VERBS:
         yield name, {k: v for k, v in VERBS.items() if k != name}, streams()
         for key in keys.get(name, ("score", "ids")):
@@ -99,6 +106,7 @@ def test_a_mistake_is_reported_before_a_run_if_and_only_if_the_run_would_find_it
         mean={"loss", "text_mask", "valid"},
         probe={"video", "embedding", "label", "valid"},
         rerank={"text", "embedding", "memory", "pair", "score", "video", "id", "valid"},
+        restoration={"reconstruct", "hidden", "restored", "video", "valid"},
         retrieval={"video", "text", "embedding", "id", "valid"},
     )
     assert found == reads[kind]

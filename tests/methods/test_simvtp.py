@@ -237,6 +237,22 @@ def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked():
     assert (a["predicted_text"] == a["text"])[~asked].all()
 
 
+def test_what_is_restored_alone_does_not_depend_on_the_other_modality():
+    reconstruct = jax.jit(CASE.build(target="pixels").encode["reconstruct"])
+    one = reconstruct(made().params, {}, BATCH, KEY)
+    hidden, asked = one["hidden"][..., None], np.asarray(one["text_hidden"])
+    others = jnp.where(BATCH["maskable"], (BATCH["text"] + 7) % 20 + 5, BATCH["text"])
+    words = reconstruct(made().params, {}, dict(BATCH, text=others), KEY)
+    film = reconstruct(made().params, {}, dict(BATCH, video=255 - BATCH["video"]), KEY)
+    for name, same in (("restored", False), ("restored_alone", True)):
+        x, y = (jnp.where(hidden, z[name]["none"], 0) for z in (one, words))
+        assert bool(jnp.array_equal(x, y)) == same
+    assert (one["predicted_text_alone"] == film["predicted_text_alone"])[asked].all()
+    assert (
+        one["restored"]["none"] == jnp.where(hidden, one["restored"]["none"], one["video"])
+    ).all()
+
+
 def test_reconstructions_predict_every_hidden_cube_whatever_training_predicts():
     some = CASE.build(decoder_ratio=0.25).encode["reconstruct"]  # more places than are hidden
     shown = jax.eval_shape(some, made().params, {}, BATCH)  # without a key too

@@ -21,7 +21,7 @@ STEP = jnp.zeros((), jnp.int32)
 # Half of the places are hidden, and V2's cells are half of them: both papers run one program.
 SMALL = dict(size=SIZE, decoder=SIZE, cube=(2, 8, 8), ratio=0.5, dtype="float32")
 GRID, CLIPS, VIEWS = (2, 4, 4), 3, 4
-NET, _ = videomae.build(**SMALL)
+NET, RECIPE = videomae.build(**SMALL)
 
 
 def example(seed=0):
@@ -51,7 +51,7 @@ def drawn(ratio):
     return draw(dict(decoder_ratio=ratio), example()["video"], jax.random.split(KEY)[0])
 
 
-forward = jax.jit(functools.partial(videomae.forward, NET))  # params, batch, draws
+forward = jax.jit(functools.partial(videomae.forward, NET, RECIPE))  # params, batch, draws
 
 
 def both_papers():
@@ -145,6 +145,17 @@ def test_an_embedding_is_the_mean_of_all_tokens():
     found = made.encoders(made.params, {}, made.case.batch())["video"]
     assert found["tokens"].shape == found["raw"].shape == (8, 8, 16) and found["mask"].all()
     np.testing.assert_allclose(found["tokens"].mean(axis=1), found["embedding"], atol=1e-5)
+
+
+def test_pixels_are_their_own_targets_and_pictures_need_no_statistics():
+    batch, method = example(), make(target="pixels")
+    value, _ = jax.jit(method.loss)(params(), {}, batch, KEY, 0)
+    predicted, _ = forward(params(), batch, drawn(0.0))
+    cubes = np.asarray(embed.cut(batch["video"], NET.cube)) / 255.0
+    own = np.take_along_axis(cubes, np.asarray(drawn(0.0).ask)[..., None], axis=1)
+    np.testing.assert_allclose(value, np.mean((np.asarray(predicted) - own) ** 2), rtol=1e-5)
+    shown = jax.eval_shape(method.encode["reconstruct"], params(), {}, batch)
+    assert list(shown["restored"]) == ["none"]
 
 
 def test_reconstructions_use_no_statistics_of_hidden_cubes_unless_asked():

@@ -17,7 +17,7 @@ def clip_of(t=4, side=64, seed=0, words=None):
     hidden = np.zeros((t, side, side), bool)
     hidden[:, : side // 2] = True
     restored = np.where(hidden[..., None], 255 - video, video)
-    return Restored(0, video, hidden, restored, words)
+    return Restored(0, video, hidden, restored, words, video // 2, "none")
 
 
 WORDS = Words(["a", "red", "disc"], ["a", "blue", "disc"], [False, True, True])
@@ -26,7 +26,7 @@ WORDS = Words(["a", "red", "disc"], ["a", "blue", "disc"], [False, True, True])
 def test_a_storyboard_holds_every_pixel_of_its_rows():
     clip = clip_of()
     board = np.asarray(draw.storyboard(clip, "note"))
-    for row, video in enumerate((clip.video, None, clip.restored)):
+    for row, video in enumerate((clip.video, None, clip.restored, clip.interpolated)):
         for column in range(4):
             y = GAP + row * (CELL + GAP)
             x = LABEL + column * (CELL + GAP)
@@ -42,7 +42,17 @@ def test_the_masked_row_shows_what_is_visible_and_nothing_else():
     masked, of_other = (list(draw.strips(c).values())[1] for c in (clip, other))
     np.testing.assert_array_equal(masked, of_other)
     np.testing.assert_array_equal(masked[~clip.hidden], clip.video[~clip.hidden])
-    assert list(draw.strips(clip)) == ["input", "50 % hidden", "restored"]
+    titles = [title.split("\n")[0] for title in draw.strips(clip)]
+    assert titles == ["input", "50 % hidden", "restored", "interpolated"]
+
+
+def test_the_decibels_of_a_row_are_those_of_its_hidden_pixels():
+    clip = clip_of()
+    off = np.where(clip.hidden[..., None], clip.video ^ 1, 255 - clip.video)
+    assert abs(draw.psnr(off, clip) - 20 * np.log10(255)) < 1e-6
+    assert draw.psnr(clip.video, clip) == 99.9
+    whole = clip._replace(hidden=np.zeros_like(clip.hidden))
+    assert list(draw.strips(whole))[2] == "restored"
 
 
 @pytest.mark.parametrize("t", [1, 3, 8, 16])
@@ -66,7 +76,7 @@ def colors(image):
 
 def test_right_and_wrong_words_differ_in_colour():
     blank = clip_of()._replace(video=np.zeros((4, 64, 64, 3), np.uint8))
-    blank = blank._replace(restored=blank.video)
+    blank = blank._replace(restored=blank.video, interpolated=blank.video)
     assert WORDS.right() == 1
     said = draw.storyboard(blank._replace(words=WORDS), "note")
     assert {GREEN, RED} <= colors(said)

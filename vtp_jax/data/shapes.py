@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -119,7 +119,7 @@ class Attributes(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The parameters of a corpus. Equal plans give equal videos.
+    """The parameters of a corpus of drawn clips. Equal plans give equal videos.
 
     train, val: clips of the two splits; side: pixels; frames: per clip, shown at 8 per second.
     """
@@ -129,6 +129,21 @@ class Plan(NamedTuple):
     side: int = 64
     frames: int = 16
     seed: int = 0
+
+
+class Corpus(NamedTuple):
+    """How a corpus is drawn.
+
+    name:     in its manifest; another name is another corpus
+    held_out: upper bound of clips in `val`
+    describe: (seed, split, index) -> the attributes of a clip, a NamedTuple, and its caption
+    read:     (plan, split, index) -> its frames, uint8 RGB "t h w c", before any compression
+    """
+
+    name: str
+    held_out: int
+    describe: Callable[[int, str, int], tuple[Any, str]]
+    read: Callable[[Plan, str, int], UInt8[np.ndarray, "t h w c"]]
 
 
 @functools.lru_cache(maxsize=4)
@@ -215,17 +230,24 @@ def say(rng: np.random.Generator, attributes: Attributes, name: str) -> str:
     return word[1] if name == "motion" else word
 
 
-def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -> bool:
-    """Renders the corpus to H.264 files under `out`; returns False if it exists already.
+MOVING = Corpus("moving shapes 1", HELD_OUT, describe, read)
 
-    Next to the videos: train.csv and val.csv (path, caption and the five attributes) and, written
-    last, manifest.json. If a folder's manifest has another plan, raises UserError and leaves the
-    folder unchanged.
+
+def write(
+    out: str | os.PathLike[str], plan: Plan, workers: int | None = None, corpus: Corpus = MOVING
+) -> bool:
+    """Renders a corpus to H.264 files under `out`; returns False if it exists already.
+
+    Next to the videos: train.csv and val.csv (path, caption and the attributes) and, written last,
+    manifest.json. If a folder's manifest has another plan, raises UserError and leaves the folder
+    unchanged.
     """
     out = Path(out)
-    if plan.val > HELD_OUT:
-        raise UserError(f"shapes: val={plan.val} clips; only {HELD_OUT} combinations are held out")
-    manifest = dict(corpus="moving shapes 1", rate=RATE, **plan._asdict())
+    if plan.val > corpus.held_out:
+        raise UserError(
+            f"{corpus.name}: val={plan.val} clips; only {corpus.held_out} combinations are held out"
+        )
+    manifest = dict(corpus=corpus.name, rate=RATE, **plan._asdict())
     kept = out / "manifest.json"
     if kept.exists():
         if json.loads(kept.read_text(encoding="utf-8")) == manifest:
@@ -235,28 +257,29 @@ def write(out: str | os.PathLike[str], plan: Plan, workers: int | None = None) -
         (out / split).mkdir(parents=True, exist_ok=True)
     jobs = [(split, i) for split in SPLITS for i in range(clip_count(plan, split))]
     workers = workers or cores()
-    work = functools.partial(write_clips, out, plan)
+    work = functools.partial(write_clips, out, plan, corpus)
     chunks = [jobs[i : i + 25] for i in range(0, len(jobs), 25)]
     with ThreadPoolExecutor(workers) as pool:
         for _ in show_progress(pool.map(work, chunks), len(chunks), "rendering clips"):
             pass
     for split in SPLITS:
-        write_table(out / f"{split}.csv", plan, split)
+        write_table(out / f"{split}.csv", plan, corpus, split)
     kept.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return True
 
 
-def write_clips(out: Path, plan: Plan, jobs: Iterable[tuple[str, int]]) -> None:
+def write_clips(out: Path, plan: Plan, corpus: Corpus, jobs: Iterable[tuple[str, int]]) -> None:
     for split, index in jobs:
-        encode(out / clip_path(split, index), read(plan, split, index), RATE)
+        encode(out / clip_path(split, index), corpus.read(plan, split, index), RATE)
 
 
-def write_table(path: Path, plan: Plan, split: str) -> None:
+def write_table(path: Path, plan: Plan, corpus: Corpus, split: str) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["path", "caption", *Attributes._fields])
         for index in range(clip_count(plan, split)):
-            attributes, caption = describe(plan.seed, split, index)
+            attributes, caption = corpus.describe(plan.seed, split, index)
+            if not index:
+                table.writerow(["path", "caption", *attributes._fields])
             table.writerow([clip_path(split, index), caption, *attributes])
 
 

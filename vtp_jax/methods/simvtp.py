@@ -108,6 +108,7 @@ class Recipe(NamedTuple):
     video_ratio: float
     text_ratio: float
     decoder_ratio: float
+    target: str
     weights: Mapping[str, float]
     temperature: float
     contrast_text: str
@@ -207,7 +208,8 @@ def forward(
     real = jnp.ones_like(batch["text_mask"]) if recipe.pool_padding else batch["text_mask"]
     out = in_chunks(run, recipe.chunks)(pass_key, passes, mask.keep, ask, real)
     if out.pixels is not None:
-        out = out._replace(target=reconstruction.target(batch["video"], net.cube, ask))
+        target = reconstruction.target(batch["video"], net.cube, ask, recipe.target)
+        out = out._replace(target=target)
     if out.match is not None:
         out = out._replace(match=out.match.swapaxes(0, 1).reshape(-1, 2))
     return out
@@ -302,18 +304,31 @@ def reconstruct(
 ) -> Encoded:  # fmt: skip
     """Reconstructions for display, with masks drawn from `rng` and dropout off:
     `reconstruction.pictures`, and text, masked_text, predicted_text i32 "b l"; text_hidden bool
-    "b l"."""
-    weights = {"video": 1.0, "text": 1.0, "vtc": 0.0, "vtm": 0.0}
-    recipe = recipe._replace(weights=weights, decoder_ratio=0.0, chunks=1)
+    "b l". What ends in _alone is restored without the other modality: pixels without the caption,
+    words without the video, as neither attends to the other."""
     draws = draw(net, recipe, jax.random.key(0) if rng is None else rng, batch)
-    out = forward(net, recipe, params, batch, draws)
-    assert out.pixels is not None and out.words is not None  # their weights are not 0
-    predicted = jnp.argmax(out.words, axis=-1).astype(jnp.int32)
+    bound, mask = bind(net, params), draws.mask
+    video, words = bound.embed_video(batch["video"], mask), bound.embed_text(draws.masked)
+    k, real = video.raw.shape[1], batch["text_mask"]
+    passes = {"": joint.together(k, real), "_alone": joint.apart(k, real)}
+    seen = joint.encode_passes(
+        bound.encode, {name: (video.raw, words, one) for name, one in passes.items()}
+    )
+
+    def pixels(tokens: Float[Array, "b n d"]) -> Float[Array, "b a p"]:
+        return bound.decode(tokens[:, :k], mask.keep, mask.drop, math.prod(video.grid))
+
+    def fill(tokens: Float[Array, "b n d"]) -> Int[Array, "b l"]:
+        predicted = jnp.argmax(bound.restore_words(tokens[:, k:]), axis=-1).astype(jnp.int32)
+        return jnp.where(draws.hidden, predicted, batch["text"])
+
     return dict(
-        **reconstruction.pictures(batch["video"], out.pixels, draws.mask, net.cube),
+        **reconstruction.pictures(
+            batch["video"], pixels(seen[""]), mask, net.cube, recipe.target, pixels(seen["_alone"])
+        ),
+        **{f"predicted_text{name}": fill(tokens) for name, tokens in seen.items()},
         text=batch["text"],
         masked_text=draws.masked,
-        predicted_text=jnp.where(draws.hidden, predicted, batch["text"]),
         text_hidden=draws.hidden,
     )
 
@@ -327,6 +342,7 @@ def build(
     video_ratio: float = 0.9,
     text_ratio: float = 0.75,
     decoder_ratio: float = 0.0,
+    target: str = "normalised",
     weights: Mapping[str, float] | None = None,
     temperature: float = 0.05,
     contrast_text: str = "clean",
@@ -375,6 +391,7 @@ def build(
         video_ratio=video_ratio,
         text_ratio=text_ratio,
         decoder_ratio=decoder_ratio,
+        target=terms.choose("target", target, reconstruction.TARGETS),
         weights=terms.weights(weights, WEIGHTS),
         temperature=temperature,
         contrast_text=terms.choose("contrast_text", contrast_text, TEXTS),

@@ -65,6 +65,7 @@ class Recipe(NamedTuple):
     mask: str
     ratio: float
     decoder_ratio: float
+    target: str
 
 
 class Draws(NamedTuple):
@@ -88,6 +89,7 @@ def draw(net: MaskedAutoencoder, recipe: Recipe, rng: Array, video: Any) -> Draw
 
 def forward(
     net: MaskedAutoencoder,
+    recipe: Recipe,
     params: Params,
     batch: Batch,
     draws: Draws,
@@ -95,7 +97,7 @@ def forward(
 ) -> tuple[Float[Array, "b a p"], Float[Array, "b a p"]]:
     """(predicted cubes, their targets) at the places `draws.ask`."""
     predicted = bind(net, params, rng).restore(batch["video"], draws.mask, draws.ask)
-    return predicted, reconstruction.target(batch["video"], net.cube, draws.ask)
+    return predicted, reconstruction.target(batch["video"], net.cube, draws.ask, recipe.target)
 
 
 def loss(
@@ -111,7 +113,7 @@ def loss(
     draw_key, dropout_key = jax.random.split(rng)
     batch = augment.views_as_rows(batch)
     draws = draw(net, recipe, draw_key, batch["video"])
-    predicted, target = forward(net, params, batch, draws, dropout_key)
+    predicted, target = forward(net, recipe, params, batch, draws, dropout_key)
     found = reconstruction.squared_error(predicted, target, draws.scored & batch["valid"][:, None])
     return found.value(), Out({"loss_video": found}, extra)
 
@@ -148,8 +150,8 @@ def reconstruct(
     """Reconstructions for display, with masks drawn from `rng`: see `reconstruction.pictures`."""
     recipe = recipe._replace(decoder_ratio=0.0)
     draws = draw(net, recipe, jax.random.key(0) if rng is None else rng, batch["video"])
-    predicted, _ = forward(net, params, batch, draws)
-    return reconstruction.pictures(batch["video"], predicted, draws.mask, net.cube)
+    predicted, _ = forward(net, recipe, params, batch, draws)
+    return reconstruction.pictures(batch["video"], predicted, draws.mask, net.cube, recipe.target)
 
 
 def build(
@@ -160,6 +162,7 @@ def build(
     mask: str = "tubes",
     ratio: float = 0.9,
     decoder_ratio: float = 0.0,
+    target: str = "normalised",
     drop_path: float = 0.0,
     dtype: str = "bfloat16",
     remat: str | None = None,
@@ -173,8 +176,9 @@ def build(
     size, decoder: names in `nn.sizes`, or (width, depth, heads, mlp); the decoder's default is
     `size`. cube: frames, rows and columns of a token. mask: a name in `masking.MASKS`. ratio: of
     cubes hidden from the encoder. decoder_ratio: of places that the decoder does not predict: 0 is
-    VideoMAE, 0.5 is V2. drop_path: of the encoder's blocks. dtype: of activations and matrix
-    products; remat, unroll, attention: see nn.transformer.Stack.
+    VideoMAE, 0.5 is V2. target: "normalised", every cube by its own mean and deviation, or "pixels"
+    in [0, 1] (the codes' `normlize_target=False`). drop_path: of the encoder's blocks. dtype: of
+    activations and matrix products; remat, unroll, attention: see nn.transformer.Stack.
     """
     net = MaskedAutoencoder(
         encoder_size=sizes.pick(sizes.ENCODERS, size, "method.size"),
@@ -183,7 +187,10 @@ def build(
         unroll=unroll, attention=attention, mean=tuple(mean), std=tuple(std),
     )  # fmt: skip
     return net, Recipe(
-        mask=terms.choose("mask", mask, masking.MASKS), ratio=ratio, decoder_ratio=decoder_ratio
+        mask=terms.choose("mask", mask, masking.MASKS),
+        ratio=ratio,
+        decoder_ratio=decoder_ratio,
+        target=terms.choose("target", target, reconstruction.TARGETS),
     )
 
 

@@ -3,7 +3,6 @@ an eps of 1e-6 rounding errors become visible on cubes of almost one colour."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from vtp_jax.nn import embed
 from vtp_jax.types import Mean, TokenMask, wide
 
 EPS = 1e-6
+TARGETS = ("normalised", "pixels")
 
 
 def by_channel(cubes: Float[Array, "b n p"], channels: int) -> Float[Array, "b n q c"]:
@@ -54,10 +54,15 @@ def normalise(cubes: Float[Array, "b n p"], channels: int = 3) -> Float[Array, "
 
 
 def target(
-    video: Num[Array, "b t h w c"], cube: tuple[int, int, int], ask: Int[Array, "b a"]
+    video: Num[Array, "b t h w c"],
+    cube: tuple[int, int, int],
+    ask: Int[Array, "b a"],
+    kind: str = "normalised",
 ) -> Float[Array, "b a p"]:
-    """The normalised cubes of a video (uint8, or floats in [0, 1]) at the indices `ask`."""
-    return normalise(embed.to_unit(masking.take(embed.cut(video, cube), ask)))
+    """The cubes of a video (uint8, or floats in [0, 1]) at the indices `ask`. kind: "normalised",
+    or "pixels": as they are, in [0, 1]."""
+    cubes = embed.to_unit(masking.take(embed.cut(video, cube), ask))
+    return normalise(cubes) if kind == "normalised" else cubes
 
 
 def restore(
@@ -92,32 +97,40 @@ def pictures(
     predicted: Float[Array, "b d p"],
     mask: TokenMask,
     cube: tuple[int, int, int],
-) -> Mapping[str, Any]:
-    """Videos for display, from the predicted normalised cubes of the hidden places.
+    target: str = "normalised",
+    alone: Float[Array, "b d p"] | None = None,
+) -> dict[str, Any]:
+    """Videos for display, from the predicted cubes of the hidden places. target: their kind, one of
+    TARGETS; alone: those that are predicted without the caption, if the method reads one.
 
-    video f32 [0, 1] "b t h w c"; hidden bool "b t h w"; restored: {statistics: f32 "b t h w c"}.
-    Hidden cubes get the mean and deviation of the visible cubes around them ("visible"), their own
-    true ones ("true", as the references draw them), or constants around grey ("normalised").
+    video f32 [0, 1] "b t h w c"; hidden bool "b t h w"; restored: {statistics: f32 "b t h w c"};
+    restored_alone: the same without the caption. Predicted pixels need no statistics ("none").
+    Normalised cubes get the mean and deviation of the visible cubes around them ("visible"), their
+    own true ones ("true", as the references draw them), or constants around grey ("normalised").
     """
     true, grid = embed.to_unit(embed.cut(video, cube)), embed.grid_of(video.shape, cube)
-    dropped, own = mask.dropped[..., None], statistics(true)
-    around = partial(from_neighbours, dropped=mask.dropped, grid=grid)
-    known = {
-        "visible": (around(own[0]), around(own[1])),
-        "true": own,
-        "normalised": (jnp.full_like(own[0], 0.5), jnp.full_like(own[1], 0.2)),
-    }
-    guess = masking.put(jnp.zeros_like(true), mask.drop, predicted.astype(true.dtype))
+    dropped, known = mask.dropped[..., None], {}
+    if target == "normalised":
+        own, around = statistics(true), partial(from_neighbours, dropped=mask.dropped, grid=grid)
+        known = {
+            "visible": (around(own[0]), around(own[1])),
+            "true": own,
+            "normalised": (jnp.full_like(own[0], 0.5), jnp.full_like(own[1], 0.2)),
+        }
 
-    def paint(mean: Float[Array, "b n 1 c"], std: Float[Array, "b n 1 c"]) -> Array:
-        painted = jnp.clip(restore(guess, mean, std), 0, 1)
-        return embed.join(jnp.where(dropped, painted, true), grid, cube)
+    def paint(pixels: Float[Array, "b n p"]) -> Array:
+        return embed.join(jnp.where(dropped, jnp.clip(pixels, 0, 1), true), grid, cube)
 
-    return dict(
+    def finish(cubes: Float[Array, "b d p"]) -> dict[str, Array]:
+        guess = masking.put(jnp.zeros_like(true), mask.drop, cubes.astype(true.dtype))
+        return {k: paint(restore(guess, *v)) for k, v in known.items()} or {"none": paint(guess)}
+
+    found = dict(
         video=embed.join(true, grid, cube),
         hidden=embed.join(jnp.broadcast_to(dropped, true.shape), grid, cube)[..., 0],
-        restored={name: paint(*pair) for name, pair in known.items()},
+        restored=finish(predicted),
     )
+    return found if alone is None else dict(found, restored_alone=finish(alone))
 
 
 def squared_error(

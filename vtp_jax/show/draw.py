@@ -35,13 +35,16 @@ class Words(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """A video and its reconstruction; words is None without a caption."""
+    """A video and its reconstruction; words is None without a caption. interpolated: hidden pixels
+    filled in from the visible ones around them, without a net; statistics: those that were used."""
 
     id: int
     video: UInt8[np.ndarray, "t h w c"]
     hidden: Bool[np.ndarray, "t h w"]
     restored: UInt8[np.ndarray, "t h w c"]
     words: Words | None
+    interpolated: UInt8[np.ndarray, "t h w c"]
+    statistics: str
 
 
 class Answer(NamedTuple):
@@ -55,10 +58,20 @@ class Answer(NamedTuple):
 
 
 def strips(clip: Restored) -> dict[str, UInt8[np.ndarray, "t h w c"]]:
-    """The three rows of a reconstruction by title: input, masked and restored."""
+    """The rows of a reconstruction by title: input, masked, restored and, to compare, interpolated,
+    with the PSNR of hidden pixels."""
     masked = np.where(clip.hidden[..., None], hatch(*clip.video.shape[1:3])[..., None], clip.video)
     share = f"{100 * clip.hidden.mean():.0f} % hidden"
-    return {"input": clip.video, share: masked, "restored": clip.restored}
+    rows = {"input": clip.video, share: masked}
+    for name, video in (("restored", clip.restored), ("interpolated", clip.interpolated)):
+        rows[f"{name}\n{psnr(video, clip):.1f} dB" if clip.hidden.any() else name] = video
+    return rows
+
+
+def psnr(video: UInt8[np.ndarray, "t h w c"], clip: Restored) -> float:
+    """The PSNR of the clip's hidden pixels, in dB, at most 99.9."""
+    error = video[clip.hidden].astype(float) - clip.video[clip.hidden]
+    return min(float(-20 * np.log10(np.sqrt(np.mean(error**2)) / 255 + 1e-12)), 99.9)
 
 
 def hatch(h: int, w: int) -> UInt8[np.ndarray, "h w"]:
@@ -81,7 +94,8 @@ def fit(frame: UInt8[np.ndarray, "h w c"], side: int = CELL) -> Image.Image:
 
 
 def storyboard(clip: Restored, note: str, title: str = "") -> Image.Image:
-    """Rows input, masked and restored over at most COLUMNS frames, followed by words and note."""
+    """Rows input, masked, restored and interpolated, over at most COLUMNS frames, then words and
+    note."""
     rows = strips(clip)
     t = len(clip.video)
     shown = np.linspace(0, t - 1, min(t, COLUMNS)).round().astype(int)
@@ -118,15 +132,16 @@ def storyboard(clip: Restored, note: str, title: str = "") -> Image.Image:
 
 
 def animation(clip: Restored, note: str) -> list[Image.Image]:
-    """One image per frame: input, masked and restored side by side under titles, above the note."""
+    """One image per frame: input, masked, restored and interpolated side by side under titles, with
+    the note below."""
     frames = []
     rows = strips(clip)
     for i in range(len(clip.video)):
         cells = {label: fit(video[i], 2 * CELL) for label, video in rows.items()}
         w, h = next(iter(cells.values())).size
-        canvas = Canvas(3 * w + 4 * GAP)
+        canvas = Canvas(len(cells) * (w + GAP) + GAP)
         for j, label in enumerate(cells):
-            canvas.text(label, GAP + j * (w + GAP))
+            canvas.text(label.replace("\n", "  "), GAP + j * (w + GAP))
         canvas.down(TEXT + 2 * GAP)
         for j, image in enumerate(cells.values()):
             canvas.paste(image, GAP + j * (w + GAP))

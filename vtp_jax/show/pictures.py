@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from vtp_jax import evals
-from vtp_jax.evals import retrieval
+from vtp_jax.evals import restoration, retrieval
 from vtp_jax.run import paths, sharding
 from vtp_jax.setup import build
 from vtp_jax.show import draw
@@ -21,6 +21,7 @@ from vtp_jax.show.draw import Answer, Restored, Words
 from vtp_jax.types import Stream, UserError
 
 STATISTICS = {
+    "none": "the net predicts pixels: nothing is known of hidden cubes but what it restored",
     "visible": "brightness and contrast of hidden cubes come from the visible cubes around them",
     "true": "hidden cubes were given their TRUE mean and deviation (the reference's way): "
     "this shows more than the net restored",
@@ -30,11 +31,12 @@ AT_ONCE = 8  # videos restored in one call
 
 
 def restore(
-    run: build.Run, stream: Stream, count: int, statistics: str = "visible", seed: int = 0
+    run: build.Run, stream: Stream, count: int, statistics: str | None = None, seed: int = 0
 ) -> list[Restored]:
     """The first `count` readable videos of the stream as the net restores them.
 
-    statistics: one of STATISTICS. Masks are a function of `seed` and of the position in the stream.
+    statistics: one of STATISTICS; by default "none" if the net predicts pixels, else "visible".
+    Masks are a function of `seed` and of the position in the stream.
     """
     ways = math.prod(run.mesh.shape.values())
     size = -(-AT_ONCE // ways) * ways
@@ -49,6 +51,11 @@ def restore(
         with sharding.activate(run.mesh):
             placed = sharding.put(batch, run.mesh)
             made = jax.device_get(reconstruct(run.state.params, run.state.extra, placed, key))
+        kinds = made["restored"]
+        kind = statistics or ("none" if "none" in kinds else "visible")
+        if kind not in kinds:
+            known = ", ".join(sorted(kinds))
+            raise UserError(f"statistics '{kind}': with the run's target there are only {known}")
         for i in np.flatnonzero(batch["valid"]):
             words = None
             if "predicted_text" in made:  # absent from methods of video alone
@@ -59,8 +66,10 @@ def restore(
                     int(batch["id"][i]),
                     to_bytes(made["video"][i]),
                     made["hidden"][i],
-                    to_bytes(made["restored"][statistics][i]),
+                    to_bytes(kinds[kind][i]),
                     words,
+                    to_bytes(restoration.interpolate(made["video"][i], made["hidden"][i])),
+                    kind,
                 )
             )
     return clips
@@ -167,7 +176,7 @@ def write(
     stream: str,
     out: paths.PathLike,
     *,
-    statistics: str = "visible",
+    statistics: str | None = None,
     clips: int = 6,
     questions: int = 9,
 ) -> dict[str, Any]:
@@ -195,20 +204,21 @@ def write(
     out = paths.path(out)
     out.mkdir(parents=True, exist_ok=True)
     titles = streams[stream].table.get("path", [])
+    restored = restore(run, streams[stream], clips, statistics) if clips else []
+    used = restored[0].statistics if restored else "none"
     index: dict[str, Any] = {
         "step": int(run.state.step),
         "stream": stream,
-        "statistics": statistics,
-        "note": STATISTICS[statistics],
+        "statistics": used,
+        "note": STATISTICS[used],
         "reconstructions": [],
         "retrieval": [],
     }
-    restored = restore(run, streams[stream], clips, statistics) if clips else []
     for n, clip in enumerate(restored):
         title = Path(titles[clip.id]).name if titles else f"video {clip.id}"
         names = dict(picture=f"restored_{n:02}.png", animation=f"restored_{n:02}.webp")
-        draw.save(draw.storyboard(clip, STATISTICS[statistics], title), out / names["picture"])
-        draw.save_animation(draw.animation(clip, STATISTICS[statistics]), out / names["animation"])
+        draw.save(draw.storyboard(clip, STATISTICS[used], title), out / names["picture"])
+        draw.save_animation(draw.animation(clip, STATISTICS[used]), out / names["animation"])
         words = clip.words
         index["reconstructions"].append(
             dict(

@@ -1,0 +1,89 @@
+"""Scenes: a caption says what is shown, held-out ones are unseen, and interpolation does not find
+what a net can."""
+
+import numpy as np
+import pytest
+
+from vtp_jax.data import scenes, shapes
+from vtp_jax.data.scenes import TWINS, VALUES, describe, read
+from vtp_jax.data.shapes import Plan
+from vtp_jax.types import UserError
+
+
+def film(scene, seed=0, frames=16):
+    return scenes.render(scene, np.random.default_rng(seed), 64, frames)
+
+
+SCENE = scenes.Scene(
+    "red", "disc", "slides", "jumps", "above", "green", "ring", "grey", "stripes", "golden"
+)
+
+
+def test_scenes_of_val_never_occur_in_training():
+    train = {describe(0, "train", i)[0] for i in range(3000)}
+    val = {describe(0, "val", i)[0] for i in range(200)}
+    assert not train & val and len(val) == 200
+    assert {scenes.checksum(s) == 0 for s in train} == {False}
+    assert {scenes.checksum(s) for s in val} == {0}
+
+
+def test_training_shows_every_value_of_every_attribute():
+    seen = [
+        set(column)
+        for column in zip(*(describe(0, "train", i)[0] for i in range(500)), strict=True)
+    ]
+    assert seen == [set(words) for words in VALUES.values()]
+
+
+def test_a_caption_says_every_attribute_once():
+    for i in range(100):
+        scene, caption = describe(0, "train", i)
+        words = caption.split()
+        assert all(words.count(x) == list(scene).count(x) for x in scene)
+        assert scene.first != scene.second
+
+
+def test_twins_have_the_same_words_in_another_order():
+    for i in range(0, 80, 2):
+        (a, one), (b, two) = describe(0, "val", i), describe(0, "val", i + 1)
+        assert (sorted(one.split()) == sorted(two.split())) == (i // 2 % TWINS == 0)
+        assert a != b
+
+
+@pytest.mark.parametrize("name", scenes.Scene._fields)
+def test_every_attribute_shows(name):
+    """Another value changes the picture; nothing else does."""
+    other = next(x for x in VALUES[name] if x not in SCENE)
+    changed = film(SCENE._replace(**{name: other})).astype(int) - film(SCENE)
+    assert (np.abs(changed) > 30).any(axis=-1).sum() > 16 * 15
+    assert (film(SCENE) == film(SCENE)).all()
+
+
+def test_the_order_of_events_shows_and_needs_several_frames():
+    swapped = SCENE._replace(first=SCENE.second, second=SCENE.first)
+    a, b = film(SCENE), film(swapped)
+    assert (a != b).any(axis=(1, 2, 3)).mean() > 0.8
+    last = np.abs(a[-1].astype(int) - b[-1])
+    assert (last > 30).mean() < 0.03  # at the end both stand at the same place
+
+
+@pytest.mark.parametrize("pattern", scenes.PATTERNS)
+def test_patterns_repeat_from_cube_to_cube(pattern):
+    """So that what a hidden cube shows follows from visible ones."""
+    y, x = (np.mgrid[:64, :64].astype(np.float32) + 0.5) / 64
+    scene = SCENE._replace(pattern=pattern)
+    ground = scenes.draw_ground(scene, np.random.default_rng(1), x, y)
+    noise = ground[:, 8:] - ground[:, :-8]
+    assert np.abs(noise).mean() < 0.25 * ground.std()
+
+
+def test_a_corpus_is_rendered_once_and_is_not_taken_for_another(tmp_path):
+    plan = Plan(train=3, val=2, side=32, frames=8)
+    assert shapes.write(tmp_path, plan, corpus=scenes.SCENES)
+    assert not shapes.write(tmp_path, plan, corpus=scenes.SCENES)
+    with pytest.raises(UserError, match="another corpus"):
+        shapes.write(tmp_path, plan)
+    head, *lines = (tmp_path / "val.csv").read_text().splitlines()
+    assert head.split(",") == ["path", "caption", *scenes.Scene._fields] and len(lines) == 2
+    assert describe(0, "val", 1)[1] in lines[1]
+    assert read(plan, "train", 0).shape == (8, 32, 32, 3)
