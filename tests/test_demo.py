@@ -71,6 +71,7 @@ def test_a_demo_that_was_stopped_says_how_far_it_came(tmp_path, monkeypatch, cap
     def stopped(cfg, workdir):
         line = {"step": 960, "time": 0.0, "train/loss": 1.0}
         (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        (workdir / "config.json").write_text(json.dumps(cfg._asdict()))
         raise stop.Stopped(960, cfg.steps, stop.Exit.INTERRUPTED)
 
     monkeypatch.setattr(demo, "prepare", lambda *_: None)
@@ -78,8 +79,9 @@ def test_a_demo_that_was_stopped_says_how_far_it_came(tmp_path, monkeypatch, cap
     with pytest.raises(stop.Stopped):  # whose exit status is not 0
         demo.main(["--workdir", str(tmp_path)])
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["steps_done"], summary["steps"], summary["t2v_r1"]) == (960, 2400, None)
-    assert "960 of 2400" in capsys.readouterr().out
+    assert (summary["steps_done"], summary["steps"], summary["t2v_r1"]) == (960, 2000, None)
+    assert "960 of 2000" in capsys.readouterr().out
+    assert "960 of 2,000 steps" in (tmp_path / "report.html").read_text("utf-8")
 
 
 PLAN = shapes.Plan(train=40, val=12)

@@ -1,15 +1,15 @@
 """A corpus of small scenes: videos whose pixels and whose words tell about each other.
 
-On a patterned ground, under a light in the corner, one thing does two things in turn, above or
-below another one that rests. The caption says which, so a hidden word can be read off the video,
-and the colour of a hidden light off the caption. What a caption does not say varies: positions, how
-fine and how bright the pattern is, the skin of things. Patterns repeat every 8 or every 4 pixels,
-with any phase, so what a hidden cube of 8 x 8 shows follows from visible ones, though no
-interpolation between them finds it.
+On a patterned ground, one thing moves above or below a ring that rests, while the light in the
+corner turns from one colour to another. The caption says all of this, so a hidden word can be read
+off the video, and the colours of a hidden light off the caption. What a caption does not say
+varies: positions, how fine and how bright the pattern is, the skin of things. Patterns repeat every
+8 or every 4 pixels, with any phase, so what a hidden cube of 8 x 8 shows follows from visible ones,
+though no interpolation between them finds it.
 
 Every scene is a function of (seed, split, index). Scenes of `val` never occur in training: their
-checksum differs from those of all training scenes. One pair in eight of them are twins, which do
-the same two things in the other order: a bag of words cannot tell them apart.
+checksum differs from those of all training scenes. One pair in eight of them are twins, whose light
+turns the other way: captions of the same words, and videos of the same frames but for their order.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ Map = Float[np.ndarray, "h w"]  # a number for each pixel
 COLOURS: Mapping[str, tuple[int, int, int]] = dict(  # RGB
     red=(214, 40, 40), yellow=(245, 220, 60), blue=(50, 90, 220), pink=(245, 130, 180)
 )
-OTHER_COLOURS: Mapping[str, tuple[int, int, int]] = dict(
+RING_COLOURS: Mapping[str, tuple[int, int, int]] = dict(
     orange=(240, 140, 30), green=(50, 170, 60), cyan=(60, 200, 210), violet=(140, 60, 200)
 )
-THINGS = ("disc", "square", "cross")  # that move
-OTHER_THINGS = ("ring", "diamond", "triangle")  # that rest
+THINGS = ("disc", "square", "cross")
 EVENTS = ("slides", "jumps", "blinks", "grows")
 PLACES = ("above", "below")
 GROUNDS: Mapping[str, tuple[int, int, int]] = dict(
     grey=(128, 128, 128), brown=(140, 95, 55), olive=(115, 120, 50), teal=(45, 115, 110),
-    navy=(55, 65, 135), plum=(115, 60, 110),
+    navy=(55, 65, 135), plum=(115, 60, 110), maroon=(130, 40, 50), forest=(40, 105, 50),
 )  # fmt: skip
 PATTERNS = ("stripes", "bars", "slopes", "checks", "dots")
 LIGHTS: Mapping[str, tuple[int, int, int]] = dict(
@@ -45,10 +44,10 @@ LIGHTS: Mapping[str, tuple[int, int, int]] = dict(
 )
 SKINS = ("plain", "striped", "spotted")  # captions do not say which
 TEMPLATES = (
-    "a {colour} {thing} {first} and then {second} {place} a {other_colour} {other_thing} on a "
-    "ground of {ground} {pattern} under a {light} light",
-    "under a {light} light on a ground of {ground} {pattern} a {colour} {thing} {first} and then "
-    "{second} {place} a {other_colour} {other_thing}",
+    "a {colour} {thing} {event} {place} a {ring} ring on {ground} {pattern} while the light turns "
+    "from {before} to {after}",
+    "on {ground} {pattern} a {colour} {thing} {event} {place} a {ring} ring while the light turns "
+    "from {before} to {after}",
 )
 CHECKSUMS = 16  # of scenes; those of one are held out
 HELD_OUT = 200  # of them that are shown
@@ -56,8 +55,8 @@ TWINS = 8  # one pair of held-out scenes in so many are twins
 PERIODS = (4, 8)  # pixels, of a pattern in a picture of 64
 RADIUS = 0.17  # of a thing; this and all lengths below are relative to the picture's side
 LAMP = 0.125  # radius of the light
-START = (0.22, 0.4)  # x of the thing that moves
-SLIDE, JUMP, GROWTH = 0.36, 0.16, 0.5
+START = (0.3, 0.4)  # x of the thing that moves
+SLIDE, JUMP, GROWTH = 0.35, 0.2, 0.6
 
 
 class Scene(NamedTuple):
@@ -65,20 +64,18 @@ class Scene(NamedTuple):
 
     colour: str
     thing: str
-    first: str
-    second: str
+    event: str
     place: str
-    other_colour: str
-    other_thing: str
+    ring: str
     ground: str
     pattern: str
-    light: str
+    before: str
+    after: str
 
 
 VALUES: Mapping[str, tuple[str, ...]] = dict(
-    colour=tuple(COLOURS), thing=THINGS, first=EVENTS, second=EVENTS, place=PLACES,
-    other_colour=tuple(OTHER_COLOURS), other_thing=OTHER_THINGS, ground=tuple(GROUNDS),
-    pattern=PATTERNS, light=tuple(LIGHTS),
+    colour=tuple(COLOURS), thing=THINGS, event=EVENTS, place=PLACES, ring=tuple(RING_COLOURS),
+    ground=tuple(GROUNDS), pattern=PATTERNS, before=tuple(LIGHTS), after=tuple(LIGHTS),
 )  # fmt: skip
 
 
@@ -91,7 +88,7 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
     """A scene of training, or a held-out one."""
     while True:
         scene = Scene(**{name: pick(rng, words) for name, words in VALUES.items()})
-        if scene.first != scene.second and (checksum(scene) == 0) == held_out:
+        if scene.before != scene.after and (checksum(scene) == 0) == held_out:
             return scene
 
 
@@ -104,7 +101,7 @@ def held_out(seed: int) -> tuple[tuple[Scene, str], ...]:
         one, two = draw_scene(rng, True), draw_scene(rng, True)
         template, other = pick(rng, TEMPLATES), pick(rng, TEMPLATES)
         if pair % TWINS == 0:
-            two, other = one._replace(first=one.second, second=one.first), template
+            two, other = one._replace(before=one.after, after=one.before), template
         if one not in chosen and two not in chosen and one != two:
             chosen |= {one: template, two: other}
     return tuple(chosen.items())
@@ -138,37 +135,31 @@ def render(
     lamp = np.clip((LAMP - np.hypot(x - LAMP, y - LAMP)) * side + 0.5, 0, 1)
     high, low = 0.33 + rng.uniform(-0.03, 0.03), 0.7 + rng.uniform(-0.03, 0.03)
     own, other = (high, low) if scene.place == "above" else (low, high)
-    at = (rng.uniform(0.3, 0.8), other)
-    resting = draw_thing(
-        scene.other_thing, "plain", OTHER_COLOURS[scene.other_colour], at, RADIUS, x, y
-    )
-    still = over(over(ground, lamp, to_unit(LIGHTS[scene.light])), *resting)
-    start, skin = rng.uniform(*START), pick(rng, SKINS)
-    clip = np.empty((frames, side, side, 3), np.uint8)
-    for t in range(frames):
-        dx, dy, scale, seen = move(scene, (t + 0.5) / frames)
+    colour, at = RING_COLOURS[scene.ring], (rng.uniform(0.3, 0.8), other)
+    ring = draw_thing("ring", "plain", colour, at, RADIUS, x, y)
+    start, skin, clip = rng.uniform(*START), pick(rng, SKINS), []
+    for t in (np.arange(frames) + 0.5) / frames:
+        light = to_unit(LIGHTS[scene.before if t < 0.5 else scene.after])
+        dx, dy, scale, seen = move(scene.event, t)
         cover, paint = draw_thing(
             scene.thing, skin, COLOURS[scene.colour], (start + dx, own + dy), RADIUS * scale, x, y
         )
-        clip[t] = np.clip(255 * over(still, seen * cover, paint) + 0.5, 0, 255)
-    return clip
+        clip.append(over(over(over(ground, lamp, light), *ring), seen * cover, paint))
+    return np.clip(255 * np.stack(clip) + 0.5, 0, 255).astype(np.uint8)
 
 
-def move(scene: Scene, t: float) -> tuple[float, float, float, float]:
-    """(dx, dy, scale, seen) of the thing that moves at time t in [0, 1]: the first event takes the
-    first half, the second one the other."""
+def move(event: str, t: float) -> tuple[float, float, float, float]:
+    """(dx, dy, scale, seen) of the thing that moves, at time t in [0, 1]."""
     dx, dy, scale, seen = 0.0, 0.0, 1.0, 1.0
-    for event, start in ((scene.first, 0.0), (scene.second, 1.0)):
-        u = float(np.clip(2 * t - start, 0, 1))
-        bump = np.sin(np.pi * u) ** 2
-        if event == "slides":
-            dx += SLIDE * u
-        elif event == "jumps":
-            dy -= JUMP * bump
-        elif event == "blinks":
-            seen *= bump < 0.5
-        else:
-            scale += GROWTH * bump
+    bump = np.sin(np.pi * t) ** 2
+    if event == "slides":
+        dx = SLIDE * t
+    elif event == "jumps":
+        dy = -JUMP * bump
+    elif event == "blinks":
+        seen = float(np.sin(4 * np.pi * t) > -0.1)
+    else:
+        scale = 1 + GROWTH * bump
     return dx, dy, scale, seen
 
 
@@ -212,8 +203,6 @@ def draw_thing(
         "disc": lambda: np.hypot(u, v) - 1,
         "ring": lambda: np.abs(np.hypot(u, v) - 0.8) - 0.3,
         "square": lambda: np.maximum(a, b) - 0.88,
-        "diamond": lambda: (a + b - 1.2) / np.sqrt(2),
-        "triangle": lambda: np.maximum(2 * a - v - 1, v - 0.8) / np.sqrt(5),
         "cross": lambda: np.maximum(np.maximum(a, b) - 1.1, np.minimum(a, b) - 0.4),
     }[thing]()
     cover = np.clip(0.5 - outside * radius * len(x), 0, 1)
