@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vtp_jax import tree
-from vtp_jax.run import checkpoint, sharding
+from vtp_jax.run import checkpoint, sharding, stop
 from vtp_jax.run.checkpoint import Checkpoints
 from vtp_jax.types import State, UserError
 
@@ -232,6 +232,18 @@ def test_an_error_while_writing_is_raised_and_damages_nothing(tmp_path, monkeypa
         checkpoints.save(2, make_state(2))
         checkpoints.wait()
         assert_state(checkpoints.restore_latest(SHAPES), 2)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_an_error_knows_whether_a_checkpoint_was_written_before_it(tmp_path, saves):
+    with (
+        pytest.raises(KeyError) as raised,
+        Checkpoints(tmp_path, every=1, config={}) as checkpoints,
+    ):
+        if saves:
+            checkpoints.save(1, make_state(1))
+        raise KeyError("a bug")
+    assert stop.progressed(raised.value) == saves
 
 
 def test_the_newest_and_the_best_are_kept_over_restarts(tmp_path):

@@ -116,10 +116,9 @@ JaxError = jax.errors.JaxRuntimeError
     ],
     ids=str,
 )
-def test_an_error_is_worth_another_start_or_not(error, saved, code, monkeypatch):
-    monkeypatch.setattr(stop, "_progress", [])
+def test_an_error_is_worth_another_start_or_not(error, saved, code):
     if saved:
-        stop.saved(3)
+        stop.after_save(error)
     assert hosts.exit_of(error) == code
 
 

@@ -199,8 +199,6 @@ class Checkpoints:
     def wait(self) -> None:
         """Blocks until every save has been written to disk."""
         self._manager.wait_until_finished()
-        if self._saving[0] >= 0:
-            stop.saved(self._saving[0])
 
     def close(self) -> None:
         """Waits, then releases the working directory."""
@@ -215,8 +213,10 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.close()
+        if error is not None and self._saving[0] >= 0:
+            stop.after_save(error)
 
 
 class _Retention:

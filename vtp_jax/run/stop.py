@@ -36,17 +36,14 @@ class Exit(enum.IntEnum):
     INTERRUPTED = 130
 
 
-_progress: list[int] = []  # checkpoints that this process has written
+def after_save(error: BaseException) -> None:
+    """Notes on an error that a checkpoint was written before it: it is worth another start."""
+    error.vtp_saved = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def saved(step: int) -> None:
-    """Notes that a checkpoint is written: a failure after it is worth another start."""
-    _progress.append(step)
-
-
-def progressed() -> bool:
-    """Whether this process has written a checkpoint."""
-    return bool(_progress)
+def progressed(error: BaseException) -> bool:
+    """Whether the run had written a checkpoint before the error ended it."""
+    return getattr(error, "vtp_saved", False)
 
 
 class Stopped(Exception):

@@ -101,7 +101,7 @@ def exit_of(error: BaseException) -> Exit:
     """The exit status of a run that an error ends: whether a scheduler should start it again."""
     if isinstance(error, UserError) and not isinstance(error, Lost):
         return Exit.MISTAKE
-    return Exit.RESTART if stop.progressed() or is_lost(error) else Exit.FAILED
+    return Exit.RESTART if stop.progressed(error) or is_lost(error) else Exit.FAILED
 
 
 def is_lost(error: BaseException | None) -> bool:
