@@ -151,6 +151,17 @@ def test_a_stop_says_what_is_saved_and_how_to_go_on(sent, code, by, tmp_path, mo
     assert checkpoint.find_step(tmp_path) == cfg.steps
 
 
+def test_a_run_says_what_it_does_and_shows_its_first_loss_at_once(tmp_path, monkeypatch, capsys):
+    cfg = with_one_weight(load(), monkeypatch, one_weight())._replace(evals={}, steps=5)
+    train.train(cfg._replace(log=dict(every=4)), tmp_path)
+    begun, compiling, compiled, first, fourth, last = capsys.readouterr().out.splitlines()
+    assert "M parameters on 8 cpu devices, JAX" in begun and "step 0 of 5" in begun
+    assert compiling == "compiling the training step ..." and compiled.startswith("compiled in ")
+    assert first.startswith("step 1: loss 0.")
+    assert fourth.startswith("step 4/5 ") and last.startswith("step 5/5 ")
+    assert sorted(losses(tmp_path)) == [4, 5]
+
+
 def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "merge", tripped(metrics.merge, lambda: True, signal.SIGINT, 2))
     cfg = with_one_weight(load(), monkeypatch, one_weight())._replace(log=dict(every=1))
@@ -365,10 +376,9 @@ def test_rows_that_are_read_are_those_of_the_whole_run(tmp_path):
                 counts = dict(
                     rows=4 * (done - first), **{k: n * (done > 2) for k, n in failed.items()}
                 )
-                if done % 2 == 0:
-                    report.trained(done, [one], 0.0, counts)
-                if done == saved:
-                    report.counted(done, counts)
+                report.took(one)
+                if done % 2 == 0 or done == saved:
+                    report.trained(done, 0.0, counts)
 
     part(0, 4, 3, failed=2)  # killed after step 4; that of step 3 was saved
     part(3, 8, 0)

@@ -10,7 +10,7 @@ from tests import buckets
 from tests.configs import ROOT
 from tests.test_train import load, one_weight, tripped, with_one_weight
 from vtp_jax import evaluate, report, train
-from vtp_jax.run import checkpoint, evaluations, metrics, paths
+from vtp_jax.run import boards, checkpoint, evaluations, goodput, metrics, paths
 from vtp_jax.run.stop import Stopped
 from vtp_jax.setup import build, config
 from vtp_jax.types import UserError
@@ -43,8 +43,11 @@ def tour(workdir, cfg, monkeypatch):
     assert (trained.by, evaluated.by) == ("training", "vtp evaluate")
     assert trained.numbers == pytest.approx(evaluated.numbers, rel=1e-5, nan_ok=True)
     assert trained.checkpoint == "checkpoints/6" and last["train/loss"]
-    assert "<html" in (folder / "report.html").read_text()
+    assert "between two processes" in (folder / "report.html").read_text()
     assert checkpoint.find_step(workdir) == 6
+    spent = goodput.read(workdir)
+    assert spent.lives == 2 and spent.parts["lost"] == 0 < spent.goodput < 1
+    assert all(seconds > 0 for part, seconds in spent.parts.items() if part != "lost")
     lines = [x for x in metrics.read(folder / "metrics.jsonl") if "train/loss" in x]
     assert [x["step"] for x in lines] == [1, 2, 3, 4, 5, 6]
     return [x["train/loss"] for x in lines]
@@ -52,7 +55,7 @@ def tour(workdir, cfg, monkeypatch):
 
 def test_a_run_in_a_bucket_is_the_one_in_a_folder(tmp_path, cfg, monkeypatch, capsys):
     buckets.install(monkeypatch, tmp_path / "buckets")
-    monkeypatch.setattr(metrics, "_tensorboard", lambda *_: None)  # TensorFlow has its own gs://
+    monkeypatch.setattr(boards, "tensorboard", lambda *_: None)  # TensorFlow has its own gs://
     monkeypatch.chdir(ROOT)
     in_bucket = tour("gs://mine/2026-01-31_10:30/run", cfg, monkeypatch)
     in_folder = tour(f"file://{tmp_path}/2026-01-31_10:30", cfg, monkeypatch)

@@ -12,25 +12,35 @@ import contextlib
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from absl import logging
 from etils import epath
 
 from vtp_jax import tree
 from vtp_jax.data import kept
-from vtp_jax.run import checkpoint, evaluations, metrics, paths, sharding, stop
-from vtp_jax.run.step import Numbers, check_step, jit_step
+from vtp_jax.run import boards, checkpoint, evaluations, goodput, metrics, paths, sharding, stop
+from vtp_jax.run.step import Compiled, Numbers, check_step, jit_step
 from vtp_jax.setup import build, cli, config, hosts, subjects
+from vtp_jax.show import draw, pictures
 from vtp_jax.types import UserError, at_least
 
 
 class Log(NamedTuple):
-    """`config.log`. every: steps of a logged window; max_skipped: steps in a row that may be
-    skipped before the run stops."""
+    """`config.log`.
+
+    every:       steps of a logged window
+    max_skipped: steps in a row that may be skipped before the run stops
+    pictures:    clips drawn for TensorBoard and W&B at each evaluation, if the method restores any
+    wandb:       arguments of `wandb.init`, such as dict(project="vtp"); None: not to W&B
+    """
 
     every: int = 50
     max_skipped: int = 20
+    pictures: int = 2
+    wandb: Mapping[str, Any] | None = None
 
 
 def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
@@ -41,6 +51,7 @@ def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
     """
     folder, log = paths.path(workdir), cli.call(Log, "config.log", **cfg.log)
     at_least("config.log", 1, every=log.every)
+    spent = goodput.Clock(folder)
 
     # -- The parts. A mistake in a config is found here, before anything compiles.
     mesh = build.training_mesh(cfg)
@@ -49,8 +60,10 @@ def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
     checks = build.evaluators(cfg.evals, parts.method, data.streams, mesh, parts.shapes)
     of = subjects.subjects(cfg, checks)
     check_step(parts.step, parts.shapes, data.spec)
+    boards.check(log.wandb)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(stop.on_signals())
+        stack.enter_context(spent)
         # -- The state: restored, or born sharded. Nothing is written before the workdir is locked
         # and its checkpoints are known to fit.
         stack.enter_context(sharding.activate(mesh))
@@ -68,49 +81,68 @@ def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
             state = build.with_teachers(state, saved.teachers)
         first = int(state.step)
 
-        # -- The loop: save, evaluate, and only then take the next batch. In this order a state
-        # outlives its evaluation; a run that ended in between evaluates first.
+        # -- The loop: report, save, evaluate, and only then take the next batch. In this order a
+        # saved step has its numbers, and a state outlives its evaluation; a run that ended in
+        # between evaluates first.
         put = functools.partial(sharding.put, mesh=mesh)
         batches = stack.enter_context(sharding.prefetch(data.batches(first), put))
-        writer = stack.enter_context(metrics.Writer(folder, first))
+        shown = boards.start(folder, first, cfg._asdict(), log.wandb)
+        writer = stack.enter_context(metrics.Writer(folder, first, shown))
         progress = stack.enter_context(metrics.Progress(cfg.steps, rows=cfg.batch))
         stack.enter_context(jax.transfer_guard("disallow"))
-        update = jit_step(parts.step, parts.placed, mesh)
+        step = jit_step(parts.step, parts.placed, mesh)
+        update = Compiled(step, progress.say, lambda: spent("compile"))
         count = tree.size(parts.shapes.params) / 1e6
         progress.say(
-            f"{count:.1f} M parameters on {mesh.size} devices; step {first} of {cfg.steps}"
+            f"{count:.1f} M parameters on {sharding.describe(mesh)}; step {first} of {cfg.steps}"
         )
-        report, window = Report(writer, progress, log.max_skipped), []
+        report = Report(writer, progress, log.max_skipped)
+        spent.begin(first)
         for done in range(first, cfg.steps + 1):
+            if done % log.every == 0:
+                report.trained(done, batches.waited, data.counts(done))
             last = done == cfg.steps
             ending = stopping(done) or last
+            saving = done > first and (ending or saved.due(done))
+            if saving:
+                report.trained(done, batches.waited, data.counts(done))
+            spent.did(done)
             with progress.paused(), jax.transfer_guard("allow"):
-                if done > first and (saved.due(done) or ending):
-                    saved.save(done, state)
-                    report.counted(done, data.counts(done))
+                if saving:
+                    jax.block_until_ready(state)  # waiting for the step is not saving
+                    with spent("save"):
+                        saved.save(done, state)
+                        writer.flush()
+                        if ending and not last:
+                            saved.wait()
+                    spent.kept(done)
                 if ending and not last:
-                    saved.wait()
                     raise stop.Stopped(done, cfg.steps, stopping.code)
                 due = [n for n, (every, _) in checks.items() if last or every and not done % every]
                 if due and (done > first or (done > 0 and not saved.ranked(done))):
-                    found = {f"{n}/{key}": x for n in due for key, x in checks[n][1].run(state)}
-                    report.evaluated(done, due, found)
-                    saved.rank(done, found)
-                    for name in due:
-                        numbers = tree.under(found, f"{name}/")
-                        evaluations.write(folder, of[name], done, numbers, "training")
+                    jax.block_until_ready(state)
+                    with spent("evaluate"):
+                        found = {f"{n}/{key}": x for n in due for key, x in checks[n][1].run(state)}
+                        report.evaluated(done, due, found)
+                        saved.rank(done, found)
+                        for name in due:
+                            numbers = tree.under(found, f"{name}/")
+                            evaluations.write(folder, of[name], done, numbers, "training")
+                        if shown:
+                            run = build.Run(cfg, data, parts.method, mesh, state)
+                            writer.pictures(done, storyboards(run, log.pictures))
+                    spent.kept(done)
             if last:
+                spent.finish()
                 break
 
-            batch = next(batches)
+            with spent("data"):
+                batch = next(batches)
             state, numbers = update(state, batch)
             del batch  # and its memory, when the step is done
-            window.append(numbers)
-            if len(window) == log.every or done + 1 == cfg.steps:
-                report.trained(
-                    done + 1, jax.device_get(window), batches.waited, data.counts(done + 1)
-                )
-                window = []
+            report.took(numbers)
+            if done == first and log.every > 1:
+                report.begun(done + 1, jax.device_get(numbers))
     return report.last
 
 
@@ -124,21 +156,48 @@ def write_config(folder: epath.Path, cfg: config.Config, parts: build.Parts) -> 
         (folder / "parameters.txt").write_text(table + "\n", encoding="utf-8")
 
 
+def storyboards(run: build.Run, count: int) -> dict[str, np.ndarray]:
+    """The first clips of the first evaluation stream as the net restores them: images by name. None
+    if it restores none; a single process can draw."""
+    streams = [stream for name, stream in run.data.streams.items() if "/" not in name]
+    if not (count and streams and "reconstruct" in run.method.encode and jax.process_count() == 1):
+        return {}
+    try:
+        clips = pictures.restore(run, streams[0], count)
+    except (KeyError, UserError) as error:  # a stream without captions, for instance
+        logging.warning("no pictures of restored clips on the boards: %s", error)
+        return {}
+    note = pictures.STATISTICS["visible"]
+    drawn = [draw.storyboard(clip, note, f"clip {clip.id}") for clip in clips]
+    return {f"restored/{n}": np.asarray(image) for n, image in enumerate(drawn)}
+
+
 class Report:
     """Writes the numbers of a run to its file and shows them; `last` has the last of each name."""
 
     def __init__(self, writer: metrics.Writer, progress: metrics.Progress, max_skipped: int):
         self.writer, self.progress, self.max_skipped = writer, progress, max_skipped
         self.last: dict[str, float] = {}
+        self.window: list[Numbers] = []  # of the steps since the last report
         self.skipped = 0  # steps in a row, up to now
         self.before = tree.under(writer.kept, "data/")  # rows read before this process began
 
-    def trained(
-        self, step: int, window: Sequence[Numbers], waited: float, counts: Mapping[str, int]
-    ) -> None:
-        """Reports the steps since the last report, of which `step` is the last. waited: seconds of
-        waiting for data so far; counts: rows read so far. Raises UserError after `max_skipped`
-        skipped steps in a row."""
+    def begun(self, step: int, numbers: Numbers) -> None:
+        """Shows the loss of a process's first step at once; it is part of the first window too."""
+        loss = metrics.merge([numbers])["loss"]
+        self.progress.say(f"step {step}: loss {metrics.number(loss)}")
+
+    def took(self, numbers: Numbers) -> None:
+        """Takes the numbers of the next step, on the device, for the next report."""
+        self.window.append(numbers)
+
+    def trained(self, step: int, waited: float, counts: Mapping[str, int]) -> None:
+        """Reports the steps since the last report, of which `step` is the last, if there are any.
+        waited: seconds of waiting for data so far; counts: rows read so far. Raises UserError after
+        `max_skipped` skipped steps in a row."""
+        if not self.window:
+            return
+        window, self.window = jax.device_get(self.window), []
         for one in window:
             self.skipped = self.skipped + 1 if one["skipped"].total else 0
         means = metrics.merge(window)
@@ -152,11 +211,6 @@ class Report:
                 f"(at step {step}); the newest checkpoint is from before. "
                 "Lower the rate, or set optim.clip"
             )
-
-    def counted(self, step: int, counts: Mapping[str, int]) -> None:
-        """Reports the rows read for the steps before `step`, whose state is saved: a run that
-        resumes from it goes on counting there."""
-        self._write(step, self._whole(counts))
 
     def _whole(self, counts: Mapping[str, int]) -> dict[str, float]:
         """The counts of the whole run, as they are logged, from those of this process."""

@@ -4,8 +4,6 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -61,33 +59,6 @@ def test_a_new_run_drops_the_old_curve(tmp_path):
         with metrics.Writer(tmp_path) as writer:
             writer.write(1, {"loss": 0})
     assert len(lines(tmp_path)) == 1
-
-
-def test_tensorboard_files_hold_the_numbers(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
-
-    with metrics.Writer(tmp_path, start=7) as writer:
-        for step in (8, 9):
-            writer.write(step, {"loss": step / 2})
-    events = EventAccumulator(str(tmp_path / "tensorboard" / "from_7"), {"tensors": 0})
-    events.Reload()
-    assert [e.step for e in events.Tensors("loss")] == [8, 9]
-    assert [make_ndarray(e.tensor_proto).item() for e in events.Tensors("loss")] == [4.0, 4.5]
-
-
-def test_without_tensorflow_there_is_a_note_and_a_file(tmp_path):
-    code = (
-        "import sys; sys.modules['tensorflow'] = None\n"
-        "from absl import logging; logging.set_verbosity('info')\n"
-        "from vtp_jax.run import metrics\n"
-        f"with metrics.Writer({str(tmp_path)!r}) as w: w.write(1, dict(loss=2.0))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("TensorFlow is not installed") == 1
-    assert lines(tmp_path)[0]["loss"] == 2.0
-    assert not (tmp_path / "tensorboard").exists()
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):

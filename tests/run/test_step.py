@@ -1,13 +1,15 @@
 """One step of training: what it passes to the optimizer, the loss and `after_update`, and what a
 step that is not finite keeps."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vtp_jax.run import optim
-from vtp_jax.run.step import check_step, make_step
+from vtp_jax.run.step import Compiled, check_step, make_step
 from vtp_jax.types import Mean, Method, Out, State, UserError
 
 RATES = np.array([0.1, 0.3, 0.2, 0.6], np.float32)  # no two neighbours are equal
@@ -91,3 +93,24 @@ def test_a_state_whose_types_change_is_rejected():
 
     with pytest.raises(UserError, match="a step turns the state's 'extra'"):
         check_step(step, shapes, {})
+
+
+def test_a_step_is_compiled_once_for_each_structure_of_batch():
+    told, inside = [], []
+
+    @contextlib.contextmanager
+    def around():
+        inside.append(len(told))
+        yield
+
+    def add(state, batch):
+        rows = Mean(batch["x"].sum(), jnp.ones(()))
+        return state._replace(step=state.step + batch["x"].sum()), {"rows": rows}
+
+    update = Compiled(jax.jit(add, donate_argnums=0), told.append, around)
+    state = State(jnp.zeros(()), {}, {}, {})
+    for rows in (2, 3, 2, 3):
+        state, numbers = update(state, {"x": jnp.ones(rows)})
+        assert numbers["rows"].total == rows
+    assert state.step == 10 and inside == [1, 3]
+    assert [line.split(" ")[0] for line in told] == ["compiling", "compiled"] * 2

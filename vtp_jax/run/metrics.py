@@ -16,24 +16,26 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from jaxtyping import UInt8
 
 from vtp_jax.run import paths
+from vtp_jax.run.boards import Board
 from vtp_jax.types import Mean
 
 
 class Writer:
-    """Writes numbers to `metrics.jsonl`, and to TensorBoard where TensorFlow is installed.
+    """Writes numbers to `metrics.jsonl`, and to boards (run/boards.py).
 
     A line is `{"step": 100, "time": seconds since 1970, "loss": 3.2, ...}`; non-finite numbers are
     written as null, because JSON has none. Started at step s, it drops lines after s, so that a
-    resumed run has a single curve; in TensorBoard it is a run of its own, `tensorboard/from_<s>`.
-    Only process 0 writes. kept: the last values, by name, of the lines that it found and kept.
+    resumed run has a single curve. Only process 0 writes. kept: the last values, by name, of the
+    lines that it found and kept.
     """
 
-    def __init__(self, workdir: paths.PathLike, start: int = 0):
+    def __init__(self, workdir: paths.PathLike, start: int = 0, boards: Sequence[Board] = ()):
         self.kept: dict[str, Any] = {}
         self._file: paths.Lines | None = None
-        self._board: Any = None
+        self._boards = boards
         if jax.process_index():
             return
         folder = paths.path(workdir)
@@ -43,7 +45,6 @@ class Writer:
         for line in kept:
             self.kept.update(line)
         self._file = paths.Lines(path, [json.dumps(x) for x in kept])
-        self._board = _tensorboard(folder / "tensorboard" / f"from_{start}")
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Adds one line and flushes it."""
@@ -52,15 +53,26 @@ class Writer:
         values = {k: float(v) for k, v in numbers.items()}
         line = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._file.add(json.dumps({"step": int(step), "time": time.time(), **line}))
-        if self._board is not None:
-            self._board.write_scalars(int(step), values)
-            self._board.flush()
+        for board in self._boards:
+            board.write_scalars(int(step), values)
+            board.flush()
+
+    def pictures(self, step: int, images: Mapping[str, UInt8[np.ndarray, "h w c"]]) -> None:
+        """Shows pictures on the boards."""
+        for board in self._boards if images else ():
+            board.write_images(int(step), images)
+            board.flush()
+
+    def flush(self) -> None:
+        """Uploads the lines that are not yet in a bucket."""
+        if self._file is not None:
+            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def __enter__(self) -> Writer:
         return self
@@ -100,16 +112,6 @@ def _sort(data: bytes) -> tuple[list[dict[str, Any]], list[bytes]]:
             damaged += [text] if text.strip() else []
     whole = data.endswith(b"\n") or not damaged or not data.endswith(damaged[-1])
     return good, damaged if whole else damaged[:-1]
-
-
-def _tensorboard(folder: epath.Path) -> Any:
-    try:
-        from clu import metric_writers  # imports TensorFlow
-
-        return metric_writers.SummaryWriter(str(folder))
-    except ImportError:
-        logging.info("no TensorBoard files: TensorFlow is not installed (metrics.jsonl has it all)")
-        return None
 
 
 def merge(window: Sequence[Mapping[str, Mean]]) -> dict[str, float]:

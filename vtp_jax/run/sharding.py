@@ -93,6 +93,16 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=kinds)
 
 
+def describe(mesh: Mesh) -> str:
+    """The devices of a mesh in words: "8 TPU v5 lite (tpu) devices of 2 processes, JAX 0.10.2"."""
+    first, count, processes = mesh.devices.flat[0], mesh.size, jax.process_count()
+    kind = first.device_kind
+    if kind != first.platform:
+        kind = f"{kind} ({first.platform})"
+    many = f" of {processes} processes" if processes > 1 else ""
+    return f"{count} {kind} device{'s' * (count > 1)}{many}, JAX {jax.__version__}"
+
+
 def specs(
     rules: Rules, shapes: Any, mesh: Mesh, note: Callable[[str], None] = logging.warning
 ) -> Any:

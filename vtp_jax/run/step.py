@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +56,33 @@ def jit_step(step: Step, placed: State, mesh: jax.sharding.Mesh) -> Any:
     which is donated."""
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
+
+
+class Compiled:
+    """A jitted step that is compiled before its first call, once for each structure of batch, and
+    says so.
+
+    say: takes a line; around: a context manager, entered while it compiles
+    """
+
+    def __init__(
+        self,
+        step: Any,
+        say: Callable[[str], None],
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ):
+        self._step, self._say, self._around = step, say, around
+        self._programs: dict[Any, Any] = {}
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Numbers]:
+        key = tuple((name, x.shape, x.dtype) for name, x in sorted(batch.items()))
+        if key not in self._programs:
+            self._say("compiling the training step ...")
+            begun = time.monotonic()
+            with self._around():
+                self._programs[key] = self._step.lower(state, batch).compile()
+            self._say(f"compiled in {time.monotonic() - begun:.1f} s")
+        return self._programs[key](state, batch)
 
 
 def check_step(step: Step, shapes: State, spec: Spec) -> None:

@@ -31,7 +31,11 @@ RECALL = re.compile(r"(t2v|v2t)_r(\d+)")
 UNKNOWN = "The protocol was not recorded: the run was evaluated by an older version."
 # Numbers that are shown as tiles, and those that they are compared with.
 HEADLINES = ("t2v_r1", "v2t_r1", "top1", "knn1", "f1", "restored_db", "words_right")
-KINDS: dict[str, str] = {}
+KINDS = dict(
+    data="waiting for data",
+    lost="lost: done again after a restart",
+    between="between two processes",
+)
 AGAINST = {"knn1": "chance", "restored_db": "interpolated_db"}
 
 
@@ -128,7 +132,7 @@ def headline(record: Record) -> str:
 
 def compared(one: Evaluation, name: str) -> str:
     """What a number of an evaluation is to be compared with, in words."""
-    if (against := AGAINST.get(name)) in one.numbers:
+    if (against := AGAINST.get(name, "")) in one.numbers:
         words = "chance" if against == "chance" else "interpolated"
         return f", {words} {numbers.text(name, one.numbers[against])}"
     if RECALL.fullmatch(name) and (size := one.numbers.get("n_videos")):

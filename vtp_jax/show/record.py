@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from vtp_jax.run import evaluations, metrics, paths
+from vtp_jax.run import evaluations, goodput, metrics, paths
 from vtp_jax.run.evaluations import Evaluation, Subject
 from vtp_jax.types import UserError
 
@@ -69,7 +69,7 @@ class Record(NamedTuple):
     summary: Mapping[str, Any]
     parameters: str
     pictures: Mapping[str, Any]  # pictures/index.json
-    goodput: Mapping[str, float]  # seconds by kind
+    goodput: Mapping[str, float]  # seconds by part (run/goodput.py)
     folder: epath.Path
 
     def last(self, key: str) -> tuple[int, float] | None:
@@ -104,7 +104,7 @@ def read(workdir: paths.PathLike) -> Record:
         read_json(folder / "summary.json"),
         text.read_text(encoding="utf-8") if text.exists() else "",
         read_json(folder / "pictures" / "index.json"),
-        {},
+        spent.parts if (spent := goodput.read(folder)) else {},
         folder,
     )
 
