@@ -14,7 +14,7 @@ DAMAGE = {  # one in twenty
     77: "no_video_stream",
     99: "truncated",
     120: "too_large",
-    141: "damaged",
+    141: "too_large",
 }
 # In shards of eight clips: two shards of twenty, and two records.
 PER_SHARD = 8
