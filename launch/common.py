@@ -178,8 +178,10 @@ def here() -> str:
 
 def install(args: argparse.Namespace, extra: str) -> str:
     """The commands that set up a new machine: a Python, the project as it was sent or the package,
-    for its accelerator."""
+    for its accelerator, and for a workdir in a bucket."""
     package = args.package or "."
+    if args.workdir.startswith("gs://"):
+        extra += ",gs"
     if package == "." and not (Path("setup.py").is_file() and Path("vtp_jax").is_dir()):
         fail("this folder is no checkout of vtp_jax: start there, or with --package WHEEL")
     if package.endswith(".whl") and (Path(package).is_absolute() or not Path(package).is_file()):

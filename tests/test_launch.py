@@ -361,6 +361,12 @@ def test_what_is_installed_is_this_checkout_or_a_wheel_or_a_requirement(
     assert shlex.split(setup)[-1] == "vtp_jax[cuda]>=0.1"
 
 
+@pytest.mark.parametrize("workdir, extras", [("gs://b/run", "tpu,gs"), (TRAIN[-1], "tpu")])
+def test_a_workdir_in_a_bucket_has_its_clients_installed(workdir, extras, capsys):
+    tpu_vm.main([*TRAIN[:-1], workdir, *REMOTE[tpu_vm], *KEPT, "--dry-run"])
+    assert f".[{extras}]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("module", [gke, local, sky, slurm, tpu_vm], ids=lambda m: m.__name__)
 def test_the_command_in_a_launchers_header_is_understood(module, capsys):
     text = module.__doc__.replace("\\\n", " ")

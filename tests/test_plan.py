@@ -42,6 +42,7 @@ def as_users_compile():
         ("v5e", [], "no topology 'v5e'; write CHIP:AxB"),
         ("v9:4x4", [], "no topology 'v9:4x4'"),
         ("v5e:3x5", [], "rejects v5e:3x5"),
+        ("cpu:0", [], "no topology 'cpu:0'; write CHIP:AxB.*cpu:N"),
         ("cpu:4096", [], "this process has 8 CPU devices"),
         ("cpu:8", ["--config.mesh.fsdp=3"], "does not fit 8 devices"),
         ("cpu:8", ["--config.batch=12"], "config.batch=12 does not divide over 8 devices"),

@@ -75,7 +75,7 @@ def find_pod(topology: str, slices: int = 1) -> Pod:
     if topology == "local":
         return Pod(topology, jax.devices(), None)
     kind, _, layout = topology.partition(":")
-    if kind == "cpu" and layout.isdecimal():
+    if kind == "cpu" and re.fullmatch("[1-9][0-9]*", layout):
         return Pod(topology, _cpus(int(layout)), None)
     if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", layout):
         raise UserError(
