@@ -17,24 +17,28 @@ its NAME is a key of TABLES. What it is made from:
     steps      the training steps of vtp_jax.convert
     house      the first sentence of every docstring in vtp_jax
     rooms      the directions of imports in tests/test_imports.py
+    python     the docstrings of vtp_jax.api
 """
 
 import ast
 import functools
+import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks import learning, parity
 from tests import test_imports
 from tests.configs import ROOT, config_files
 from tests.methods.cases import CASES
 from vtp_jax import __main__ as vtp
+from vtp_jax import api
 from vtp_jax.convert.families import FORMATS
 from vtp_jax.data.sets import __main__ as sets
 from vtp_jax.setup import config
+from vtp_jax.show import draw
 
 COMMAND = "python -m tests.tables"
 TABLE = re.compile(rf"(<!-- table (\w+): {COMMAND} -->\n).*?(<!-- end of the table -->)", re.S)
@@ -176,7 +180,7 @@ def house() -> Iterator[str]:
     yield from (
         shown(vtp.source(name), file) for name, file in zip(vtp.ENTRIES, entries, strict=True)
     )
-    yield "  parts in the root: the contract, and pure functions"
+    yield "  parts in the root: the contract, pure functions, and the interface from Python"
     parts = sorted(p for p in root.glob("[a-z]*.py") if p.name not in entries)
     yield from (shown(path, path.name) for path in parts)
     for room in sorted(root.glob("*/__init__.py")):
@@ -197,6 +201,35 @@ def rooms() -> Iterator[str]:
     return rows(("rooms", "may import"), ((some, others or "nothing") for some, others in lines))
 
 
+def python() -> Iterator[str]:
+    """The interface from Python, by its docstrings: functions, methods and what they return."""
+    yield from described("vtp_jax.load", api.load, "##")
+    yield from described("Model", api.Model, "##", sign=False)
+    for name, member in vars(api.Model).items():
+        if not name.startswith("_"):
+            yield from described(f"model.{name}", member, "###")
+    for kind in (api.Hit, api.Guess, api.Index, draw.Restored):
+        yield from described(kind.__name__, kind, "###", sign=False)
+        yield from ("", f"Fields: {', '.join(f'`{one}`' for one in kind._fields)}.")
+
+
+def described(name: str, thing: Any, head: str, sign: bool = True) -> Iterator[str]:
+    """A heading, the signature and the docstring, of which a line is a paragraph's part."""
+    function = getattr(thing, "fget", thing)
+    yield from ("", f"{head} {name}", "")
+    if sign and not isinstance(thing, property):
+        takes = inspect.signature(function)
+        shown = [p.replace(annotation=p.empty) for p in takes.parameters.values()
+                 if p.name != "self"]  # fmt: skip
+        yield from (
+            "```python",
+            f"{name}{takes.replace(parameters=shown, return_annotation=takes.empty)}",
+            "```",
+            "",
+        )
+    yield from (inspect.getdoc(function) or "").splitlines()
+
+
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
     methods=methods,
     names=names,
@@ -208,6 +241,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = dict(
     parity=parity.table,
     steps=parity.steps,
     house=house,
+    python=python,
     rooms=rooms,
 )
 

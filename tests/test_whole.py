@@ -8,50 +8,22 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from tests import whole
 from tests.films import TEXT
 from vtp_jax import evaluate, visualize
 from vtp_jax.convert import __main__ as convert
-from vtp_jax.data import kept, pipeline, shapes, sources, text
-from vtp_jax.setup import build, config
-from vtp_jax.train import train
+from vtp_jax.data import kept, pipeline, shapes, text
+from vtp_jax.setup import build
 from vtp_jax.types import UserError
-
-SIDE = 32
 
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    """A run on files, whose corpus is gone but for three videos, and whose folder has moved; and
-    what its tokenizer made of two captions."""
-    folder = tmp_path_factory.mktemp("whole")
-    corpus = folder / "corpus"
-    shapes.write(corpus, shapes.Plan(train=16, val=8, side=SIDE, frames=8), workers=1)
-    captions = [
-        c for clip in sources.load(corpus, corpus / "train.csv").clips for c in clip.captions
-    ]
-    words = text.train(captions, corpus / "words.model", 120)
-    lists = dict(root=str(corpus), list=str(corpus / "train.csv"))
-    cfg = config.load("configs/demo.py:tiny")
-    data = dict(
-        cfg.data, kind="files", train=lists,
-        video=dict(frames=4, stride=2, size=SIDE, crop="centre"),
-        evals=dict(val=dict(lists, list=str(corpus / "val.csv"))),
-        text=dict(kind="sentencepiece", path=str(corpus / "words.model"), length=12),
-    )  # fmt: skip
-    method = dict(cfg.method, size=(32, 1, 2, 64), decoder=(16, 1, 1, 32), cube=(4, 16, 16))
-    train(cfg._replace(steps=1, batch=8, data=data, method=method, evals={}), folder / "run")
-    wanted = words.encode(captions[:2], 12)[0]
-    read = words.decode(wanted)
-    (folder / "films").mkdir()
-    for n in range(3):
-        (corpus / f"val/{n:05d}.mp4").rename(folder / f"films/{n}.mp4")
-    shutil.rmtree(corpus)
-    (folder / "run").rename(folder / "elsewhere")
-    return folder / "elsewhere", folder / "films", captions[:2], (wanted, read)
+    return whole.make(tmp_path_factory.mktemp("whole"))
 
 
 def test_it_is_restored_and_reads_words_as_it_was_trained_to(moved):
-    workdir, films, captions, (wanted, read) = moved
+    workdir, films, captions, wanted, read = moved
     run = build.restore(workdir)
     streams = pipeline.given(run.config.data, [films / "0.mp4", films / "1.mp4"], captions)
     (batch,) = streams["given/captions"].batches()
@@ -61,7 +33,7 @@ def test_it_is_restored_and_reads_words_as_it_was_trained_to(moved):
 
 
 def test_given_videos_are_drawn(moved, tmp_path):
-    workdir, films, _, _ = moved
+    workdir, films, *_ = moved
     argv = ["--workdir", str(workdir), "--videos", str(films), "--out", str(tmp_path)]
     visualize.main(argv)
     assert len(json.loads((tmp_path / "index.json").read_text())["reconstructions"]) == 3
@@ -70,7 +42,7 @@ def test_given_videos_are_drawn(moved, tmp_path):
 def test_only_what_needs_an_absent_set_fails_in_one_line(moved, tmp_path, monkeypatch):
     # As for users: beartype opens a set to look at its type.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    workdir, films, captions, _ = moved
+    workdir, films, captions, *_ = moved
     check = ["--config.evals.r.type=retrieval", "--config.evals.r.stream=val"]
     with pytest.raises(UserError, match="^no folder '.*corpus'; `root` must be"):
         evaluate.main(["--workdir", str(workdir), *check])

@@ -26,7 +26,7 @@ def put(path, name, tensors, heads):
     files.write(path / "given" / "model.safetensors", tensors)
     source = export.Source(
         rules.to_params(formats.table(FORMATS[name], heads, tensors.keys()), tensors),
-        name, heads, (4, 16, 16), export.DEFAULTS, (), None, "a test",
+        name, heads, (4, 16, 16), export.DEFAULTS, (), "a test",
     )  # fmt: skip
     export.write_json(path / "given" / "config.json", export.hf_config(source, name))
     return path / "given"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+import vtp_jax
 from vtp_jax import tree
 from vtp_jax.convert import hf_folder, nets, pytorch
 from vtp_jax.convert.families import FORMATS
@@ -23,6 +24,7 @@ from vtp_jax.setup.config import plain
 from vtp_jax.types import Params, UserError
 
 FACTS = "convert.json"  # in the folder of an import
+ABOUT = "vtp_jax.json"  # in the folder of an export: what `vtp_jax.load` needs
 FILES = {"safetensors": "model.safetensors", "torch": "model.pth", "hf": "model.safetensors"}
 # Formats of Hugging Face exports (`hf`); the other kinds keep the authors' names.
 NAMES = {"videomae": "hf_videomae", "videomae_finetune": "hf_videomae_finetune"}
@@ -46,7 +48,9 @@ class Source(NamedTuple):
 
     params: nested numpy arrays; name: of the format; heads: of its stacks; video: (frames, height,
     width) that the net was made for; settings: fields of the method that tensors do not show;
-    labels: names of classes; tokenizer: a file, or None; origin: a description in words
+    labels: names of classes; origin: a description in words
+    sections: method, task, video and text of a run's config; empty for an import
+    files: what the run has kept of its data (data/kept.py), by name
     """
 
     params: Params
@@ -55,8 +59,9 @@ class Source(NamedTuple):
     video: tuple[int, int, int]
     settings: Mapping[str, Any]
     labels: tuple[str, ...]
-    tokenizer: Path | None
     origin: str
+    sections: Mapping[str, Any] = {}
+    files: Mapping[str, bytes] = {}
 
 
 def find(path: epath.Path, which: str) -> Source:
@@ -71,7 +76,6 @@ def find(path: epath.Path, which: str) -> Source:
             tuple(facts["video"]),
             DEFAULTS,
             tuple(facts["labels"]),
-            None,
             f"an import of {facts['source']}",
         )
     if not (path / "config.json").exists():
@@ -89,8 +93,6 @@ def find(path: epath.Path, which: str) -> Source:
         chosen = method.get("decoder") or method.get("size", "B")
         heads["decoder-heads"] = sizes.pick(sizes.DECODERS, chosen, "method.decoder").heads
     video, text, known = cfg["data"]["video"], cfg["data"].get("text") or {}, kept.read(path)
-    file = known.tokenizer if known else text.get("path")
-    tokenizer = Path(file) if file else None
     names = known.labels if known else ()
     classes = tuple(
         names[i] if i < len(names) else f"class {i}" for i in range(task.get("classes", 0))
@@ -98,7 +100,16 @@ def find(path: epath.Path, which: str) -> Source:
     shape = (video["frames"], video["size"], video["size"])
     settings = {**DEFAULTS, **{k: v for k, v in {**method, **task}.items() if k in DEFAULTS}}
     origin = f"step {step} of a run"
-    return Source(params, RUNS[kind], heads, shape, settings, classes, tokenizer, origin)
+    sections = dict(
+        method=method,
+        task=cfg.get("task"),
+        video=video,
+        text={k: text[k] for k in ("kind", "length") if k in text} or None,
+    )
+    files = kept.files(path, known)
+    if known is None and text.get("path") and Path(text["path"]).is_file():
+        files = {kept.TOKENIZERS[text["kind"]]: Path(text["path"]).read_bytes()}
+    return Source(params, RUNS[kind], heads, shape, settings, classes, origin, sections, files)
 
 
 def written_name(name: str, kind: str) -> str:
@@ -125,8 +136,17 @@ def furnish(new: Path, source: Source, name: str, worst: Mapping[str, float]) ->
     else:
         config = dict(format=name, heads=dict(source.heads))
     write_json(new / "config.json", config)
-    if source.tokenizer is not None and source.tokenizer.is_file():
-        shutil.copy(source.tokenizer, new / f"tokenizer{source.tokenizer.suffix}")
+    about = dict(format=name, heads=source.heads, video=source.video, labels=source.labels)
+    write_json(
+        new / ABOUT,
+        {
+            **about,
+            "vtp_jax": vtp_jax.__version__,
+            **source.sections,
+        },
+    )
+    for file, content in source.files.items():
+        (new / file).write_bytes(content)
     (new / "README.md").write_text(card(source, name, worst), encoding="utf-8")
 
 

@@ -104,6 +104,15 @@ def read(folder: str | os.PathLike[str]) -> Kept | None:
     return kept._replace(tokenizer=local(file))
 
 
+def files(folder: str | os.PathLike[str], known: Kept | None) -> dict[str, bytes]:
+    """What the run in `folder` has kept, by name, for a copy in another folder."""
+    if known is None:
+        return {}
+    names = [FILE, LABELS, *TOKENIZERS.values()]
+    found = (epath.Path(folder) / name for name in names)
+    return {file.name: file.read_bytes() for file in found if file.exists()}
+
+
 def with_own_words(data: Mapping[str, Any], known: Kept) -> Mapping[str, Any]:
     """`config.data` with the tokenizer that the run has kept."""
     if not data.get("text"):

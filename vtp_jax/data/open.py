@@ -285,6 +285,57 @@ def open_files(
     return from_source(source, pieces, limits)
 
 
+class Film(NamedTuple):
+    """A clip whose frames are in memory."""
+
+    clip: sources.Clip
+    frames: UInt8[np.ndarray, "t h w c"]
+
+    def read(self, choose: video.Choose) -> UInt8[np.ndarray, "t h w c"]:
+        return self.frames[choose(len(self.frames))]
+
+    def show(self, choose: video.Choose, boxes: Boxes, out: UInt8[np.ndarray, "v t s s c"]) -> None:
+        cut_frames(self.read(choose), boxes, out)
+
+
+def open_given(videos: Sequence[Any], captions: Sequence[str] | None) -> Clips:
+    """The clips of files, folders of videos, and frames in memory: uint8 arrays "t h w 3", RGB.
+
+    captions: one for each, or None. Raises UserError.
+    """
+    if not any(isinstance(one, np.ndarray) for one in videos):
+        source = sources.from_files(videos, captions)
+    else:
+        names = [
+            check_frames(one, n) if isinstance(one, np.ndarray) else str(one)
+            for n, one in enumerate(videos)
+        ]
+        if captions is not None and len(captions) != len(names):
+            raise UserError(f"{len(captions)} captions for {len(names)} videos; give one for each")
+        texts = [()] * len(names) if captions is None else [(text,) for text in captions]
+        source = sources.Source("", tuple(map(sources.Clip, names, texts)))
+    source = source._replace(
+        clips=tuple(clip._replace(captions=clip.captions or ("",)) for clip in source.clips)
+    )
+    return Clips(source, functools.partial(open_one, source, videos))
+
+
+def open_one(source: sources.Source, videos: Sequence[Any], index: int) -> Reader:
+    if len(videos) == len(source.clips) and isinstance(videos[index], np.ndarray):
+        return Film(source.clips[index], videos[index])
+    return open_file(source, index)
+
+
+def check_frames(frames: np.ndarray, number: int) -> str:
+    """The name of a video in memory. Raises UserError."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise UserError(
+            f"video {number} is an array of {frames.dtype}{list(frames.shape)}; frames are uint8 "
+            "RGB (t, h, w, 3)"
+        )
+    return f"video {number}"
+
+
 class Drawing(NamedTuple):
     """A clip of the shapes corpus, or several in order, drawn when read."""
 

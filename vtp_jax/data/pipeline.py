@@ -31,15 +31,15 @@ from vtp_jax.data.open import (
     check_stride,
     check_views,
     fit,
-    from_source,
     list_parts,
     make_order,
+    open_given,
     open_look,
     open_set,
     open_text,
 )
 from vtp_jax.data.order import Order, list_order
-from vtp_jax.data.workers import Run, cores, run_here, run_tfdata
+from vtp_jax.data.workers import Run, cores, run_here, run_tfdata, run_threads
 from vtp_jax.types import Batch, Data, Stream, UserError, at_least
 
 
@@ -303,19 +303,32 @@ def given(
 
     Returns `given` and, if the config has a tokenizer, `given/captions`. Raises UserError.
     """
-    source = sources.from_files(paths, captions)
-    source = source._replace(
-        clips=[clip._replace(captions=clip.captions or ("",)) for clip in source.clips]
-    )
-    look = open_look("data.video", {**data["video"], "views": None})
-    text, words = data.get("text"), None
-    if text and text.get("path") is not None:
-        words = fit("data.text", open_text, text, source)
-    elif text:  # the tokenizer was trained on the captions of training
-        parts = list_parts(data["train"], data.get("also"))
-        clips = {w: open_set(w, data["kind"], one.train, "train") for w, one in parts.items()}
-        words = open_words(clips, text)
-    rows = -(-min(len(source.clips), at_once) // ways) * ways
+    clips, look = open_given(paths, captions), look_of(data, views=False)
+    rows = -(-min(len(clips.source.clips), at_once) // ways) * ways
+    return given_streams(clips, look, words_of(data), rows)
+
+
+def look_of(data: Mapping[str, Any], *, views: bool) -> Look:
+    """The look of `config.data`, with its test views or with one clip in the middle."""
+    return open_look("data.video", {**data["video"], **({} if views else dict(views=None))})
+
+
+def words_of(data: Mapping[str, Any]) -> Words | None:
+    """The tokenizer of `config.data`, None if it has no text."""
+    text = data.get("text")
+    if not text:
+        return None
+    if text.get("path") is not None:
+        return fit("data.text", open_text, text, sources.Source("", ()))
+    # It was trained on the captions of training.
+    parts = list_parts(data["train"], data.get("also"))
+    clips = {w: open_set(w, data["kind"], one.train, "train") for w, one in parts.items()}
+    return open_words(clips, text)
+
+
+def given_streams(clips: Clips, look: Look, words: Words | None, rows: int) -> dict[str, Stream]:
+    """The streams `given` and, with a tokenizer, `given/captions`, in batches of `rows`. Videos are
+    read by threads: TensorFlow is not needed."""
     order = functools.partial(list_order, rows, (0, 1))
-    run = functools.partial(run_here, workers=1)
-    return open_streams("given", from_source(source), look, words, order, run)
+    run = functools.partial(run_threads, workers=cores())
+    return open_streams("given", clips, look, words, order, run)

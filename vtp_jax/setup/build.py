@@ -88,6 +88,19 @@ def mesh(cfg: Config, devices: Sequence[Any] | None = None) -> Mesh:
     return cli.call(sharding.make_mesh, "config.mesh", **given, **cfg.mesh)
 
 
+def mesh_here(cfg: Config) -> Mesh:
+    """The mesh of `config.mesh`; if it does not fit the devices of this machine, rows are divided
+    over all of them: a run is not always used where it was trained."""
+    try:
+        return mesh(cfg)
+    except UserError as error:
+        if not set(cfg.mesh) <= set(sharding.AXES):
+            raise
+        made = sharding.make_mesh()
+        logging.warning("%s: rows are divided over all %d devices instead", error, made.size)
+        return made
+
+
 @cli.blame("config")
 def training_mesh(cfg: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `config.mesh`; raises UserError unless it divides the rows of every batch."""
@@ -271,7 +284,7 @@ def restore(
     cfg = config.load(str(path), overrides)
     step = checkpoint.find_step(workdir, which)
     cfg, loaded = reopen(cfg, workdir, overrides)
-    devices = mesh(cfg)
+    devices = mesh_here(cfg)
     parts = prepare(cfg, loaded, devices)
     wanted = {
         name: sharding.with_shardings(getattr(parts.shapes, name), getattr(parts.placed, name))
