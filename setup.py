@@ -34,8 +34,11 @@ CORE = [
 TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 BEAM = ["apache-beam>=2.77"]  # `prepare shards --runner beam`
 
-# Configs are data that the loader finds by name (vtp_jax/setup/shipped.py), so they install below
-# vtp_jax and not as a top-level package of their own.
+# The page of `vtp serve`; everything else runs without it.
+SERVE = ["gradio>=6.0"]
+
+# Configs are data that the loader finds by name (vtp_jax/setup/shipped.py), and `vtp launch` runs
+# the launchers: both install below vtp_jax and not as top-level packages of their own.
 CONFIGS = Path(__file__).with_name("configs")
 FOLDERS = [CONFIGS, *sorted(d for d in CONFIGS.rglob("*") if any(d.glob("*.py")))]
 PACKAGES = [".".join(["vtp_jax", "configs", *d.relative_to(CONFIGS).parts]) for d in FOLDERS]
@@ -48,8 +51,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["vtp_jax", "vtp_jax.*"]), *PACKAGES],
-    package_dir={"vtp_jax.configs": "configs"},
+    packages=[*find_packages(include=["vtp_jax", "vtp_jax.*"]), *PACKAGES, "vtp_jax.launch"],
+    package_dir={"vtp_jax.configs": "configs", "vtp_jax.launch": "launch"},
     entry_points=dict(console_scripts=["vtp = vtp_jax.__main__:main"]),
     install_requires=CORE,
     extras_require={
@@ -58,6 +61,7 @@ setup(
         "tpu": ["jax[tpu]"],
         # To write .pth files, and for the tests that hold our nets against PyTorch's.
         "torch": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.8"],
+        "serve": SERVE,
         "tfds": TFDS,
         "beam": BEAM,
         # Workdirs in a bucket. Orbax lists one with Google's clients; etils uses TensorFlow's, or

@@ -91,7 +91,7 @@ def wheel(tmp_path_factory):
     return made
 
 
-def test_a_wheel_holds_one_package_with_the_configs_in_it(wheel):
+def test_a_wheel_holds_one_package_with_configs_and_launchers_in_it(wheel):
     with zipfile.ZipFile(wheel) as archive:
         files = archive.namelist()
         (info,) = {name.split("/")[0] for name in files if ".dist-info/" in name}
@@ -99,10 +99,12 @@ def test_a_wheel_holds_one_package_with_the_configs_in_it(wheel):
     assert {name.split("/")[0] for name in files} == {"vtp_jax", info}
     carried = {name for name in files if name.startswith("vtp_jax/configs/")}
     assert carried == {f"vtp_jax/{path}" for path in config_files()}
+    launchers = {name for name in files if name.startswith("vtp_jax/launch/")}
+    assert launchers == {f"vtp_jax/launch/{p.name}" for p in (ROOT / "launch").glob("*.py")}
     assert "vtp = vtp_jax.__main__:main" in scripts
 
 
-def test_an_installed_wheel_finds_its_configs(wheel, tmp_path):
+def test_an_installed_wheel_finds_its_configs_and_launchers(wheel, tmp_path):
     """Unpacked to a folder, used from another, with the checkout out of reach."""
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -120,3 +122,20 @@ def test_an_installed_wheel_finds_its_configs(wheel, tmp_path):
         [sys.executable, "-c", code], cwd=elsewhere, env=environ, capture_output=True, text=True
     )
     assert done.stdout.split("\n")[:2] == ["simvtp", "videomae"], done.stderr
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); from vtp_jax.__main__ import main; main()"
+    )
+    asked = [
+        "launch",
+        "slurm",
+        "--config",
+        "demo",
+        "--workdir",
+        "runs/x",
+        "--nodes",
+        "2",
+        "--dry-run",
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *asked], cwd=elsewhere, env=environ,
+                          capture_output=True, text=True)  # fmt: skip
+    assert "#SBATCH" in done.stdout, done.stderr
