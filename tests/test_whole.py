@@ -139,3 +139,24 @@ def test_a_file_of_too_few_names_is_refused(corpus_of_labels, tmp_path):
     (tmp_path / "names.txt").write_text("walk\n")
     with pytest.raises(UserError, match="names 1 of 2 classes"):
         pipeline.make(**data, batch=4, seed=0)
+
+
+@pytest.mark.parametrize("decided", [None, True, False])
+def test_words_keep_their_spelling(decided, tmp_path):
+    """A vocabulary decides whether its words are lower-cased, or a file beside it does."""
+    pieces = [*text.SPECIAL, "a", "Dog", "dog"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    if decided is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": decided}))
+    section = dict(kind="wordpiece", path=str(tmp_path / "vocab.txt"), length=6)
+    words = pipeline.words_of(dict(text=section))
+    made = dict(pieces=1, labelled=False, classes={"data.train": 0}, labels=())
+    (tmp_path / "run").mkdir()
+    files = kept.write(words=words, kind="wordpiece", **made)
+    kept.save(tmp_path / "run", files, resumed=False)
+    known = kept.read(tmp_path / "run")
+    again = pipeline.words_of(kept.with_own_words(dict(text=section), known))
+    (ids,), _, _ = words.tokenizer.encode(["a Dog"], 6)
+    np.testing.assert_array_equal(again.tokenizer.encode(["a Dog"], 6)[0][0], ids)
+    assert ids[2] == (pieces.index("dog") if decided else pieces.index("Dog"))
+    assert kept.files(tmp_path / "run", known) == files

@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
     bring.add_argument("--from", dest="source", required=True, help="a file, or its folder")
     bring.add_argument("--format", required=True, choices=FORMATS, help="listed by `formats`")
     bring.add_argument("--out", required=True, help="a new folder")
+    bring.add_argument("--prefix", help="of the net's names in the file, if it holds several")
     for name in ("heads", "decoder-heads", "text-heads"):
         bring.add_argument(f"--{name}", type=int, help="if other than in the published sizes")
     take = commands.add(
@@ -65,7 +66,9 @@ def import_file(args: argparse.Namespace) -> None:
     form, out, source = FORMATS[args.format], new_folder(args.out), Path(args.source)
     file = files.read(source)
     files.check_finite(file.tensors, source)
-    tensors, aside = formats.sort_out(form, file.tensors)
+    given_tensors, prefix = formats.below(form, file.tensors, args.prefix)
+    tensors, aside = formats.sort_out(form, given_tensors)
+    aside += [name for name in file.tensors if prefix and not name.startswith(prefix)]
     config = hf_folder.read_config(source) if args.format in export.NAMES.values() else None
     given = {name: getattr(args, name.replace("-", "_")) for name in form.stacks}
     if config:
@@ -81,12 +84,18 @@ def import_file(args: argparse.Namespace) -> None:
 
     facts = dict(
         format=args.format, heads=heads, source=source.name, sha256=dict(file.sha256),
-        wrappers=list(file.wrappers), left_aside=aside, dtypes=dtypes(tensors),
+        wrappers=[*file.wrappers, *filter(None, [prefix])], left_aside=aside,
+        dtypes=dtypes(tensors),
         video=(16, 224, 224), labels=(), largest_difference=worst,
         vtp_jax=importlib.metadata.version("vtp_jax"),
     )  # fmt: skip
     if config:
-        facts.update(video=(config.frames, config.side, config.side), labels=config.labels)
+        labels = config.labels
+        if labels and "head" in params:
+            labels = hf_folder.fit_labels(labels, len(params["head"]["bias"]))
+        if len(labels) > len(config.labels):
+            print(f"{source}: {len(config.labels)} of {len(labels)} classes have a name")
+        facts.update(video=(config.frames, config.side, config.side), labels=labels)
     with whole(out) as new:
         # Arrays keep the dtypes of the file.
         state = State(jnp.zeros((), jnp.int32), params, {}, {})

@@ -17,6 +17,7 @@ from vtp_jax import tree
 from vtp_jax.convert import hf_folder, nets, pytorch
 from vtp_jax.convert.families import FORMATS
 from vtp_jax.data import kept
+from vtp_jax.data import text as tokens
 from vtp_jax.methods import simvtp
 from vtp_jax.nn import sizes
 from vtp_jax.run import checkpoint
@@ -134,7 +135,7 @@ def furnish(new: Path, source: Source, name: str, worst: Mapping[str, float]) ->
         )
         write_json(new / "preprocessor_config.json", processor)
     else:
-        config = dict(format=name, heads=dict(source.heads))
+        config = dict(format=name, heads=dict(source.heads), labels=source.labels)
     write_json(new / "config.json", config)
     about = dict(format=name, heads=source.heads, video=source.video, labels=source.labels)
     write_json(
@@ -182,7 +183,7 @@ def hf_config(source: Source, name: str) -> dict[str, Any]:
     )
     if not classifies:
         return hf_folder.pretraining_config(**common)
-    labels = source.labels or [f"LABEL_{i}" for i in range(len(source.params["head"]["bias"]))]
+    labels = hf_folder.fit_labels(source.labels, len(source.params["head"]["bias"]))
     return hf_folder.classification_config(labels=labels, **common)
 
 
@@ -198,18 +199,58 @@ USES = {
 USES["simvtp_finetune"] = USES["simvtp"]
 
 
+class About(NamedTuple):
+    """What a model card says of a net of a format. library: that reads the folder; task: Hugging
+    Face's name of what the net does; arxiv: the paper's number."""
+
+    title: str
+    library: str
+    task: str
+    arxiv: str
+
+
+SIMVTP, VIDEOMAE = "2212.03490", "2203.12602"
+ABOUTS = {
+    "simvtp": About("SimVTP", "pytorch", "feature-extraction", SIMVTP),
+    "simvtp_finetune": About(
+        "SimVTP fine-tuned for retrieval", "pytorch", "feature-extraction", SIMVTP
+    ),
+    "videomae": About("VideoMAE", "vtp_jax", "feature-extraction", VIDEOMAE),
+    "videomae_finetune": About(
+        "VideoMAE fine-tuned to classify", "vtp_jax", "video-classification", VIDEOMAE
+    ),
+}
+ABOUTS |= {hf: ABOUTS[own]._replace(library="transformers") for own, hf in NAMES.items()}
+
+
 def card(source: Source, name: str, worst: Mapping[str, float]) -> str:
-    """README.md of the folder."""
+    """README.md of the folder: a model card, with the front matter that Hugging Face reads."""
     form = FORMATS[name]
     assert form.proof is not None
     count = sum(np.size(x) for x in tree.flatten(source.params).values())
     rows = "\n".join(f"| {output} | {value:.1e} |" for output, value in worst.items())
     use = f"\n```python\n{USES[name]}\n```\n" if name in USES else ""
-    return f"""# {form.about}
+    title = f"{ABOUTS[name].title}, trained with vtp_jax" if source.sections else form.about
+    own = "With vtp_jax, from video files and words: `vtp_jax.load('.')`.\n" * (name in ABOUTS)
+    front = front_matter(ABOUTS[name]) if name in ABOUTS else ""
+    return f"""{front}# {title}
 
 {count / 1e6:.1f} M parameters, exported by vtp_jax from {source.origin}. Videos of
-{" x ".join(map(str, source.video))} (frames x height x width).
+{" x ".join(map(str, source.video))} (frames x height x width), RGB.
 {use}
+{own}{words_of(source)}{classes_of(source)}
+## Publishing
+
+```
+pip install huggingface_hub
+hf auth login
+hf upload USER/NAME .          # from this folder; correct `license` above first
+```
+
+The weights have the licence of the weights and data that they were trained from.
+
+## Check
+
 Before this folder was written, its weights were read back and run, in fp64, through a net of
 vtp_jax and through a reference that shares no code with it. Largest difference, in units of each
 output's root mean square (the limit is {form.proof.tolerance:.0e}):
@@ -217,8 +258,79 @@ output's root mean square (the limit is {form.proof.tolerance:.0e}):
 | output | difference |
 |---|---|
 {rows}
+"""
 
-The weights have the licence of the weights and data that they were trained from.
+
+def front_matter(about: About) -> str:
+    """The YAML at the top of a model card."""
+    method = about.title.split()[0].lower()
+    return f"""---
+license: other
+library_name: {about.library}
+pipeline_tag: {about.task}
+tags:
+- video
+- {method}
+- vtp_jax
+- arxiv:{about.arxiv}
+---
+"""
+
+
+# How ids are made in Python, by kind of tokenizer.
+WORDS = {
+    "sentencepiece": """A SentencePiece model, which lower-cases and normalises by itself.
+
+```python
+import sentencepiece
+
+pieces = sentencepiece.SentencePieceProcessor(model_file="tokenizer.model")
+line = [{cls_id}, *pieces.encode(text)[: {length} - 2], {sep_id}]
+ids = line + [{pad_id}] * ({length} - len(line))
+mask = [place < len(line) for place in range({length})]
+```""",
+    "wordpiece": """BERT's word pieces; tokenizer_config.json says whether words are lower-cased.
+
+```python
+from transformers import BertTokenizerFast
+
+made = BertTokenizerFast.from_pretrained(".")(
+    text, padding="max_length", truncation=True, max_length={length}
+)
+ids, mask = made["input_ids"], made["attention_mask"]
+```""",
+    "clip": "CLIP's byte pairs, of lower-cased text, between <|startoftext|> and <|endoftext|>.",
+}
+
+
+def words_of(source: Source) -> str:
+    """How text becomes ids; empty for a net without text."""
+    text = source.sections.get("text")
+    if not text:
+        return ""
+    about = json.loads(source.files.get(kept.FILE, b"{}"))
+    facts = about.get("words") or tokens.expected(text["kind"])
+    special = ", ".join(f"[{n[:-3].upper()}] is {i}" for n, i in facts.items() if n[-3:] == "_id")
+    how = WORDS[text["kind"]].format(length=text["length"], **facts)
+    return f"""
+## Words
+
+A text is [CLS], its pieces, [SEP], and [PAD] up to {text["length"]} ids, as in training; a longer
+one loses its last pieces, but not [SEP]. {special}. The file is `{kept.TOKENIZERS[text["kind"]]}`.
+{how}
+"""
+
+
+def classes_of(source: Source) -> str:
+    """The names of the classes; empty without classes."""
+    if not source.labels:
+        return ""
+    shown = "; ".join(f"{i} {label}" for i, label in enumerate(source.labels[:20]))
+    more = f"; ... ({len(source.labels)} in all, in config.json)" if source.labels[20:] else ""
+    return f"""
+## Classes
+
+{shown}{more}
 """
 
 

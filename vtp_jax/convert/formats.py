@@ -32,6 +32,10 @@ KNOWN = {s.width: s.heads for table in (sizes.ENCODERS, sizes.DECODERS) for s in
 HEAD = 64  # width of a head, unless a published size of that width has another
 
 
+# What a net is called in what was trained with it.
+WRAPS = re.compile(r"((model|module|net|network|backbone|student|ema|model_ema|_orig_mod)\.)*")
+
+
 class Proof(NamedTuple):
     """The proof of an import.
 
@@ -139,6 +143,34 @@ def table(form: Format, heads: Heads, present: Set[str]) -> list[rules.Rule]:
         )
     )
     return [rule for rule in every if not rule.param.startswith(lacking)]
+
+
+def below(form: Format, tensors: Tensors, prefix: str | None = None) -> tuple[Tensors, str]:
+    """The tensors of a net that is a part of what the file holds, such as Lightning's `model.`,
+    without their prefix, and the prefix: "" if the net is not a part.
+
+    Wrappers of parts of a net (DistributedDataParallel's `module`, torch.compile's `_orig_mod`) are
+    removed first. prefix: as given by the user; by default, the one below which the net's norms
+    are. Raises UserError if there are several, or none with the given prefix.
+    """
+    plain = {re.sub(r"(?<=\.)(module|_orig_mod)\.", "", n): n for n in tensors}
+    tensors = (
+        {name: tensors[n] for name, n in plain.items()} if len(plain) == len(tensors) else tensors
+    )
+    norm = next(iter(form.stacks.values()), None)
+    if prefix is None:
+        ends = [n.removesuffix(norm) for n in tensors if n.endswith(norm)] if norm else []
+        found = [one for one in ends if WRAPS.fullmatch(one)]
+        if len(found) > 1 and "" not in found:
+            shown = ", ".join(f"'{one}'" for one in found)
+            raise UserError(
+                f"the file holds {len(found)} such nets, below {shown}; choose: --prefix"
+            )
+        prefix = "" if not found or "" in found else found[0]
+    part = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+    if not part:
+        raise UserError(f"no name begins with '{prefix}'; the first is '{next(iter(tensors), '')}'")
+    return part, prefix
 
 
 def sort_out(form: Format, tensors: Tensors) -> tuple[dict[str, Any], list[str]]:

@@ -153,7 +153,6 @@ def read_config(folder: Path) -> Config:
     for key in COUNTS:
         if not (isinstance(config[key], int) and config[key] > 0):
             raise UserError(f"'{path}': {key} is {config[key]!r}, not a positive whole number")
-    labels = written.get("id2label", {})
     return Config(
         architecture,
         config["num_attention_heads"],
@@ -161,7 +160,7 @@ def read_config(folder: Path) -> Config:
         float(config["layer_norm_eps"]),
         config["num_frames"],
         config["image_size"],
-        tuple(labels[i] for i in sorted(labels, key=int)),
+        read_labels(path, written.get("id2label")),
         DOUBT.format(path)
         if (config["hidden_size"], config["num_attention_heads"]) == SMALL
         else "",
@@ -178,6 +177,36 @@ ADVICE = {
     ("use_mean_pooling", CLASSIFICATION): ", as in the authors' folders; fine-tune with "
     "VideoMAEConfig(use_mean_pooling=True)",
 }
+
+
+def read_labels(path: Path, written: Any) -> tuple[str, ...]:
+    """The names of the classes in `id2label` of a config.json, in their order; those that it lacks
+    are called LABEL_i, as transformers calls them. Numbers and names may be exchanged (label2id).
+    Raises UserError if they are neither."""
+    if written is None:
+        return ()
+    names: dict[int, str] = {}
+    if isinstance(written, dict):
+        pairs = list(written.items())
+        if not all(str(key).isdecimal() for key, _ in pairs):
+            pairs = [(value, key) for key, value in pairs]
+        names = {int(key): str(name) for key, name in pairs if str(key).isdecimal()}
+    if not isinstance(written, dict) or len(names) < len(written) or max(names, default=0) > MOST:
+        raise UserError(f"'{path}': id2label must be {{number: name}}, each number from 0 once")
+    return tuple(names.get(i, f"LABEL_{i}") for i in range(max(names, default=-1) + 1))
+
+
+def fit_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
+    """A name for each of the head's classes, LABEL_i for those without. Raises UserError if there
+    are more names than classes."""
+    if len(labels) > classes:
+        raise UserError(
+            f"{len(labels)} names of classes, but the head has {classes}; remove the rest"
+        )
+    return (*labels, *(f"LABEL_{i}" for i in range(len(labels), classes)))
+
+
+MOST = 1 << 20  # classes
 SMALL = 384, 16
 DOUBT = (
     "'{}' has 16 heads at width 384: the original ViT-S has 6, and Hugging Face's folders of it "

@@ -4,7 +4,9 @@ With these files in its folder, a run is evaluated, drawn, exported and called f
 its training set, wherever the folder is moved.
 
     data.json          the facts that methods need, and how batches are structured
-    tokenizer.*        the tokenizer's own file, if there is text
+    tokenizer.model, vocab.txt or merges.txt.gz
+                       the tokenizer's own file, if there is text; a vocabulary has its
+                       tokenizer_config.json beside it
     labels.txt         the names of the classes, one a line, if they are known
 """
 
@@ -21,6 +23,7 @@ import jax
 from etils import epath
 
 from vtp_jax.data.open import Words
+from vtp_jax.data.text import SPELLING
 from vtp_jax.types import UserError
 
 FILE, LABELS = "data.json", "labels.txt"
@@ -63,7 +66,7 @@ def write(
     )
     files = {FILE: json.dumps(about, indent=1).encode()}
     if words and name:
-        files[name] = words.tokenizer.file
+        files |= {name: words.tokenizer.file, **words.tokenizer.beside}
     if labels:
         files[LABELS] = "".join(f"{' '.join(label.split())}\n" for label in labels).encode()
     return files
@@ -108,7 +111,7 @@ def files(folder: str | os.PathLike[str], known: Kept | None) -> dict[str, bytes
     """What the run in `folder` has kept, by name, for a copy in another folder."""
     if known is None:
         return {}
-    names = [FILE, LABELS, *TOKENIZERS.values()]
+    names = [FILE, LABELS, SPELLING, *TOKENIZERS.values()]
     found = (epath.Path(folder) / name for name in names)
     return {file.name: file.read_bytes() for file in found if file.exists()}
 
@@ -130,6 +133,8 @@ def local(file: epath.Path) -> str:
     """The path of a local copy of a file that is elsewhere, or its own."""
     if "://" not in os.fspath(file):
         return os.fspath(file)
-    copy = Path(tempfile.mkdtemp(prefix="vtp_jax_")) / file.name
-    copy.write_bytes(file.read_bytes())
-    return str(copy)
+    folder = Path(tempfile.mkdtemp(prefix="vtp_jax_"))
+    for one in (file, file.parent / SPELLING):
+        if one.exists():
+            (folder / one.name).write_bytes(one.read_bytes())
+    return str(folder / file.name)

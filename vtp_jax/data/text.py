@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import re
 import unicodedata
@@ -41,6 +42,7 @@ FACTS: Mapping[str, Mapping[str, int]] = dict(
     clip=dict(pad_id=0, cls_id=49_406, sep_id=49_407, vocab_size=49_408),
 )
 ALPHABETS = "\u0530"  # the end of Latin, Greek and Cyrillic letters
+SPELLING = "tokenizer_config.json"  # beside a BERT's vocabulary
 HF_SPELLING = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 LINE, RESERVED = 4192, "\u2585"  # bytes of a line, and a character, that SentencePiece stops at
 CLIP_MERGES = 48_894  # lines of the file after the first; CLIP does not use the rest
@@ -56,6 +58,7 @@ class Tokenizer(NamedTuple):
     count:  captions -> the tokens that each has when none is cut, "b", with [CLS] and [SEP]
     facts:  vocab_size, pad_id, cls_id, sep_id; except for CLIP's, also unk_id and mask_id
     file:   the content of its file
+    beside: files that belong beside it, by name
     """
 
     encode: Callable[[Sequence[str], int], Encoding]
@@ -64,6 +67,7 @@ class Tokenizer(NamedTuple):
     count: Callable[[Sequence[str]], Int[np.ndarray, "b"]]
     facts: Mapping[str, int]
     file: bytes = b""
+    beside: Mapping[str, bytes] = {}
 
 
 def expected(kind: str, vocab_size: int | None = None) -> dict[str, int]:
@@ -118,14 +122,15 @@ def load_wordpiece(path: str | os.PathLike[str]) -> Tokenizer:
         raise UserError(f"no vocabulary '{path}'; text.path must be BERT's vocab.txt")
     vocabulary = [piece for _, piece in lines.each(path)]
     bert = Pieces(models.WordPiece({piece: i for i, piece in enumerate(vocabulary)}, unk_token=UNK))
-    bert.normalizer = normalizers.BertNormalizer(**spelling(vocabulary, path.parent))
+    rules = spelling(vocabulary, path.parent)
+    bert.normalizer = normalizers.BertNormalizer(**rules)
     bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return assemble(
         vocabulary,
         lambda texts: [e.ids for e in bert.encode_batch(list(texts))],
         lambda pieces: " ".join(pieces).replace(" ##", ""),
         str(path),
-    )._replace(file=path.read_bytes())
+    )._replace(file=path.read_bytes(), beside={SPELLING: write_spelling(rules)})
 
 
 def spelling(vocabulary: Sequence[str], folder: Path) -> dict[str, bool]:
@@ -136,7 +141,7 @@ def spelling(vocabulary: Sequence[str], folder: Path) -> dict[str, bool]:
     lowercase = not any(c.isupper() for c in letters)
     plain = all(unicodedata.normalize("NFD", c)[0] == c for c in letters if c.isalpha())
     found = dict(lowercase=lowercase, strip_accents=lowercase and plain, handle_chinese_chars=True)
-    path = folder / "tokenizer_config.json"
+    path = folder / SPELLING
     if path.exists():
         written = lines.read_object(path)
         keys = dict(zip(found, HF_SPELLING, strict=True))
@@ -147,6 +152,12 @@ def spelling(vocabulary: Sequence[str], folder: Path) -> dict[str, bool]:
             raise UserError(f"{path}: {wrong[0]} must be true or false")
         found |= given
     return found
+
+
+def write_spelling(rules: Mapping[str, bool]) -> bytes:
+    """The tokenizer_config.json that `spelling` and Hugging Face read these rules from."""
+    found = dict(zip(HF_SPELLING, rules.values(), strict=True))
+    return json.dumps({"tokenizer_class": "BertTokenizer", **found}, indent=1).encode()
 
 
 def load_clip(path: str | os.PathLike[str]) -> Tokenizer:
