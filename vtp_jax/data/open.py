@@ -323,7 +323,7 @@ def open_given(videos: Sequence[Any], captions: Sequence[str] | None) -> Clips:
 def open_one(source: sources.Source, videos: Sequence[Any], index: int) -> Reader:
     if len(videos) == len(source.clips) and isinstance(videos[index], np.ndarray):
         return Film(source.clips[index], videos[index])
-    return open_file(source, index)
+    return open_file(source, video.Limits(), index)
 
 
 def check_frames(frames: np.ndarray, number: int) -> str:

@@ -68,9 +68,9 @@ def run_threads(
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for start in range(first, stop, rows):
             pixels = np.empty((rows, *shape), np.uint8)
-            found = pool.map(attempt, range(start, start + rows), pixels)
-            codes, clips = zip(*found, strict=True)
-            yield Rows(pixels, np.asarray(codes, np.int32), clips)
+            tried = pool.map(attempt, range(start, start + rows), pixels)
+            codes, clips, faults = zip(*tried, strict=True)
+            yield Rows(pixels, np.asarray(codes, np.int32), clips, faults)
 
 
 def run_tfdata(
