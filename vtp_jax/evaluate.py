@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -41,8 +41,7 @@ def evaluate(
         name: cli.choose("vtp evaluate", "evaluator", name, run.config.evals)
         for name in only or run.config.evals
     }
-    streams = {name: shown(name, stream) for name, stream in run.data.streams.items()}
-    checks = build.evaluators(chosen, run.method, streams, run.mesh)
+    checks = build.evaluators(chosen, run.method, Shown(run.data.streams), run.mesh)
     of = subjects.subjects(run.config, checks, overrides)
     step, found = int(run.state.step), {}
     with sharding.activate(run.mesh):
@@ -58,6 +57,23 @@ def evaluate(
             evaluations.write(workdir, of[name], step, numbers, "vtp evaluate")
             found.update({f"{name}/{key}": value for key, value in numbers.items()})
     return found
+
+
+class Shown(Mapping[str, Stream]):
+    """Streams that are `shown`; each is opened when it is used, so that a set that is absent is
+    missed only by the evaluators that read it."""
+
+    def __init__(self, streams: Mapping[str, Stream]):
+        self.streams = streams
+
+    def __getitem__(self, name: str) -> Stream:
+        return shown(name, self.streams[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.streams)
+
+    def __len__(self) -> int:
+        return len(self.streams)
 
 
 def shown(name: str, stream: Stream) -> Stream:

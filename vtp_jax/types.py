@@ -345,8 +345,9 @@ def fits(value: Any, hint: Any) -> bool:
         deeper = inner[:1] if len(inner) == 1 or inner[1:] == (...,) else ()
         return isinstance(value, (list, tuple)) and all(fits(v, d) for v in value for d in deeper)
     if kind is Mapping:
+        deeper = [d for d in inner[1:] if kind_of(d) or get_args(d)]  # streams open when looked at
         return isinstance(value, Mapping) and all(
-            fits(v, d) for v in value.values() for d in inner[1:]
+            fits(v, d) for d in deeper for v in value.values()
         )
     if isinstance(value, bool):
         return kind is bool
