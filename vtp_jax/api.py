@@ -335,8 +335,9 @@ class Model:
 
 def listed(videos: Any) -> list[Any]:
     """A list of videos, or of the one that is given. Raises UserError if there is none."""
-    one = isinstance(videos, (str, os.PathLike)) or getattr(videos, "ndim", 0) == 4
-    found: list[Any] = [videos] if one else [*videos]
+    if isinstance(videos, (str, os.PathLike)) or getattr(videos, "ndim", 0) == 4:
+        return [videos]
+    found = list(videos)
     if not found:
         raise UserError("no videos; give one at least")
     return found
