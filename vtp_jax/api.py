@@ -204,7 +204,8 @@ class Model:
         hidden as in training; `seed` draws which.
 
         Of each: `video`, the frames that it saw, uint8 (t, h, w, 3); `hidden`, bool (t, h, w);
-        `restored`, uint8 (t, h, w, 3); `words`, or None without a caption.
+        `restored`, uint8 (t, h, w, 3); `interpolated`, uint8 (t, h, w, 3), hidden pixels filled in
+        from visible ones without a net, to compare; `words`, or None without a caption.
         """
         self._need("reconstruct")
         captions = [captions] if isinstance(captions, str) else captions
