@@ -139,6 +139,8 @@ def describe(name: str, params: Params, heads: Mapping[str, int], video: Any, la
         sizes |= dict(vocab_size=len(words["word"]), text_length=len(words["position"]))
     section = dict(name=method, cube=tuple(nets.cube_of(net["patch_embed"])), dtype="float32")
     more = {"classify": dict(classes=len(params["head"]["bias"]))} if task == "classify" else {}
+    if labels and more:
+        labels = hf_folder.fit_labels(labels, more["classify"]["classes"])
     return Found(
         params,
         {**section, **sizes},
