@@ -79,13 +79,13 @@ def pretrain(params: Params, inputs: Arrays, heads: Heads) -> Net:
     draws = draws_of(inputs)
 
     def step(params: Any) -> Any:
-        pixels, target = method.forward(net, params, batch, draws)
+        pixels, target = method.forward(net, recipe, params, batch, draws)
         loss = reconstruction.squared_error(pixels, target, draws.scored).value()
         return loss, dict(pixel_pred=pixels, target=target)
 
     return Net(
         lambda key: method.init(net, recipe, key, nets.spec_of(batch)),
-        lambda params: dict(pixels=method.forward(net, params, batch, draws)[0]),
+        lambda params: dict(pixels=method.forward(net, recipe, params, batch, draws)[0]),
         step,
     )
 
