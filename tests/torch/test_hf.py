@@ -61,14 +61,14 @@ def shapes_of(method: Any) -> Any:
 @pytest.fixture(scope="module")
 def pretraining() -> Kind:
     recipe: Any = dict(size=ENCODER, decoder=DECODER, cube=CUBE, dtype="float32")
-    net, _ = videomae.build(**recipe, mean=MEAN, std=STD)
+    net, made = videomae.build(**recipe, mean=MEAN, std=STD)
     shown = masking.of_dropped(jnp.asarray(MASK), HIDDEN)
     draws = videomae.Draws(shown, shown.drop, jnp.ones(shown.drop.shape, bool))
     batch = dict(video=jnp.asarray(VIDEO), valid=jnp.ones(2, bool))
 
     @jax.jit
     def run(params: Any) -> dict[str, Any]:
-        predicted, target = videomae.forward(net, params, batch, draws)
+        predicted, target = videomae.forward(net, made, params, batch, draws)
         loss = reconstruction.squared_error(predicted, target, draws.scored)
         return dict(logits=predicted, loss=loss.value())
 
