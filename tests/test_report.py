@@ -1,13 +1,14 @@
 """The report needs no other file, escapes its texts, and leaves out absent parts."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
 from vtp_jax import report
-from vtp_jax.run import evaluations
+from vtp_jax.run import evaluations, goodput
 from vtp_jax.run.evaluations import Subject
 from vtp_jax.show import numbers as naming
 from vtp_jax.show import page as pages
@@ -267,6 +268,26 @@ def test_questions_are_not_called_videos(folder):
     text = articles(folder)[2]
     assert "720 questions" in text and "81 with an answer or class outside the list" in text
     assert "videos" not in text
+
+
+def test_the_time_of_training_sums_to_the_whole(folder):
+    """Over two processes, of which the second took steps again that the first had not saved."""
+    none = dict.fromkeys(goodput.PARTS, 0.0)
+    marks = [(0, {**none, "start": 5.0}), (10, {**none, "start": 5.0, "step": 60.0})]
+    first = goodput.Life(
+        1e9, 0, 15, False, {**none, "start": 5.0, "compile": 20.0, "step": 90.0}, marks
+    )
+    second = goodput.Life(1e9 + 200, 10, 20, True, {**none, "step": 60.0}, [(10, none)])
+    lines = (json.dumps(life._asdict()) + "\n" for life in (first, second))
+    (folder / goodput.FILE).write_text("".join(lines))
+    text, page = read(folder)
+    training = page.text.split("Training")[1].split("Wall time")[0]
+    assert "training steps2 min 0 s" in training and "lost" in training
+    assert "in all4 min 20 s" in training and "of 2 processes" in page.text
+    widths = re.findall(
+        r'<i style="width:([\d.]+)%', text.split("Training</h3>")[1].split("</div>")[0]
+    )
+    assert sum(map(float, widths)) == pytest.approx(100, abs=0.01)
 
 
 def test_counts_are_of_the_whole_run(folder):

@@ -31,11 +31,16 @@ RECALL = re.compile(r"(t2v|v2t)_r(\d+)")
 UNKNOWN = "The protocol was not recorded: the run was evaluated by an older version."
 # Numbers that are shown as tiles, and those that they are compared with.
 HEADLINES = ("t2v_r1", "v2t_r1", "top1", "knn1", "f1", "restored_db", "words_right")
-KINDS = dict(
-    data="waiting for data",
-    lost="lost: done again after a restart",
-    between="between two processes",
-)
+PARTS = {  # of run/goodput.py, in words
+    "step": "training steps",
+    "start": "start: lists, restoring, making the state",
+    "compile": "compiling",
+    "data": "waiting for data",
+    "evaluate": "evaluating",
+    "save": "saving",
+    "lost": "lost: steps done again after a restart",
+    "between": "between processes",
+}
 AGAINST = {"knn1": "chance", "restored_db": "interpolated_db"}
 
 
@@ -346,8 +351,14 @@ def gallery(record: Record) -> str:
 def timings(record: Record) -> str:
     """Where the time went: of the training by kind, over all restarts, and of the demo by stage."""
     found = ""
-    if record.goodput:
-        found += "<h3>Training, over all restarts</h3>" + bars(record.goodput, KINDS)
+    if (spent := record.spent) and spent.whole:
+        seconds = {k: spent.parts[k] for k in [*PARTS, *spent.parts] if k in spent.parts}
+        found += "<h3>Training</h3>" + bars(seconds, PARTS, spent.whole)
+        lives = f"{spent.lives} processes" if spent.lives > 1 else "one process"
+        found += (
+            f'<p class="soft">Wall time of {lives}. Goodput, the share of steps that count: '
+            f"{100 * spent.goodput:.1f} %.</p>"
+        )
     stages = {str(k): float(v) for k, v in (record.summary.get("seconds") or {}).items()}
     if stages:
         found += "<h3>Stages</h3>" if found else ""

@@ -69,7 +69,7 @@ class Record(NamedTuple):
     summary: Mapping[str, Any]
     parameters: str
     pictures: Mapping[str, Any]  # pictures/index.json
-    goodput: Mapping[str, float]  # seconds by part (run/goodput.py)
+    spent: goodput.Spent | None  # the wall time of training
     folder: epath.Path
 
     def last(self, key: str) -> tuple[int, float] | None:
@@ -104,7 +104,7 @@ def read(workdir: paths.PathLike) -> Record:
         read_json(folder / "summary.json"),
         text.read_text(encoding="utf-8") if text.exists() else "",
         read_json(folder / "pictures" / "index.json"),
-        spent.parts if (spent := goodput.read(folder)) else {},
+        goodput.read(folder),
         folder,
     )
 
