@@ -18,10 +18,10 @@ from vtp_jax.types import UserError
 EVIL = '<script>alert("x")</script> & <b>'
 TERMS = ("loss", "loss_video", "loss_text", "loss_vtc", "loss_vtm")
 SECTIONS = [
+    "Restored videos",
     "Evaluations",
     "Losses",
     "Evaluations over time",
-    "Restored videos",
     "What captions find",
     "Time",
     "Other curves",

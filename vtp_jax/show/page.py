@@ -30,7 +30,16 @@ COLORS = ("#1f5fbf", "#c2571a", "#2b8a57", "#8a5ab5", "#7a6a2f", "#b0356b")
 RECALL = re.compile(r"(t2v|v2t)_r(\d+)")
 UNKNOWN = "The protocol was not recorded: the run was evaluated by an older version."
 # Numbers that are shown as tiles, and those that they are compared with.
-HEADLINES = ("t2v_r1", "v2t_r1", "top1", "knn1", "f1", "restored_db", "words_right")
+HEADLINES = (
+    "t2v_r1",
+    "v2t_r1",
+    "match_accuracy",
+    "top1",
+    "knn1",
+    "f1",
+    "restored_db",
+    "words_right",
+)
 PARTS = {  # of run/goodput.py, in words
     "step": "training steps",
     "start": "start: lists, restoring, making the state",
@@ -47,18 +56,21 @@ AGAINST = {"knn1": "chance", "restored_db": "interpolated_db"}
 def page(record: Record, label: str) -> str:
     """The whole document. label: a word or two next to the title."""
     name = title_of(record.config)
+    first, others = reconstructions(record)
     sections = {
+        "Restored videos": first,
         "Evaluations": evaluation_tables(record),
         "Losses": loss_curves(record),
         "Evaluations over time": evaluation_curves(record),
-        "Restored videos": reconstructions(record),
+        "More restored videos": others,
         "What captions find": gallery(record),
         "Time": timings(record),
         "Other curves": other_curves(record),
         "Settings": settings(record),
     }
     folder = paths.absolute(record.folder).name
-    absent = [title for title, body in sections.items() if not body]
+    optional = {"More restored videos"}  # than the first
+    absent = [title for title, body in sections.items() if not body and title not in optional]
     body = "".join(
         f'<section id="{slug(title)}"><h2>{escape(title)}</h2>{text}</section>'
         for title, text in sections.items()
@@ -304,8 +316,9 @@ def in_units(one: Series, name: str) -> Points:
     return [(step, scale * value) for step, value in one.curve(name)]
 
 
-def reconstructions(record: Record) -> str:
-    """Storyboards and animations, with the statistics used to make them."""
+def reconstructions(record: Record) -> tuple[str, str]:
+    """Storyboards and animations, with the statistics used to make them: of the first clip, with
+    which the report opens, and of the others."""
     figures = []
     for one in record.pictures.get("reconstructions", []):
         board, moving = picture(record, one["picture"]), picture(record, one["animation"])
@@ -317,11 +330,11 @@ def reconstructions(record: Record) -> str:
             f"<figcaption>{escape(text)}</figcaption></figure>"
         )
     if not figures:
-        return ""
+        return "", ""
     note = (
         f"{drawn(record)}Statistics: {record.pictures['statistics']} ({record.pictures['note']})."
     )
-    return f'<p class="soft">{escape(note)}</p>' + "".join(figures)
+    return f'<p class="soft">{escape(note)}</p>{figures[0]}', "".join(figures[1:])
 
 
 def drawn(record: Record) -> str:
