@@ -197,6 +197,7 @@ def start(workdir, steps):
     """A process that trains on one device; what it prints as errors goes to WORKDIR.txt."""
     command = [sys.executable, "-m", "vtp_jax.train", "--config", CONFIG, "--workdir", str(workdir)]
     changes = dict(steps=steps, batch=8, checkpoint__every=10, log__every=1)
+    changes |= dict(optim__lr__steps=12, optim__lr__warmup=4)  # or they would follow `steps`
     command += [f"--config.{name.replace('__', '.')}={x}" for name, x in changes.items()]
     command += [CONTRAST, "--config.evals={}", "--config.data.evals={}"]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
