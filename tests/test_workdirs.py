@@ -43,7 +43,7 @@ def tour(workdir, cfg, monkeypatch):
     assert (trained.by, evaluated.by) == ("training", "vtp evaluate")
     assert trained.numbers == pytest.approx(evaluated.numbers, rel=1e-5, nan_ok=True)
     assert trained.checkpoint == "checkpoints/6" and last["train/loss"]
-    assert "between two processes" in (folder / "report.html").read_text()
+    assert "between processes" in (folder / "report.html").read_text()
     assert checkpoint.find_step(workdir) == 6
     spent = goodput.read(workdir)
     assert spent.lives == 2 and spent.parts["lost"] == 0 < spent.goodput < 1

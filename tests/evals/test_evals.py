@@ -132,7 +132,7 @@ def test_a_methods_own_error_is_not_reported_as_the_streams():
     def loss(params, extra, batch, rng):
         return params["gone"]
 
-    with pytest.raises(KeyError, match="gone"):
+    with pytest.raises(UserError, match=r"config.evals.a: KeyError: 'gone' \(.*, line \d+\)"):
         make("mean", dict(loss=loss), streams(), SHAPES)
 
 
