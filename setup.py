@@ -34,6 +34,9 @@ CORE = [
 TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 BEAM = ["apache-beam>=2.77"]  # `prepare shards --runner beam`
 
+# The page of `vtp serve`; everything else runs without it.
+SERVE = ["gradio>=6.0"]
+
 # Configs are data that the loader finds by name (vtp_jax/setup/shipped.py), and `vtp launch` runs
 # the launchers: both install below vtp_jax and not as top-level packages of their own.
 CONFIGS = Path(__file__).with_name("configs")
@@ -58,6 +61,7 @@ setup(
         "tpu": ["jax[tpu]"],
         # To write .pth files, and for the tests that hold our nets against PyTorch's.
         "torch": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.8"],
+        "serve": SERVE,
         "tfds": TFDS,
         "beam": BEAM,
         # Workdirs in a bucket. Orbax lists one with Google's clients; etils uses TensorFlow's, or

@@ -22,6 +22,7 @@ ENTRIES = dict(
     bench="bench",
     parity="parity",
     demo="demo",
+    serve="serve",
     launch="launch.__main__",
 )
 
