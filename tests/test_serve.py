@@ -1,4 +1,4 @@
-"""The page of a net: what its parts show; it is tried in a browser by hand (docs/python.md)."""
+"""The page of a net: what its parts show."""
 
 import sys
 
@@ -32,6 +32,23 @@ def test_words_find_pictures_and_a_video_is_restored(moved):
     board, bare = (serve.restore(net, films[0], text) for text in ("a disc", ""))
     assert board.height > bare.height  # the words
     assert serve.own_videos(net) == []  # its evaluation set is gone
+
+
+def test_the_page_shows_what_the_net_can_do_and_says_what_is_missing(moved):
+    gradio = pytest.importorskip("gradio", reason="the extra `serve`")
+    net = vtp_jax.load(moved.workdir)
+    film = str(moved.films / "0.mp4")
+    called = {
+        one.api_name: one.fn for one in serve.page(net, net.index(film)).fns.values() if one.fn
+    }
+    assert set(called) >= {"search", "restore"}
+    assert len(called["search"]("a disc")) == 1
+    assert called["restore"](film, "a disc").width > 0
+    for name, given in dict(search=("",), restore=(None, "a disc")).items():
+        with pytest.raises(gradio.Error):
+            called[name](*given)
+    bare = serve.page(net, None)
+    assert "search" not in {one.api_name for one in bare.fns.values()}
 
 
 def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, moved):
