@@ -171,3 +171,11 @@ def test_a_plain_file_is_as_it_is(name):
     tensors, _, _ = small.tensors_of(name)
     found, prefix = formats.below(FORMATS[name], tensors)
     assert found.keys() == tensors.keys() and prefix == ""
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixels", None])
+def test_a_hugging_face_folder_has_the_targets_of_its_run(target):
+    """Or transformers would compute another loss."""
+    sections = {} if target is None else dict(method=dict(target=target))
+    config = export.hf_config(source_of("videomae", sections=sections), "hf_videomae")
+    assert config["norm_pix_loss"] == (target != "pixels")

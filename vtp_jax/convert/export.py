@@ -182,7 +182,9 @@ def hf_config(source: Source, name: str) -> dict[str, Any]:
         **sizes_of(source, base), frames=frames, side=side, cube=nets.cube_of(base["patch_embed"])
     )
     if not classifies:
-        return hf_folder.pretraining_config(**common)
+        method = source.sections.get("method", {})
+        normalised = method.get("target", "normalised") == "normalised"
+        return hf_folder.pretraining_config(**common, normalised=normalised)
     labels = hf_folder.fit_labels(source.labels, len(source.params["head"]["bias"]))
     return hf_folder.classification_config(labels=labels, **common)
 

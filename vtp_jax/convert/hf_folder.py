@@ -26,14 +26,21 @@ DEFAULTS: Mapping[str, Any] = dict(
 
 
 def pretraining_config(
-    *, encoder: Size, decoder: Size, frames: int, side: int, cube: Sequence[int]
+    *,
+    encoder: Size,
+    decoder: Size,
+    frames: int,
+    side: int,
+    cube: Sequence[int],
+    normalised: bool = True,
 ) -> dict[str, Any]:
-    """config.json of `VideoMAEForPreTraining`. side: of a frame, in pixels; cube: t, h, w."""
+    """config.json of `VideoMAEForPreTraining`. side: of a frame, in pixels; cube: t, h, w;
+    normalised: whether its targets are, cube by cube."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     return dict(
         _config(PRETRAINING, encoder, frames, side, cube),
         use_mean_pooling=False,  # there is a norm after the encoder
-        norm_pix_loss=True,
+        norm_pix_loss=normalised,
         **{f"decoder_{name}": n for name, n in zip(names, decoder, strict=True)},
     )
 
