@@ -163,7 +163,7 @@ def test_the_chosen_statistics_are_drawn(statistics):
     )
 
 
-def test_predicted_pixels_are_drawn_without_statistics():
+def test_predicted_pixels_are_drawn_without_statistics(monkeypatch):
     run = run_of()
     normalised = run.method.encode["reconstruct"]
 
@@ -174,6 +174,8 @@ def test_predicted_pixels_are_drawn_without_statistics():
     run.method.encode["reconstruct"] = pixels
     clip = pictures.restore(run, run.data.streams["val"], 3)[2]
     assert clip.statistics == "none" and np.all(clip.restored[clip.hidden] == 255 - 3)
+    monkeypatch.setattr(pictures.draw, "storyboard", lambda clip, note, title: note)
+    assert pictures.storyboard(clip) == pictures.STATISTICS["none"]
     with pytest.raises(UserError, match="statistics 'true'.*there are only none"):
         pictures.restore(run, run.data.streams["val"], 3, "true")
 

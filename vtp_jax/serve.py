@@ -63,7 +63,7 @@ def find(model: api.Model, index: api.Index, text: str) -> list[tuple[Image.Imag
 def restore(model: api.Model, path: str, caption: str) -> Image.Image:
     """What the net restores of a video, and of its caption if there is one."""
     (made,) = model.reconstruct(path, caption or "")
-    return draw.storyboard(made, pictures.STATISTICS[made.statistics])
+    return pictures.storyboard(made)
 
 
 def page(model: api.Model, index: api.Index | None) -> Any:

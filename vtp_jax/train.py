@@ -24,7 +24,7 @@ from vtp_jax.data import kept
 from vtp_jax.run import boards, checkpoint, evaluations, goodput, metrics, paths, sharding, stop
 from vtp_jax.run.step import Compiled, Numbers, check_step, jit_step
 from vtp_jax.setup import build, cli, config, hosts, subjects
-from vtp_jax.show import draw, pictures
+from vtp_jax.show import pictures
 from vtp_jax.types import UserError, at_least
 
 
@@ -157,7 +157,7 @@ def write_config(folder: epath.Path, cfg: config.Config, parts: build.Parts) -> 
 
 
 def storyboards(run: build.Run, count: int) -> dict[str, np.ndarray]:
-    """The first clips of the first evaluation stream as the net restores them: images by name. None
+    """The first clips of the first evaluation stream as the net restores them: images by name, none
     if it restores none; a single process can draw."""
     streams = [stream for name, stream in run.data.streams.items() if "/" not in name]
     if not (count and streams and "reconstruct" in run.method.encode and jax.process_count() == 1):
@@ -167,8 +167,7 @@ def storyboards(run: build.Run, count: int) -> dict[str, np.ndarray]:
     except (KeyError, UserError) as error:  # a stream without captions, for instance
         logging.warning("no pictures of restored clips on the boards: %s", error)
         return {}
-    note = pictures.STATISTICS["visible"]
-    drawn = [draw.storyboard(clip, note, f"clip {clip.id}") for clip in clips]
+    drawn = (pictures.storyboard(clip, f"clip {clip.id}") for clip in clips)
     return {f"restored/{n}": np.asarray(image) for n, image in enumerate(drawn)}
 
 

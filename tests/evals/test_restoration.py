@@ -81,7 +81,7 @@ def test_a_method_that_hides_nothing_is_an_error():
 
 
 def test_normalised_cubes_get_no_statistics_of_hidden_ones():
-    assert restoration.pick({"true": 1, "visible": 2, "normalised": 3}) == 2
+    assert restoration.blind({"true": 1, "visible": 2, "normalised": 3}) == "visible"
 
 
 def test_interpolation_is_exact_on_planes_and_keeps_what_is_visible():

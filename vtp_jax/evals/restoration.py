@@ -63,9 +63,10 @@ def make(
                 hidden, true = row["hidden"], row["video"]
                 if not hidden.any():
                     raise UserError("restoration: the method hides nothing (its mask ratio is 0)")
-                clips = {"restored_db": pick(row["restored"])}
+                kind = blind(row["restored"])
+                clips = {"restored_db": row["restored"][kind]}
                 if "restored_alone" in row:
-                    clips["restored_db_without_caption"] = pick(row["restored_alone"])
+                    clips["restored_db_without_caption"] = row["restored_alone"][kind]
                 clips["interpolated_db"] = interpolate(true, hidden)
                 for name, clip in clips.items():
                     psnr.setdefault(name, []).append(decibels(clip[hidden], true[hidden]))
@@ -89,9 +90,9 @@ def make(
     return Evaluator(run, protocol)
 
 
-def pick(restored: Mapping[str, Any]) -> Any:
-    """The reconstruction that uses no statistics of hidden cubes."""
-    return restored["none"] if "none" in restored else restored["visible"]
+def blind(restored: Mapping[str, Any]) -> str:
+    """The name of the reconstruction that uses no statistics of hidden cubes."""
+    return "none" if "none" in restored else "visible"
 
 
 def decibels(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "n c"]) -> float:

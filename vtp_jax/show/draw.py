@@ -11,6 +11,8 @@ from etils import epath
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from vtp_jax.evals.restoration import decibels
+
 INK, SOFT, PAPER = "#1c2024", "#5d666f", "#ffffff"
 RIGHT, WRONG, HIDDEN = "#12722f", "#c0271d", "#e6e9ed"
 CELL = 128  # pixels: small frames are enlarged to about this side, large ones shrunk to it
@@ -70,8 +72,7 @@ def strips(clip: Restored) -> dict[str, UInt8[np.ndarray, "t h w c"]]:
 
 def psnr(video: UInt8[np.ndarray, "t h w c"], clip: Restored) -> float:
     """The PSNR of the clip's hidden pixels, in dB, at most 99.9."""
-    error = video[clip.hidden].astype(float) - clip.video[clip.hidden]
-    return min(float(-20 * np.log10(np.sqrt(np.mean(error**2)) / 255 + 1e-12)), 99.9)
+    return min(decibels(video[clip.hidden] / 255, clip.video[clip.hidden] / 255), 99.9)
 
 
 def hatch(h: int, w: int) -> UInt8[np.ndarray, "h w"]:

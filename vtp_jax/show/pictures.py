@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from PIL import Image
 
 from vtp_jax import evals
 from vtp_jax.evals import restoration, retrieval
@@ -52,7 +53,7 @@ def restore(
             placed = sharding.put(batch, run.mesh)
             made = jax.device_get(reconstruct(run.state.params, run.state.extra, placed, key))
         kinds = made["restored"]
-        kind = statistics or ("none" if "none" in kinds else "visible")
+        kind = statistics or restoration.blind(kinds)
         if kind not in kinds:
             known = ", ".join(sorted(kinds))
             raise UserError(f"statistics '{kind}': with the run's target there are only {known}")
@@ -93,6 +94,11 @@ def words_of(
         [predicted[i] for i in shown],
         [bool(text_hidden[i]) for i in shown],
     )
+
+
+def storyboard(clip: Restored, title: str = "") -> Image.Image:
+    """The storyboard of a clip, with a note on the statistics that were used."""
+    return draw.storyboard(clip, STATISTICS[clip.statistics], title)
 
 
 def first_rows(stream: Stream, count: int) -> dict[str, np.ndarray]:
@@ -217,7 +223,7 @@ def write(
     for n, clip in enumerate(restored):
         title = Path(titles[clip.id]).name if titles else f"video {clip.id}"
         names = dict(picture=f"restored_{n:02}.png", animation=f"restored_{n:02}.webp")
-        draw.save(draw.storyboard(clip, STATISTICS[used], title), out / names["picture"])
+        draw.save(storyboard(clip, title), out / names["picture"])
         draw.save_animation(draw.animation(clip, STATISTICS[used]), out / names["animation"])
         words = clip.words
         index["reconstructions"].append(
