@@ -93,14 +93,17 @@ def read(workdir: paths.PathLike) -> Record:
                 curves.setdefault(key, []).append((line["step"], float(value)))
     curves = {k: in_all(p) if k.startswith("data/") else p for k, p in curves.items()}
     found = [*evaluations.read(folder), *of_older_runs(folder, lines)]
-    valid = [one for one in found if not is_replaced(one, lines)]
+    trained = [line for line in lines if "train/loss" in line]
+    times = [line["time"] for line in trained]
+    valid = [one for one in found if not is_replaced(one, trained, times)]
+    config = read_json(folder / "config.json")
     text = folder / "parameters.txt"
     return Record(
         curves,
         in_series(of_training_once(valid)),
         len(found) - len(valid),
-        count_steps(folder),
-        read_json(folder / "config.json"),
+        steps_of(folder, config, lines),
+        config,
         read_json(folder / "summary.json"),
         text.read_text(encoding="utf-8") if text.exists() else "",
         read_json(folder / "pictures" / "index.json"),
@@ -112,10 +115,17 @@ def read(workdir: paths.PathLike) -> Record:
 def count_steps(workdir: paths.PathLike) -> Steps:
     """How far the run in a folder is, by its config, its metrics and its checkpoints."""
     folder = paths.path(workdir)
-    asked = read_json(folder / "config.json").get("steps")
+    return steps_of(folder, read_json(folder / "config.json"), read_lines(folder))
+
+
+def steps_of(
+    folder: epath.Path, config: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]
+) -> Steps:
+    """As `count_steps`, of files that have been read."""
+    asked = config.get("steps")
     names = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
     kept = [int(name) for name in names]
-    logged = [int(line["step"]) for line in read_lines(folder) if "train/loss" in line]
+    logged = [int(line["step"]) for line in lines if "train/loss" in line]
     reached = [*logged[-1:], *kept]
     return Steps(max(reached) if reached else None, asked, max(kept) if kept else None)
 
@@ -190,11 +200,13 @@ def of_training_once(found: Sequence[Evaluation]) -> list[Evaluation]:
     ]
 
 
-def is_replaced(one: Evaluation, lines: Sequence[Mapping[str, Any]]) -> bool:
+def is_replaced(
+    one: Evaluation, trained: Sequence[Mapping[str, Any]], times: Sequence[float]
+) -> bool:
     """Whether training took a step before that of the evaluation after it was made: it had gone
-    back to an older checkpoint. Lines of metrics.jsonl are in the order of steps and of time."""
-    trained = [line for line in lines if "train/loss" in line]
-    later = bisect.bisect_right([line["time"] for line in trained], one.time)
+    back to an older checkpoint. trained: the lines of training in metrics.jsonl, which are in the
+    order of steps and of time; times: theirs."""
+    later = bisect.bisect_right(times, one.time)
     return later < len(trained) and trained[later]["step"] < one.step
 
 
