@@ -123,7 +123,7 @@ def read(plan: Plan, split: str, index: int) -> UInt8[np.ndarray, "t h w c"]:
     return render(scene, generator(plan.seed, split, index, 1), plan.side, plan.frames)
 
 
-SCENES = Corpus("scenes 1", HELD_OUT, describe, read)
+SCENES = Corpus("scenes 1", HELD_OUT, Scene._fields, describe, read)
 
 
 def render(

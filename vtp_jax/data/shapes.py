@@ -136,12 +136,14 @@ class Corpus(NamedTuple):
 
     name:     in its manifest; another name is another corpus
     held_out: upper bound of clips in `val`
-    describe: (seed, split, index) -> the attributes of a clip, a NamedTuple, and its caption
+    fields:   the names of a clip's attributes
+    describe: (seed, split, index) -> the attributes of a clip, and its caption
     read:     (plan, split, index) -> its frames, uint8 RGB "t h w c", before any compression
     """
 
     name: str
     held_out: int
+    fields: tuple[str, ...]
     describe: Callable[[int, str, int], tuple[Any, str]]
     read: Callable[[Plan, str, int], UInt8[np.ndarray, "t h w c"]]
 
@@ -230,7 +232,7 @@ def say(rng: np.random.Generator, attributes: Attributes, name: str) -> str:
     return word[1] if name == "motion" else word
 
 
-MOVING = Corpus("moving shapes 1", HELD_OUT, describe, read)
+MOVING = Corpus("moving shapes 1", HELD_OUT, Attributes._fields, describe, read)
 
 
 def write(
@@ -276,10 +278,9 @@ def write_clips(out: Path, plan: Plan, corpus: Corpus, jobs: Iterable[tuple[str,
 def write_table(path: Path, plan: Plan, corpus: Corpus, split: str) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
+        table.writerow(["path", "caption", *corpus.fields])
         for index in range(clip_count(plan, split)):
             attributes, caption = corpus.describe(plan.seed, split, index)
-            if not index:
-                table.writerow(["path", "caption", *attributes._fields])
             table.writerow([clip_path(split, index), caption, *attributes])
 
 
