@@ -63,14 +63,14 @@ def start(
     if jax.process_index():
         return []
     folder = paths.path(workdir)
-    found: list[Board] = [one for one in [tensorboard(folder / "tensorboard", step)] if one]
+    found: list[Board] = []
+    if (board := tensorboard(folder / "tensorboard", step)) is not None:
+        found.append(board)
     if wandb is not None:
         found.append(Wandb(folder, wandb))
-    if step == 0 or wandb is not None:
-        settings = dict(flat(config))
-        for board in found:
-            if step == 0 or isinstance(board, Wandb):
-                board.write_hparams(settings)
+    for board in found:
+        if step == 0 or isinstance(board, Wandb):
+            board.write_hparams(dict(flat(config)))
     return found
 
 

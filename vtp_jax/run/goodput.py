@@ -24,12 +24,7 @@ FILE = "goodput.jsonl"
 # data: waiting for a batch, while the device may still be busy with earlier steps
 # save: until the state is copied, and at the end until it is written
 PARTS: Sequence[str] = ("start", "compile", "data", "step", "evaluate", "save")
-REDONE: Sequence[str] = (
-    "data",
-    "step",
-    "evaluate",
-    "save",
-)  # what a life repeats that an earlier one has done
+REDONE: Sequence[str] = PARTS[2:]  # what a life repeats that an earlier one has done
 
 
 class Life(NamedTuple):
