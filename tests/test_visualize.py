@@ -15,7 +15,7 @@ from tests.configs import blank
 from vtp_jax import visualize
 from vtp_jax.run import sharding
 from vtp_jax.setup import build
-from vtp_jax.show import pictures
+from vtp_jax.show import draw, pictures
 from vtp_jax.show.draw import Answer, Words
 from vtp_jax.types import Data, Method, State, Stream, UserError
 
@@ -163,7 +163,7 @@ def test_the_chosen_statistics_are_drawn(statistics):
     )
 
 
-def test_predicted_pixels_are_drawn_without_statistics(monkeypatch):
+def test_predicted_pixels_are_drawn_without_statistics():
     run = run_of()
     normalised = run.method.encode["reconstruct"]
 
@@ -174,8 +174,15 @@ def test_predicted_pixels_are_drawn_without_statistics(monkeypatch):
     run.method.encode["reconstruct"] = pixels
     clip = pictures.restore(run, run.data.streams["val"], 3)[2]
     assert clip.statistics == "none" and np.all(clip.restored[clip.hidden] == 255 - 3)
-    monkeypatch.setattr(pictures.draw, "storyboard", lambda clip, note, title: note)
-    assert pictures.storyboard(clip) == pictures.STATISTICS["none"]
+    own, none, visible = (
+        np.asarray(image)
+        for image in (
+            pictures.storyboard(clip),
+            draw.storyboard(clip, pictures.STATISTICS["none"]),
+            draw.storyboard(clip, pictures.STATISTICS["visible"]),
+        )
+    )
+    assert np.array_equal(own, none) and not np.array_equal(own, visible)
     with pytest.raises(UserError, match="statistics 'true'.*there are only none"):
         pictures.restore(run, run.data.streams["val"], 3, "true")
 

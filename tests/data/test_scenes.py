@@ -86,3 +86,9 @@ def test_a_corpus_is_rendered_once_and_is_not_taken_for_another(tmp_path):
     assert head.split(",") == ["path", "caption", *scenes.Scene._fields] and len(lines) == 2
     assert describe(0, "val", 1)[1] in lines[1]
     assert read(plan, "train", 0).shape == (8, 32, 32, 3)
+
+
+def test_a_table_without_rows_has_its_header(tmp_path):
+    shapes.write(tmp_path, Plan(train=1, val=0, side=32, frames=8), corpus=scenes.SCENES)
+    (head,) = (tmp_path / "val.csv").read_text().splitlines()
+    assert head.split(",") == ["path", "caption", *scenes.Scene._fields]
