@@ -30,10 +30,15 @@ def events_of(folder):
     return found
 
 
-def test_a_resumed_run_goes_on_in_the_same_curve(tmp_path):
-    """Killed at step 5, restored at 3: of steps 4 and 5 only the second values are there."""
+@pytest.mark.parametrize("earlier", [0, 900])
+def test_a_resumed_run_goes_on_in_the_same_curve(tmp_path, monkeypatch, earlier):
+    """Killed at step 5, restored at 3: of steps 4 and 5 only the second values are there. earlier:
+    files of this process, whose number is in their names."""
+    from tensorboard.summary.writer import event_file_writer
     from tensorboard.util.tensor_util import make_ndarray
 
+    number = event_file_writer.AtomicCounter(earlier)
+    monkeypatch.setattr(event_file_writer, "_global_uid", number)
     live(tmp_path, 0, 5)
     time.sleep(1.1)  # files are read in the order of their seconds
     live(tmp_path, 3, 6)

@@ -105,7 +105,8 @@ def purge(folder: epath.Path, step: int) -> None:
     """Tells TensorBoard that what was written after `step` is to be forgotten: the event by which
     it recognises a process that was restarted. The first such event of a folder tells it of no
     restart, and clu writes none: so there are two. It reads the files of a folder by their names,
-    which begin with the time."""
+    which begin with the second: the next one is awaited, or what is written now might be read
+    before it is purged, and be gone too."""
     from tensorboard.compat.proto import event_pb2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -115,6 +116,7 @@ def purge(folder: epath.Path, step: int) -> None:
     for _ in range(2):
         writer.add_event(pb.Event(wall_time=time.time(), step=step + 1, session_log=session))
     writer.close()
+    time.sleep(1 - time.time() % 1)
 
 
 class TensorBoard:
