@@ -138,13 +138,16 @@ def render(
     colour, at = RING_COLOURS[scene.ring], (rng.uniform(0.3, 0.8), other)
     ring = draw_thing("ring", "plain", colour, at, RADIUS, x, y)
     start, skin, clip = rng.uniform(*START), pick(rng, SKINS), []
+    before, after = (
+        over(over(ground, lamp, to_unit(LIGHTS[light])), *ring)
+        for light in (scene.before, scene.after)
+    )
     for t in (np.arange(frames) + 0.5) / frames:
-        light = to_unit(LIGHTS[scene.before if t < 0.5 else scene.after])
         dx, dy, scale, seen = move(scene.event, t)
         cover, paint = draw_thing(
             scene.thing, skin, COLOURS[scene.colour], (start + dx, own + dy), RADIUS * scale, x, y
         )
-        clip.append(over(over(over(ground, lamp, light), *ring), seen * cover, paint))
+        clip.append(over(before if t < 0.5 else after, seen * cover, paint))
     return np.clip(255 * np.stack(clip) + 0.5, 0, 255).astype(np.uint8)
 
 

@@ -9,14 +9,16 @@ vary within a combination. Every clip is a function of (seed, split, index).
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import csv
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +101,7 @@ CAPTIONS = {
 HELD_OUT = 200  # combinations that never occur in training
 SPLITS = ("train", "val")
 RATE = 8  # frames per second
+CHUNK = 25  # clips that a process renders at a time
 
 HUES = {name: 30 * i for i, name in enumerate(COLOURS)}  # degrees
 RADII = dict(small=0.145, large=0.255)  # relative to the picture's side
@@ -258,11 +261,16 @@ def write(
     for split in SPLITS:
         (out / split).mkdir(parents=True, exist_ok=True)
     jobs = [(split, i) for split in SPLITS for i in range(clip_count(plan, split))]
-    workers = workers or cores()
+    chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+    # Processes: drawing holds the interpreter's lock. Each takes a second to start.
+    workers = min(workers or cores(), len(chunks) // 4)
     work = functools.partial(write_clips, out, plan, corpus)
-    chunks = [jobs[i : i + 25] for i in range(0, len(jobs), 25)]
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in show_progress(pool.map(work, chunks), len(chunks), "rendering clips"):
+    with contextlib.ExitStack() as stack:
+        each = map
+        if workers > 1:
+            context = multiprocessing.get_context("forkserver")
+            each = stack.enter_context(ProcessPoolExecutor(workers, context)).map
+        for _ in show_progress(iter(each(work, chunks)), len(chunks), "rendering clips"):
             pass
     for split in SPLITS:
         write_table(out / f"{split}.csv", plan, corpus, split)
