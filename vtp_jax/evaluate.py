@@ -9,18 +9,15 @@ to those of other steps and sets: the report shows them all.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
+from vtp_jax import progress
+from vtp_jax.data import pipeline
 from vtp_jax.run import evaluations, metrics, paths, sharding
 from vtp_jax.setup import build, cli, hosts, subjects
 from vtp_jax.types import Batch, Stream, UserError
-
-PATIENCE = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 def evaluate(
@@ -41,7 +38,9 @@ def evaluate(
         name: cli.choose("vtp evaluate", "evaluator", name, run.config.evals)
         for name in only or run.config.evals
     }
-    checks = build.evaluators(chosen, run.method, Shown(run.data.streams), run.mesh)
+    opened = run.data.streams
+    streams = pipeline.Lazy(opened, lambda name: shown(name, opened[name]))
+    checks = build.evaluators(chosen, run.method, streams, run.mesh)
     of = subjects.subjects(run.config, checks, overrides)
     step, found = int(run.state.step), {}
     with sharding.activate(run.mesh):
@@ -59,73 +58,19 @@ def evaluate(
     return found
 
 
-class Shown(Mapping[str, Stream]):
-    """Streams that are `shown`; each is opened when it is used, so that a set that is absent is
-    missed only by the evaluators that read it."""
-
-    def __init__(self, streams: Mapping[str, Stream]):
-        self.streams = streams
-
-    def __getitem__(self, name: str) -> Stream:
-        return shown(name, self.streams[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.streams)
-
-    def __len__(self) -> int:
-        return len(self.streams)
-
-
 def shown(name: str, stream: Stream) -> Stream:
-    """A stream that shows how much of it has been read: a bar on a terminal, else a line every
-    PATIENCE seconds."""
+    """A stream that shows how much of it has been read."""
 
     def batches() -> Iterator[Batch]:
-        with contextlib.ExitStack() as stack:
-            show = (
-                stack.enter_context(bar(name, stream.rows)) if draws() else lines(name, stream.rows)
-            )
-            done = 0
-            for batch in stream.batches():
-                yield batch
-                done += len(batch["valid"]) * jax.process_count()
-                show(min(done, stream.rows))
+        return progress.track(
+            stream.batches(),
+            stream.rows,
+            f"reading '{name}'",
+            "rows",
+            lambda batch: len(batch["valid"]) * jax.process_count(),
+        )
 
-    return stream if jax.process_index() else stream._replace(batches=batches)
-
-
-def draws() -> bool:
-    return metrics.is_terminal(sys.stdout)
-
-
-@contextlib.contextmanager
-def bar(name: str, rows: int) -> Iterator[Callable[[int], None]]:
-    from rich import progress
-
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("rows, left"),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, transient=True) as drawn:
-        task = drawn.add_task(f"reading '{name}'", total=rows)
-        yield lambda done: drawn.update(task, completed=done)
-
-
-def lines(name: str, rows: int) -> Callable[[int], None]:
-    start = last = time.monotonic()
-
-    def show(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PATIENCE and done < rows:
-            left = metrics.duration((now - start) / done * (rows - done))
-            print(f"  {done} of {rows} rows of '{name}', {left} left", flush=True)
-            last = now
-
-    return show
+    return stream._replace(batches=batches)
 
 
 @hosts.together

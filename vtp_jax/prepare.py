@@ -18,16 +18,14 @@ import functools
 import math
 import shlex
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from vtp_jax import lines
+from vtp_jax import lines, progress
 from vtp_jax.data import inputs, processes, scenes, sets, shapes, shards, sources, text, video
 from vtp_jax.data.workers import cores
 from vtp_jax.run import metrics
@@ -35,7 +33,6 @@ from vtp_jax.setup import auto, cli, config
 from vtp_jax.types import UserError, at_least
 
 CORPORA = dict(shapes=shapes.MOVING, scenes=scenes.SCENES)  # moving shapes; the demo's scenes
-EVERY = 10.0  # seconds between plain lines of progress
 INFINITY = float("inf")
 BOUNDS = dict(
     short_side=(16, INFINITY),
@@ -167,7 +164,8 @@ def make_shards(args: argparse.Namespace) -> None:
             processes.run_beam(left, out, form, args.beam)
         else:
             steps = processes.run(left, out, form, workers=args.workers, memory=args.memory)
-            show_progress(steps, sum(task.count for task in left))
+            for _ in progress.track(steps, sum(t.count for t in left), "storing", "videos", int):
+                pass
         print_manifest(out, shards.finish(out))
     flags = f"--config.data.kind=shards --config.data.train.root={shlex.quote(str(out))}"
     needs = f"a config whose data.video.stride is a multiple of {args.every}"
@@ -243,28 +241,6 @@ def plan_shards(args: argparse.Namespace, columns: Mapping[str, str | None]) -> 
     return inputs.plan_files(source._replace(clips=clips), args.per_shard)
 
 
-def show_progress(steps: Iterable[int], total: int) -> None:
-    """Iterates over `steps`, with a bar on a terminal and an occasional plain line elsewhere."""
-    if metrics.is_terminal(sys.stderr):
-        from rich import progress
-        from rich.console import Console
-
-        columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
-        with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-            shown = bar.add_task("videos", total=total)
-            for step in steps:
-                bar.advance(shown, step)
-        return
-    done, start, last = 0, time.monotonic(), -np.inf
-    for step in steps:
-        done, now = done + step, time.monotonic()
-        if done and (now - last >= EVERY or (step and done == total)):
-            last, rate = now, done / max(now - start, 1e-9)
-            eta = metrics.duration(max(total - done, 0) / rate)
-            line = f"{done}/{total} videos  {metrics.number(rate)}/s  eta {eta}\n"
-            sys.stderr.write(line)
-
-
 def print_manifest(out: Path, made: Mapping[str, Any]) -> None:
     size, before = made["bytes"], made["bytes_before"]
     ratio = f", {size / before:.2f} x the videos'" if before else ""
@@ -316,9 +292,8 @@ def check(args: argparse.Namespace) -> None:
     limits = video.WHOLE._replace(pixels=args.pixels)
     with ThreadPoolExecutor(cores()) as pool:
         scanned = pool.map(functools.partial(scan, limits=limits), files)
-        for file, error in zip(
-            files, shapes.show_progress(scanned, len(files), "decoding"), strict=True
-        ):
+        scanned = progress.track(scanned, len(files), "decoding", "videos")
+        for file, error in zip(files, scanned, strict=True):
             causes[error.cause if error else "readable"] += 1
             if error:
                 print(f"{show(file)}: {show(str(error))}")

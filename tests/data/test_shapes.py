@@ -180,8 +180,7 @@ def test_outlines_can_be_distinguished():
 def test_a_corpus_is_written_once_and_completed_if_interrupted(tmp_path, capsys):
     plan = shapes.Plan(train=6, val=3, frames=8, seed=3)
     assert shapes.write(tmp_path, plan, workers=2) is True
-    told = capsys.readouterr().err
-    assert told.endswith("rendering clips: 100 %\n") and "\x1b" not in told
+    assert "\x1b" not in capsys.readouterr().err
     assert json.loads((tmp_path / "manifest.json").read_text())["seed"] == 3
     for split, count in (("train", 6), ("val", 3)):
         with (tmp_path / f"{split}.csv").open() as file:

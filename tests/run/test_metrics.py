@@ -6,8 +6,6 @@ import math
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vtp_jax.run import metrics
 
@@ -139,30 +137,6 @@ def test_a_terminal_gets_a_bar_that_ends_with_the_numbers():
     assert "\x1b[" in text and "[saved] a line above the bar" in text
     assert "step 2/2" in text and "loss 0.250" in text
     assert text.endswith("\x1b[?25h")  # the cursor is shown again
-
-
-@given(st.floats(1e-6, 1e6))
-def test_numbers_keep_three_figures(value):
-    assert math.isclose(float(metrics.number(value)), value, rel_tol=6e-3)
-    assert metrics.number(-value) == "-" + metrics.number(value)
-
-
-@pytest.mark.parametrize(
-    "value, text",
-    [(0, "0"), (512.0, "512"), (3.2149, "3.21"), (6e-4, "0.000600"), (6e-5, "6.00e-05")]
-    + [(12345.6, "12346"), (math.nan, "nan"), (-math.inf, "-inf"), (0.5, "0.500")],
-)
-def test_numbers_are_formatted_by_their_size(value, text):
-    assert metrics.number(value) == text
-
-
-@pytest.mark.parametrize(
-    "seconds, text",
-    [(0.4, "0:00"), (9.0, "0:09"), (59.6, "1:00"), (200.0, "3:20"), (7205.0, "2:00:05")]
-    + [(3600.0 * 52 + 59, "2 d 4 h")],
-)
-def test_durations_are_formatted_by_their_size(seconds, text):
-    assert metrics.duration(seconds) == text
 
 
 def test_a_plain_table_is_aligned():

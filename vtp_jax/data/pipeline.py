@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vtp_jax import lines
@@ -207,22 +207,18 @@ def read_names(file: str, classes: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-class Sets(Mapping[str, Stream]):
-    """The evaluation streams of a config, by name. A set is opened when a stream of it is first
-    used, so that one that is absent is missed only by what needs it."""
+class Lazy(Mapping[str, Stream]):
+    """Evaluation streams by name, each opened when it is first used, so that a set that is absent
+    is missed only by what needs it."""
 
-    def __init__(
-        self, names: Sequence[str], captions: bool, open: Callable[[str], Mapping[str, Stream]]
-    ):
-        self.names = {
-            stream: name
-            for name in names
-            for stream in ((name, f"{name}/captions") if captions else (name,))
-        }
+    def __init__(self, names: Iterable[str], open: Callable[[str], Stream]):
+        self.names = tuple(names)
         self.open = functools.cache(open)
 
     def __getitem__(self, name: str) -> Stream:
-        return self.open(self.names[name])[name]
+        if name not in self.names:
+            raise KeyError(name)
+        return self.open(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -244,6 +240,11 @@ def reopen(
     run = choose_run(kind, data.get("workers"))
     evals = data.get("evals") or {}
 
+    sets = {name: name for name in evals}
+    if words:
+        sets |= {f"{name}/captions": name for name in evals}
+
+    @functools.cache
     def open_one(name: str) -> Mapping[str, Stream]:
         return open_evaluation(name, evals[name], kind, look, words, known.classes, order, run)
 
@@ -260,7 +261,7 @@ def reopen(
         ),
         batches=no_training,
         rows=0,
-        streams=Sets(list(evals), words is not None, open_one),
+        streams=Lazy(sets, lambda name: open_one(sets[name])[name]),
         facts=outline.make_facts(known.words, sum(known.classes.values())),
         decode=decoder(words),
         labels=known.labels,

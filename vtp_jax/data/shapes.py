@@ -16,8 +16,7 @@ import itertools
 import json
 import multiprocessing
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
+from vtp_jax import progress
 from vtp_jax.data.sources import Clip, Source
 from vtp_jax.data.workers import cores
 from vtp_jax.types import UserError
@@ -270,7 +270,7 @@ def write(
         if workers > 1:
             context = multiprocessing.get_context("forkserver")
             each = stack.enter_context(ProcessPoolExecutor(workers, context)).map
-        for _ in show_progress(iter(each(work, chunks)), len(chunks), "rendering clips"):
+        for _ in progress.track(each(work, chunks), len(jobs), "rendering", "clips", int):
             pass
     for split in SPLITS:
         write_table(out / f"{split}.csv", plan, corpus, split)
@@ -278,9 +278,11 @@ def write(
     return True
 
 
-def write_clips(out: Path, plan: Plan, corpus: Corpus, jobs: Iterable[tuple[str, int]]) -> None:
+def write_clips(out: Path, plan: Plan, corpus: Corpus, jobs: Sequence[tuple[str, int]]) -> int:
+    """Writes the clips of `jobs`, and returns their number."""
     for split, index in jobs:
         encode(out / clip_path(split, index), corpus.read(plan, split, index), RATE)
+    return len(jobs)
 
 
 def write_table(path: Path, plan: Plan, corpus: Corpus, split: str) -> None:
@@ -303,20 +305,6 @@ def encode(path: Path, frames: UInt8[np.ndarray, "t h w c"], rate: int) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-
-
-def show_progress(items: Iterator[Any], total: int, what: str) -> Iterator[Any]:
-    """Yields `items`, with a progress bar on a terminal, a few plain lines elsewhere."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(items, what, total, console=Console(stderr=True))
-        return
-    for done, item in enumerate(items, 1):
-        if done == total or done % max(total // 4, 1) == 0:
-            sys.stderr.write(f"{what}: {100 * done // total} %\n")
-        yield item
 
 
 def clip_path(split: str, index: int) -> str:

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from absl import logging
 from etils import epath
 from jaxtyping import UInt8
 
+from vtp_jax.progress import duration, is_terminal, number
 from vtp_jax.run import paths
 from vtp_jax.run.boards import Board
 from vtp_jax.types import Mean
@@ -137,8 +137,8 @@ class Rates(NamedTuple):
     eta: float
 
 
-class Progress:
-    """A live bar on a terminal, plain lines elsewhere; process 0 only.
+class Progress:  # not `progress.track`: its line is the log, with losses, and others go above it
+    """A live bar of a run on a terminal, plain lines elsewhere; process 0 only.
 
     Writes to `out`, a text stream, or to stdout. Call `show` every few steps; rates are measured
     between the last `window` + 1 calls, so the time before the first one, which includes compiling,
@@ -242,26 +242,6 @@ def _line(step: int, steps: int, terms: Mapping[str, Any], rates: Rates) -> str:
     return " | ".join(parts)
 
 
-def number(value: Any) -> str:
-    """A number as text: whole numbers as they are, others with three significant digits."""
-    value = float(value)
-    if not math.isfinite(value):
-        return str(value)
-    if value.is_integer() or abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:#.3g}"
-
-
-def duration(seconds: float) -> str:
-    """0:09, 3:20, 2:00:05, or 3 d 4 h."""
-    whole = round(seconds)
-    minutes, s = divmod(whole, 60)
-    hours, m = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
-
-
 def print_table(
     title: str,
     columns: Sequence[str],
@@ -295,11 +275,3 @@ def print_table(
             for cell, w, r in zip(row, widths, right, strict=True)
         ]
         print("  ".join(aligned).rstrip(), file=file, flush=True)
-
-
-def is_terminal(file: Any) -> bool:
-    """Whether control characters may be written: a terminal that supports them.
-
-    rich's own test is not used, because an environment variable can force it even for files.
-    """
-    return file.isatty() and os.environ.get("TERM") != "dumb"
