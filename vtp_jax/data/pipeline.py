@@ -239,7 +239,6 @@ def reopen(
     order = functools.partial(list_order, data.get("eval_batch") or batch, process)
     run = choose_run(kind, data.get("workers"))
     evals = data.get("evals") or {}
-
     sets = {name: name for name in evals}
     if words:
         sets |= {f"{name}/captions": name for name in evals}

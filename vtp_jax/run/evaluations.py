@@ -6,7 +6,6 @@ training writes one for each of its evaluations, and `vtp evaluate` adds its own
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vtp_jax.run import paths
+from vtp_jax.run import jsonl, paths
 from vtp_jax.types import UserError
 
 FILE = "evaluations.jsonl"
@@ -74,7 +73,7 @@ def write(
         values = {k: v if math.isfinite(v) else None for k, v in made.numbers.items()}
         line = {**subject._asdict(), **made._asdict(), "numbers": values}
         del line["subject"]
-        paths.append(folder / FILE, f"{json.dumps(line)}\n")
+        jsonl.append(folder / FILE, line)
     return made
 
 
@@ -82,20 +81,13 @@ def read(workdir: paths.PathLike) -> list[Evaluation]:
     """The evaluations of a run, in the order of their making, without a last line that was cut off
     by a kill. Raises UserError on a line that is no evaluation."""
     path = paths.path(workdir) / FILE
-    found: list[Evaluation] = []
-    lines = path.read_text().splitlines() if path.exists() else []
-    for number, text in enumerate(lines, 1):
-        try:
-            line = json.loads(text)
-            subject = Subject(**{k: line.pop(k) for k in Subject._fields if k in line})
-            numbers = {
-                k: math.nan if v is None else float(v) for k, v in line.pop("numbers").items()
-            }
-            found.append(Evaluation(subject, numbers=numbers, **line))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path}, line {number} is no evaluation ({error}); delete it"
-            ) from None
+    found, damaged = jsonl.read(path, _evaluation)
+    for line in damaged:
+        raise UserError(f"{path}, line {line.number} is no evaluation ({line.why}); delete it")
     return found
+
+
+def _evaluation(line: dict[str, Any]) -> Evaluation:
+    subject = Subject(**{k: line.pop(k) for k in Subject._fields if k in line})
+    numbers = {k: math.nan if v is None else float(v) for k, v in line.pop("numbers").items()}
+    return Evaluation(subject, numbers=numbers, **line)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from vtp_jax.run import paths
+from vtp_jax.run import jsonl, paths
 
 FILE = "goodput.jsonl"
 # start: from the call of `train` to its loop: reading lists, restoring, making the state
@@ -96,9 +96,7 @@ class Clock:
         self._first = self._done = step
         self._switch("step")
         self._marks = {step: dict(self._seconds)}
-        self._before = self._path.read_text() if self._path.exists() else ""
-        if self._before and not self._before.endswith("\n"):  # cut off by a kill
-            self._before = self._before[: self._before.rfind("\n") + 1]
+        self._before = jsonl.whole(self._path)
         self._write()
 
     @contextlib.contextmanager
@@ -158,15 +156,13 @@ class Clock:
 
 def read(workdir: paths.PathLike) -> Spent | None:
     """What the time of a run was spent on, or None if it has no goodput.jsonl."""
-    path = paths.path(workdir) / FILE
-    if not path.exists():
-        return None
-    lives = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError, TypeError):  # cut off by a kill
-            life = Life(**json.loads(line))
-            lives.append(life._replace(marks=[(step, seconds) for step, seconds in life.marks]))
-    return total(lives)
+    lives, _ = jsonl.read(paths.path(workdir) / FILE, _life)
+    return total(lives) if lives else None
+
+
+def _life(line: dict[str, Any]) -> Life:
+    life = Life(**line)
+    return life._replace(marks=[(step, seconds) for step, seconds in life.marks])
 
 
 def total(lives: list[Life]) -> Spent:

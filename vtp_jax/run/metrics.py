@@ -18,7 +18,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from vtp_jax.progress import duration, is_terminal, number
-from vtp_jax.run import paths
+from vtp_jax.run import jsonl, paths
 from vtp_jax.run.boards import Board
 from vtp_jax.types import Mean
 
@@ -82,36 +82,24 @@ class Writer:
 
 
 def read(path: paths.PathLike) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, without those that a kill or a disk damaged."""
-    return _sort(paths.path(path).read_bytes())[0]
+    """The lines of a `metrics.jsonl`, without those that a kill or a disk damaged; none if there is
+    no file."""
+    return jsonl.read(paths.path(path), _with_step)[0]
 
 
 def _read_and_keep(path: epath.Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; those that are damaged are moved to a file beside it."""
-    if not path.exists():
-        return []
-    lines, damaged = _sort(path.read_bytes())
+    lines, damaged = jsonl.read(path, _with_step)
     if damaged:
         aside = path.with_suffix(".jsonl.damaged")
         before = aside.read_bytes() if aside.exists() else b""
-        aside.write_bytes(before + b"".join(text + b"\n" for text in damaged))
+        aside.write_bytes(before + b"".join(one.text + b"\n" for one in damaged))
         logging.warning("%d damaged lines of %s are kept in %s", len(damaged), path, aside)
     return lines
 
 
-def _sort(data: bytes) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """The lines of a `metrics.jsonl`, and those that are damaged, without a last one that was
-    truncated by a kill."""
-    good, damaged = [], []
-    for text in data.split(b"\n"):
-        try:
-            line = json.loads(text)
-            line["step"] = int(line["step"])
-            good.append(line)
-        except (ValueError, TypeError, KeyError):
-            damaged += [text] if text.strip() else []
-    whole = data.endswith(b"\n") or not damaged or not data.endswith(damaged[-1])
-    return good, damaged if whole else damaged[:-1]
+def _with_step(line: dict[str, Any]) -> dict[str, Any]:
+    return {**line, "step": int(line["step"])}
 
 
 def merge(window: Sequence[Mapping[str, Mean]]) -> dict[str, float]:

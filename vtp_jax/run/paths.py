@@ -68,15 +68,6 @@ def replace(file: epath.Path, text: str) -> None:
     new.replace(file)
 
 
-def append(file: epath.Path, text: str) -> None:
-    """Adds to a file, which is made if it does not exist."""
-    if in_bucket(file):
-        replace(file, (file.read_text() if file.exists() else "") + text)
-        return
-    with file.open("a") as opened:
-        opened.write(text)
-
-
 class Lines:
     """A text file that grows by lines, each written at once.
 

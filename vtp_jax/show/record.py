@@ -84,7 +84,7 @@ def read(workdir: paths.PathLike) -> Record:
     folder = paths.path(workdir)
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'; --workdir is the folder of a run")
-    lines = read_lines(folder)
+    lines = metrics.read(folder / "metrics.jsonl")
     curves: dict[str, Points] = {}
     for line in lines:
         for key, value in line.items():
@@ -115,7 +115,9 @@ def read(workdir: paths.PathLike) -> Record:
 def count_steps(workdir: paths.PathLike) -> Steps:
     """How far the run in a folder is, by its config, its metrics and its checkpoints."""
     folder = paths.path(workdir)
-    return steps_of(folder, read_json(folder / "config.json"), read_lines(folder))
+    return steps_of(
+        folder, read_json(folder / "config.json"), metrics.read(folder / "metrics.jsonl")
+    )
 
 
 def steps_of(
@@ -128,11 +130,6 @@ def steps_of(
     logged = [int(line["step"]) for line in lines if "train/loss" in line]
     reached = [*logged[-1:], *kept]
     return Steps(max(reached) if reached else None, asked, max(kept) if kept else None)
-
-
-def read_lines(folder: epath.Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    return metrics.read(path) if path.exists() else []
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
