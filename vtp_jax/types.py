@@ -218,11 +218,13 @@ class Stream(NamedTuple):
     batches: () -> the batches, all of one structure, the last one padded with `valid=False` rows
     rows:    the number of real rows
     table:   columns on the host, indexed by `id`, such as captions and paths: table["caption"][id]
+    spec:    shapes and dtypes of a global batch; None if only a batch tells them
     """
 
     batches: Callable[[], Iterator[Batch]]
     rows: int
     table: Mapping[str, Any]
+    spec: Spec | None = None
 
 
 def no_counts(step: int) -> Mapping[str, int]:

@@ -9,6 +9,7 @@ from absl import logging
 
 from tests.configs import ROOT, config_files
 from tests.films import ROWS, TEXT, VIDEO, check_equal, from_shards, make, mixed, psnr, take
+from vtp_jax import evals
 from vtp_jax.data import collect, inputs, pipeline, records, shapes, shards, sources, text, workers
 from vtp_jax.setup import config
 from vtp_jax.types import UserError, check_batch
@@ -70,6 +71,35 @@ def test_pieces_of_shards_are_those_of_files(corpus, tmp_path):
     assert a["video"].shape == b["video"].shape and psnr(a["video"], b["video"]) > 28
     with pytest.raises(UserError, match="has 2 captions, but pieces=3"):
         collect.choose_captions(records.Shards(tmp_path / "out")[0], 3, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        dict(text=None),
+        dict(video=dict(VIDEO, views=(2, 1))),
+        dict(evals=dict(val=dict(clips=5, side=32, frames=10, label="colour")), eval_batch=3),
+        dict(
+            train=dict(clips=8, side=32, frames=10, pieces=2),
+            evals=dict(val=dict(clips=5, side=32, frames=10, pieces=2)),
+        ),
+        "files",
+        "shards",
+    ],
+    ids=str,
+)
+def test_evaluation_streams_tell_what_their_batches_are_like(more, corpus, sharded):
+    """So that evaluators are checked without a batch being decoded."""
+    if more == "files":
+        data = make(corpus)
+    elif more == "shards":
+        data = from_shards(sharded, evals=dict(val=dict(root=str(sharded))))
+    else:
+        data = make(**more)
+    told = {name: one.spec for name, one in data.streams.items()}
+    read = {name: one._replace(spec=None) for name, one in data.streams.items()}
+    assert told == {name: evals.structure("mean", read, name) for name in told} != {}
 
 
 def test_each_record_is_read_once_for_a_row(sharded, monkeypatch):

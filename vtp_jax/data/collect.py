@@ -18,6 +18,7 @@ from vtp_jax.data import sources, video
 from vtp_jax.data.look import Drawn, Look, Middle, Pixels
 from vtp_jax.data.open import Clips, Words, known_clips, unknown_clip
 from vtp_jax.data.order import Order, rows_of
+from vtp_jax.data.outline import make_spec
 from vtp_jax.data.workers import Run
 from vtp_jax.types import Batch, Stream, UserError
 
@@ -310,7 +311,9 @@ def stream_videos(
                 valid=codes == GOOD,
             )
 
-    return Stream(batches, count, table)
+    length = words.length if words else 0
+    spec = make_spec(order.batch, shape, pieces=pieces, length=length, labelled=classes > 0)
+    return Stream(batches, count, table, spec)
 
 
 def stream_captions(
@@ -333,7 +336,8 @@ def stream_captions(
                 valid=ranks >= 0,
             )
 
-    return Stream(batches, len(pairs), table)
+    spec = make_spec(order.batch, None, pieces=1, length=words.length, labelled=False)
+    return Stream(batches, len(pairs), table, spec)
 
 
 def make_table(source: sources.Source, known: Sequence[sources.Clip]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ pipeline does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ from absl import logging
 
 from vtp_jax.data import sets, sources
 from vtp_jax.data import text as tokens
-from vtp_jax.data.look import Look
 from vtp_jax.data.open import More, fit, list_parts, open_look, open_set, open_text
 from vtp_jax.types import KEYS, Spec, UserError
 
@@ -49,11 +48,12 @@ def describe(data: Mapping[str, Any], batch: int) -> Outline:
     text = data.get("text") or {}
     if text:
         require("config.data.text", text, "kind", "length")
+    pieces = next(plain_sets(kind, train))[1].get("pieces", 1)
     return Outline(
         make_spec(
             batch,
-            open_look("data.video", data["video"]),
-            pieces=next(plain_sets(kind, train))[1].get("pieces", 1),
+            open_look("data.video", data["video"]).train_shape(pieces),
+            pieces=pieces,
             length=text.get("length", 0),
             labelled=is_labelled(kind, train),
         ),
@@ -70,10 +70,15 @@ def require(where: str, section: Mapping[str, Any], *keys: str) -> None:
         raise UserError(f"{where}: the key '{missing[0]}' is missing")
 
 
-def make_spec(batch: int, look: Look, *, pieces: int, length: int, labelled: bool) -> Spec:
-    """Shapes and dtypes of a global training batch. length: tokens of a text, 0 without text."""
+def make_spec(
+    batch: int, video: Sequence[int] | None, *, pieces: int, length: int, labelled: bool
+) -> Spec:
+    """Shapes and dtypes of a global batch. video: shape of a row's, None without videos; length:
+    tokens of a text, 0 without text."""
     several = () if pieces == 1 else (pieces,)
-    rows = dict(video=look.train_shape(pieces), id=(), valid=())
+    rows: dict[str, tuple[int, ...]] = dict(id=(), valid=())
+    if video is not None:
+        rows["video"] = tuple(video)
     if length:
         rows |= {key: (*several, length) for key in ("text", "text_mask", "maskable")}
     if labelled:

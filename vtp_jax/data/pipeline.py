@@ -113,7 +113,7 @@ def make(
         return alternate.Training(
             spec=outline.make_spec(
                 rows,
-                look,
+                look.train_shape(own.pieces),
                 pieces=own.pieces,
                 length=words.length if words else 0,
                 labelled=classes > 0,
@@ -253,7 +253,7 @@ def reopen(
     return Data(
         spec=outline.make_spec(
             batch,
-            look,
+            look.train_shape(known.pieces),
             pieces=known.pieces,
             length=words.length if words else 0,
             labelled=known.labelled,

@@ -89,8 +89,12 @@ def naming_keys(kind: str, name: str, keys: Iterable[str]) -> Iterator[None]:
 
 
 def structure(kind: str, streams: Mapping[str, Stream], name: str) -> Spec:
-    """Shapes and dtypes of a global batch of a stream, read off its first batch."""
-    first = next(streams[name].batches(), None)
+    """Shapes and dtypes of a global batch of a stream; its first batch is made only if the stream
+    does not tell them."""
+    stream = streams[name]
+    if stream.spec and stream.rows:
+        return stream.spec
+    first = next(stream.batches(), None)
     if first is None:
         raise UserError(f"{kind}: stream '{name}' has no rows; check the data")
     shapes = {k: (len(x) * jax.process_count(), *x.shape[1:]) for k, x in first.items()}
@@ -98,7 +102,7 @@ def structure(kind: str, streams: Mapping[str, Stream], name: str) -> Spec:
 
 
 def checker(state: State, streams: Mapping[str, Stream], mesh: Mesh) -> Check:
-    """The Check for the shapes of a state; it reads one batch of each stream."""
+    """The Check for the shapes of a state; it makes a batch only of streams without a `spec`."""
     known: dict[str, Spec] = {}
 
     def check(kind: str, f: Callable[..., Any], *names: str) -> None:
