@@ -209,15 +209,13 @@ def read_names(file: str, classes: int) -> tuple[str, ...]:
 
 class Lazy(Mapping[str, Stream]):
     """Evaluation streams by name, each opened when it is first used, so that a set that is absent
-    is missed only by what needs it."""
+    is missed only by what needs it. open: raises KeyError on a name that is not in `names`."""
 
     def __init__(self, names: Iterable[str], open: Callable[[str], Stream]):
         self.names = tuple(names)
         self.open = functools.cache(open)
 
     def __getitem__(self, name: str) -> Stream:
-        if name not in self.names:
-            raise KeyError(name)
         return self.open(name)
 
     def __iter__(self) -> Iterator[str]:
