@@ -241,12 +241,12 @@ def test_a_stopped_run_never_looks_finished(folder):
     assert "4 of 2,400 steps. This run is not finished" in page.text
     assert text.index("4 of 2,400 steps") < text.index('class="tile"')
     assert "4 steps: finished" not in page.text
-    assert record.count_steps(folder) == (4, 2400, 4)
+    assert record.read(folder).steps == (4, 2400, 4)
     (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "broken-4")
-    assert record.count_steps(folder) == (4, 2400, None)
+    assert record.read(folder).steps == (4, 2400, None)
     assert "but there is none" in read(folder)[1].text
     (folder / "metrics.jsonl").unlink()
-    assert record.count_steps(folder).done is None and "2,400 steps" not in read(folder)[1].text
+    assert record.read(folder).steps.done is None and "2,400 steps" not in read(folder)[1].text
 
 
 def test_numbers_without_the_other_modality_stand_beside_those_with_it(folder):

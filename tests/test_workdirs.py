@@ -75,7 +75,7 @@ def test_a_save_in_a_bucket_counts_once_it_is_committed(tmp_path, monkeypatch, c
     folder = tmp_path / "mine/run/checkpoints"
     (folder / "3/commit_success.txt").unlink()  # a kill while 3 was written
     (folder / "2/meta.json").write_text("{")
-    assert checkpoint.find_step(workdir) == 1
+    assert checkpoint.steps(workdir) == [1, 2] and checkpoint.find_step(workdir) == 1
     (tmp_path / "mine/run/lock").write_text("process 7 on there")
     with checkpoint.Checkpoints(workdir, every=1, keep=9) as saved:
         assert "process 7 on there has not ended in order" in caplog.text

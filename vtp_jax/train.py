@@ -85,7 +85,7 @@ def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
         # saved step has its numbers, and a state outlives its evaluation; a run that ended in
         # between evaluates first.
         put = functools.partial(sharding.put, mesh=mesh)
-        batches = stack.enter_context(sharding.prefetch(data.batches(first), put))
+        batches = stack.enter_context(sharding.Prefetch(data.batches(first), put))
         shown = boards.start(folder, first, cfg._asdict(), log.wandb)
         writer = stack.enter_context(metrics.Writer(folder, first, shown))
         progress = stack.enter_context(metrics.Progress(cfg.steps, rows=cfg.batch))

@@ -87,7 +87,7 @@ def broken_train(root, **more):
 def test_counts_are_exact_for_the_batches_that_were_used(broken):
     """However far ahead batches are made; and each name is in the log once."""
     data = make(broken, train=broken_train(broken), max_failed=1.0)
-    batches, seen, failed = sharding.prefetch(data.batches(2), lambda batch: batch), 0, {}
+    batches, seen, failed = sharding.Prefetch(data.batches(2), lambda batch: batch), 0, {}
     for step in range(2, 10):
         batch = next(batches)
         seen += 4

@@ -188,7 +188,7 @@ def test_rows_are_split_over_data_and_fsdp():
 
 
 def test_prefetch_keeps_order_and_ends():
-    with sharding.prefetch(iter(range(20)), lambda i: i * i) as items:
+    with sharding.Prefetch(iter(range(20)), lambda i: i * i) as items:
         assert list(items) == [i * i for i in range(20)]
         assert list(items) == []
 
@@ -198,7 +198,7 @@ def test_prefetch_raises_an_error_in_its_place():
         yield 1
         raise OSError("the disk is gone")
 
-    items = sharding.prefetch(source(), lambda i: i)
+    items = sharding.Prefetch(source(), lambda i: i)
     assert next(items) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(items)
@@ -206,7 +206,7 @@ def test_prefetch_raises_an_error_in_its_place():
         next(items)
 
     with pytest.raises(ZeroDivisionError):
-        next(sharding.prefetch(iter([0]), lambda i: 1 // i))
+        next(sharding.Prefetch(iter([0]), lambda i: 1 // i))
 
 
 def test_prefetch_works_ahead_by_its_depth_and_no_further():
@@ -218,7 +218,7 @@ def test_prefetch_works_ahead_by_its_depth_and_no_further():
             third.set()
         return i
 
-    with sharding.prefetch(iter(range(100)), put, depth=2) as items:
+    with sharding.Prefetch(iter(range(100)), put, depth=2) as items:
         assert next(items) == 0
         assert third.wait(20)
         time.sleep(0.05)
@@ -236,7 +236,7 @@ def test_prefetch_stops_and_closes_its_source():
             closed.set()
 
     before = threading.active_count()
-    with sharding.prefetch(source(), lambda i: i) as items:
+    with sharding.Prefetch(source(), lambda i: i) as items:
         next(items)
     assert closed.wait(20)
     assert threading.active_count() == before
@@ -251,7 +251,7 @@ def test_prefetch_measures_the_waiting_time():
         gate.wait(20)
         yield 1
 
-    with sharding.prefetch(source(), lambda i: i) as items:
+    with sharding.Prefetch(source(), lambda i: i) as items:
         next(items)
         before = items.waited
         threading.Timer(0.2, gate.set).start()
@@ -322,6 +322,6 @@ def test_the_table_lists_shapes_dtypes_shardings_and_rates():
 def test_prefetched_batches_land_on_the_mesh():
     mesh = sharding.make_mesh()
     batches = ({"valid": np.full(8, i % 2 == 0)} for i in range(3))
-    with sharding.prefetch(batches, partial(sharding.put, mesh=mesh)) as items:
+    with sharding.Prefetch(batches, partial(sharding.put, mesh=mesh)) as items:
         seen = [bool(b["valid"].all()) for b in items]
     assert seen == [True, False, True]

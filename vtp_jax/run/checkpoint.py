@@ -234,6 +234,11 @@ class _Retention:
         return [s in kept for s in steps]
 
 
+def steps(workdir: Path) -> list[int]:
+    """The steps whose checkpoints are complete, in ascending order."""
+    return _steps(_folder(workdir))
+
+
 def find_step(workdir: Path, which: int | str = "latest") -> int:
     """The step of an undamaged checkpoint, for evaluation and export.
 
@@ -447,7 +452,6 @@ def _folder(workdir: Path) -> epath.Path:
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    """The steps whose checkpoints are complete, in ascending order."""
     if not folder.exists():
         return []
     found = [p for p in folder.iterdir() if p.name.isdecimal()]

@@ -230,7 +230,8 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
 
 
 class Prefetch(Generic[T]):
-    """Iterates over `put(item)` for the items of an iterator, computed ahead in a thread.
+    """Iterates over `put(item)` for the items of an iterator, computed ahead in a thread: for
+    batches on a mesh, `Prefetch(batches, partial(put, mesh=mesh))`.
 
     At most `depth` results are queued. An exception in the iterator or in `put` is raised in the
     consumer at its place in the order. `waited` is the total time in seconds that the consumer has
@@ -293,11 +294,6 @@ class Prefetch(Generic[T]):
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-def prefetch(iterator: Iterator[Any], put: Callable[[Any], T], depth: int = 2) -> Prefetch[T]:
-    """Starts a `Prefetch`: for batches on a mesh, `prefetch(batches, partial(put, mesh=mesh))`."""
-    return Prefetch(iterator, put, depth)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from vtp_jax.run import evaluations, goodput, metrics, paths
+from vtp_jax.run import checkpoint, evaluations, goodput, metrics, paths
 from vtp_jax.run.evaluations import Evaluation, Subject
 from vtp_jax.types import UserError
 
@@ -112,24 +112,14 @@ def read(workdir: paths.PathLike) -> Record:
     )
 
 
-def count_steps(workdir: paths.PathLike) -> Steps:
-    """How far the run in a folder is, by its config, its metrics and its checkpoints."""
-    folder = paths.path(workdir)
-    return steps_of(
-        folder, read_json(folder / "config.json"), metrics.read(folder / "metrics.jsonl")
-    )
-
-
 def steps_of(
     folder: epath.Path, config: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]
 ) -> Steps:
-    """As `count_steps`, of files that have been read."""
-    asked = config.get("steps")
-    names = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    kept = [int(name) for name in names]
+    """How far the run in a folder is. lines: of metrics.jsonl."""
+    asked, kept = config.get("steps"), checkpoint.steps(folder)
     logged = [int(line["step"]) for line in lines if "train/loss" in line]
     reached = [*logged[-1:], *kept]
-    return Steps(max(reached) if reached else None, asked, max(kept) if kept else None)
+    return Steps(max(reached, default=None), asked, max(kept, default=None))
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
