@@ -6,6 +6,7 @@ import argparse
 import ctypes.util
 import difflib
 import math
+import os
 import posixpath
 import re
 import shlex
@@ -18,6 +19,7 @@ from typing import NamedTuple, NoReturn
 # Exit statuses of training, as in vtp_jax/run/stop.py: a mistake fails again wherever it is
 # started; what asks for a restart has saved, or lost a machine or a neighbour.
 MISTAKE, RESTART = 2, 75
+UNREAD = 141  # the reader of what is printed went away, as in `... --dry-run | head`
 # What a shell reports of a process that a signal killed: a lost machine, or one out of memory.
 KILLED = 128
 PYTHON = ".venv/bin/python"  # relative to the project's folder, wherever that is
@@ -58,6 +60,18 @@ def fail(text: str) -> NoReturn:
     """Ends the launcher for a user's mistake, in one line."""
     sys.stderr.write(f"error: {text}\n")
     sys.exit(MISTAKE)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a launcher's main; a reader of stdout that goes away ends it silently, with UNREAD."""
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from vtp_jax.run import pipes
+
 ENTRIES = dict(
     train="train",
     configs="configs_list",
@@ -67,10 +69,11 @@ def main() -> None:
     """The console command `vtp`."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
-        print("\n".join(overview()))
-        return
+        with pipes.watched():
+            return print("\n".join(overview()))
     if argv[0] == "launch":  # without JAX
-        return load("launch").main(argv[1:])
+        with pipes.watched():
+            return load("launch").main(argv[1:])
     from vtp_jax.setup import cli
 
     cli.run(dispatch, argv)

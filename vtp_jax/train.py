@@ -21,7 +21,17 @@ from etils import epath
 
 from vtp_jax import tree
 from vtp_jax.data import kept
-from vtp_jax.run import boards, checkpoint, evaluations, goodput, metrics, paths, sharding, stop
+from vtp_jax.run import (
+    boards,
+    checkpoint,
+    evaluations,
+    goodput,
+    metrics,
+    paths,
+    pipes,
+    sharding,
+    stop,
+)
 from vtp_jax.run.step import Compiled, Numbers, check_step, jit_step
 from vtp_jax.setup import build, cli, config, hosts, subjects
 from vtp_jax.show import pictures
@@ -237,6 +247,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--config", required=True, help=cli.CONFIG)
     parser.add_argument("--workdir", required=True, help="where the run writes, and resumes from")
     args, overrides = cli.parse(parser, argv)
+    if cli.PRINT not in overrides:
+        pipes.keep(f"the run goes on; its numbers are in {args.workdir}/metrics.jsonl")
     last = train(config.load(args.config, overrides, args.workdir), args.workdir)
     if jax.process_index() == 0:
         metrics.print_table("last numbers", ("name", "value"), list(last.items()))

@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from vtp_jax.run import pipes
+
 
 class Exit(enum.IntEnum):
     """Exit statuses. A run whose steps are not all done never ends with 0.
@@ -27,6 +29,7 @@ class Exit(enum.IntEnum):
                  saved; or a machine, another process or the network failed; or an unexpected error
                  after something new was saved
     INTERRUPTED: stopped by Ctrl-C, and saved
+    UNREAD:      the reader of its output went away, as in `vtp ... | head`; a training goes on
     """
 
     FINISHED = 0
@@ -34,6 +37,7 @@ class Exit(enum.IntEnum):
     MISTAKE = 2
     RESTART = 75
     INTERRUPTED = 130
+    UNREAD = pipes.UNREAD
 
 
 def after_save(error: BaseException) -> None:
@@ -118,4 +122,5 @@ def on_signals() -> Iterator[Stop]:
 
 def _say(text: str) -> None:
     """Writes a line from a signal handler, which may have interrupted a write to sys.stderr."""
-    os.write(2, f"{text}\n".encode())
+    with contextlib.suppress(BrokenPipeError):
+        os.write(2, f"{text}\n".encode())

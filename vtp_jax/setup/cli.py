@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from vtp_jax.run import pipes
 from vtp_jax.run.stop import Exit, Stopped
 from vtp_jax.setup import shipped
 from vtp_jax.types import UserError, check_values
@@ -43,17 +44,19 @@ def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None)
     run/stop.py. With VTP_TRACEBACK=1 in the environment, a mistake's traceback is printed too."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    with pipes.watched():
+        checked(main, list(sys.argv[1:] if argv is None else argv))
+
+
+def checked(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> None:
     try:
-        main(list(sys.argv[1:] if argv is None else argv))
+        main(argv)
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}\n")
         sys.exit(stopped.code)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(Exit.INTERRUPTED)
-    except BrokenPipeError:  # of `vtp ... | head`: nothing reads what is printed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.FAILED)
     except Exception as error:
         if (line := mistake(error)) is None:
             raise

@@ -80,6 +80,10 @@ def together(main: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], 
             return main(argv)
         except Stopped:  # all processes stop at the same step
             raise
+        except SystemExit as ended:  # its output is unread; those of the others may not be
+            if several and ended.code:
+                os._exit(ended.code if isinstance(ended.code, int) else Exit.FAILED)
+            raise
         except Exception as error:
             code = exit_of(error)
             if not several and code != Exit.RESTART:
