@@ -17,7 +17,7 @@ import pytest
 from tests import worn
 from tests.configs import ROOT
 from vtp_jax import train, tree
-from vtp_jax.run import checkpoint, evaluations, metrics
+from vtp_jax.run import checkpoint, evaluations, metrics, stop
 from vtp_jax.run.stop import Exit, Stopped
 from vtp_jax.setup import build, cli, config
 from vtp_jax.types import Mean, Method, Out, UserError
@@ -156,7 +156,8 @@ def test_a_stop_says_what_is_saved_and_how_to_go_on(sent, code, by, tmp_path, mo
 def test_a_run_says_what_it_does_and_shows_its_first_loss_at_once(tmp_path, monkeypatch, capsys):
     cfg = with_one_weight(load(), monkeypatch, one_weight())._replace(evals={}, steps=5)
     train.train(cfg._replace(log=dict(every=4)), tmp_path)
-    begun, compiling, compiled, first, fourth, last = capsys.readouterr().out.splitlines()
+    *parts, begun, compiling, compiled, first, fourth, last = capsys.readouterr().out.splitlines()
+    assert len(parts) == 6 and all(line.endswith(" ...") for line in parts)
     assert "M parameters on 8 cpu devices, JAX" in begun and "step 0 of 5" in begun
     assert compiling == "compiling the training step ..." and compiled.startswith("compiled in ")
     assert first.startswith("step 1: loss 0.")
@@ -164,21 +165,62 @@ def test_a_run_says_what_it_does_and_shows_its_first_loss_at_once(tmp_path, monk
     assert sorted(losses(tmp_path)) == [4, 5]
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "merge", tripped(metrics.merge, lambda: True, signal.SIGINT, 2))
+def test_the_step_is_traced_once(tmp_path, monkeypatch):
+    """By the check before anything compiles, whose trace the loop uses."""
+    method, traced = one_weight(), []
+
+    def loss(*args):
+        traced.append(len(args))
+        return method.loss(*args)
+
+    cfg = with_one_weight(load(), monkeypatch, method._replace(loss=loss))
+    train.train(cfg._replace(evals={}, steps=3), tmp_path)
+    assert len(traced) == 1
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch, capfd):
+    step = itertools.count()
+    tripping = tripped(metrics.merge, lambda: next(step) == 2, signal.SIGINT, 2)
+    monkeypatch.setattr(metrics, "merge", tripping)
     cfg = with_one_weight(load(), monkeypatch, one_weight())._replace(log=dict(every=1))
-    with pytest.raises(KeyboardInterrupt):
-        train.train(cfg, tmp_path)
-    assert not kept(tmp_path)
-
-
-def test_before_the_first_step_there_is_nothing_to_save(tmp_path, monkeypatch, capfd):
-    tripping = tripped(train.write_config, lambda: True, signal.SIGTERM)
-    monkeypatch.setattr(train, "write_config", tripping)
-    cfg = with_one_weight(load(), monkeypatch, one_weight())
     with pytest.raises(SystemExit) as ended:
         train.train(cfg, tmp_path)
-    assert ended.value.code == Exit.RESTART and "before the first step" in capfd.readouterr().err
+    assert ended.value.code == Exit.INTERRUPTED and not kept(tmp_path)
+    assert "goes on from the newest checkpoint" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "sent, code, by",
+    [(signal.SIGTERM, Exit.RESTART, "SIGTERM"), (signal.SIGINT, Exit.INTERRUPTED, "Ctrl-C")],
+)
+def test_before_its_first_step_a_run_ends_at_once_and_says_what_there_is(
+    sent, code, by, tmp_path, monkeypatch, capfd
+):
+    """From the choice of values to the compilation, of a new run and of one that is resumed."""
+    cfg = with_one_weight(load(), monkeypatch, one_weight())
+    cfg = cfg._replace(evals={}, steps=4, log=dict(every=1))
+    monkeypatch.setattr(config, "load", lambda *_: cfg)
+
+    def ends(module, name):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, tripped(getattr(module, name), lambda: True, sent))
+            with pytest.raises(SystemExit) as ended:
+                train.main(["--config", CONFIG, "--workdir", str(tmp_path)])
+        assert ended.value.code == code
+        told = capfd.readouterr().err.splitlines()[-1]
+        assert told.startswith(f"stopped by {by}: ")
+        return told
+
+    for place in ((config, "load"), (build, "prepare"), (checkpoint.Checkpoints, "restore_latest")):
+        assert "nothing new was trained; the same command starts it again" in ends(*place)
+    begun = ((train, "write_config"), (train, "make_state"), (stop, "aside"))
+    for place in begun:
+        assert "no step of 4 is saved; the same command starts it" in ends(*place)
+    train.train(cfg, tmp_path)
+    cfg = cfg._replace(steps=6)
+    for place in (begun[0], begun[2]):
+        assert "saved step 4 of 6; the same command goes on from there" in ends(*place)
+    assert kept(tmp_path) == 4
 
 
 def tripped(function, when, sent, times=1):

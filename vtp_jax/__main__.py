@@ -74,8 +74,11 @@ def main() -> None:
     if argv[0] == "launch":  # without JAX
         with pipes.watched():
             return load("launch").main(argv[1:])
-    from vtp_jax.setup import cli
-
+    try:
+        from vtp_jax.setup import cli
+    except KeyboardInterrupt:  # JAX alone takes a second to import
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)  # stop.Exit.INTERRUPTED
     cli.run(dispatch, argv)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ from vtp_jax.run import (
 from vtp_jax.run.step import Compiled, Numbers, check_step, jit_step
 from vtp_jax.setup import build, cli, config, hosts, subjects
 from vtp_jax.show import pictures
-from vtp_jax.types import UserError, at_least
+from vtp_jax.types import State, UserError, at_least
 
 
 class Log(NamedTuple):
@@ -56,52 +56,71 @@ class Log(NamedTuple):
 def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
     """Trains until `cfg.steps` steps are done; returns the last numbers of training and evaluation.
 
-    Raises stop.Stopped if it is asked to stop before, with its state saved; UserError on a mistake
-    in the config, and when `log.max_skipped` steps in a row were not finite.
+    Raises stop.Stopped if it is asked to stop before, with its state saved, and SystemExit if that
+    is before its first step; UserError on a mistake in the config, and when `log.max_skipped` steps
+    in a row were not finite.
     """
     folder, log = paths.path(workdir), cli.call(Log, "config.log", **cfg.log)
     at_least("config.log", 1, every=log.every)
     spent = goodput.Clock(folder)
-
-    # -- The parts. A mistake in a config is found here, before anything compiles.
-    mesh = build.training_mesh(cfg)
-    data = build.data(cfg.data, batch=cfg.batch, seed=cfg.seed)
-    parts = build.prepare(cfg, data, mesh)
-    checks = build.evaluators(cfg.evals, parts.method, data.streams, mesh, parts.shapes)
-    of = subjects.subjects(cfg, checks)
-    check_step(parts.step, parts.shapes, data.spec)
-    boards.check(log.wandb)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(stop.on_signals())
         stack.enter_context(spent)
+        progress = stack.enter_context(metrics.Progress(cfg.steps, rows=cfg.batch))
+
+        # -- The parts. A mistake in a config is found here, before anything compiles. What is
+        # traced here is not traced again: with the shardings of the loop, on its mesh.
+        mesh = build.training_mesh(cfg)
+        stack.enter_context(sharding.activate(mesh))
+        with progress.doing("opening the data"):
+            data = build.data(cfg.data, batch=cfg.batch, seed=cfg.seed)
+        with progress.doing("tracing the net"):
+            parts = build.prepare(cfg, data, mesh)
+        with progress.doing(f"checking the evaluators: {', '.join(cfg.evals) or 'none'}"):
+            checks = build.evaluators(cfg.evals, parts.method, data.streams, mesh, parts.shapes)
+            of = subjects.subjects(cfg, checks)
+        wanted = sharding.with_shardings(parts.shapes, parts.placed)
+        step = jit_step(parts.step, parts.placed, mesh)
+        with progress.doing("checking the training step"):
+            check_step(step, wanted, sharding.spec_on(data.spec, mesh))
+        boards.check(log.wandb)
+
         # -- The state: restored, or born sharded. Nothing is written before the workdir is locked
         # and its checkpoints are known to fit.
-        stack.enter_context(sharding.activate(mesh))
         options = dict(config=cfg._asdict(), **cfg.checkpoint)
         saved = stack.enter_context(
             cli.call(checkpoint.Checkpoints, "config.checkpoint", workdir, **options)
         )
-        state = saved.restore_latest(sharding.with_shardings(parts.shapes, parts.placed))
+        with progress.doing("looking for a checkpoint"):
+            state = saved.restore_latest(wanted)
+            if state is not None:
+                state = build.with_teachers(state, saved.teachers)
+        first = 0 if state is None else int(state.step)
+        stopping.restored(first, cfg.steps)
         kept.save(folder, data.keep, resumed=state is not None)
         write_config(folder, cfg, parts)
+        put = functools.partial(sharding.put, mesh=mesh)
+        batches = stack.enter_context(sharding.Prefetch(data.batches(first), put))
         if state is None:
-            leaves, saved.teachers = build.warm(cfg.warm_start, cfg.fresh, parts.shapes, folder)
-            state = jax.jit(parts.start, out_shardings=parts.placed)(leaves)
-        else:
-            state = build.with_teachers(state, saved.teachers)
-        first = int(state.step)
+            with progress.doing("making the parameters"):
+                leaves, saved.teachers = build.warm(cfg.warm_start, cfg.fresh, parts.shapes, folder)
+                state = make_state(parts, leaves)
 
         # -- The loop: report, save, evaluate, and only then take the next batch. In this order a
         # saved step has its numbers, and a state outlives its evaluation; a run that ended in
         # between evaluates first.
-        put = functools.partial(sharding.put, mesh=mesh)
-        batches = stack.enter_context(sharding.Prefetch(data.batches(first), put))
         shown = boards.start(folder, first, cfg._asdict(), log.wandb)
         writer = stack.enter_context(metrics.Writer(folder, first, shown))
-        progress = stack.enter_context(metrics.Progress(cfg.steps, rows=cfg.batch))
         stack.enter_context(jax.transfer_guard("disallow"))
-        step = jit_step(parts.step, parts.placed, mesh)
-        update = Compiled(step, progress.say, lambda: spent("compile"))
+
+        @contextlib.contextmanager
+        def compiling(what: str) -> Iterator[None]:
+            with progress.doing(what), spent("compile"):
+                yield
+
+        # The time of several steps is not that of one.
+        before = None if cfg.data.get("also") else goodput.last_compile(folder)
+        update = Compiled(step, progress.say, compiling, before)
         count = tree.size(parts.shapes.params) / 1e6
         progress.say(
             f"{count:.1f} M parameters on {sharding.describe(mesh)}; step {first} of {cfg.steps}"
@@ -154,6 +173,15 @@ def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
             if done == first and log.every > 1:
                 report.begun(done + 1, jax.device_get(numbers))
     return report.last
+
+
+def make_state(parts: build.Parts, leaves: Mapping[str, Any]) -> State:
+    """The state of step 0, born sharded. Its program runs once: a CPU's compiler is asked to search
+    less, which takes a third of the time."""
+    made = jax.jit(parts.start, out_shardings=parts.placed).lower(leaves)
+    cpu = jax.default_backend() == "cpu"
+    options: dict[str, str | bool] | None = {"xla_backend_optimization_level": "1"} if cpu else None
+    return stop.aside(lambda: made.compile(options))(leaves)
 
 
 def write_config(folder: epath.Path, cfg: config.Config, parts: build.Parts) -> None:
@@ -249,7 +277,9 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = cli.parse(parser, argv)
     if cli.PRINT not in overrides:
         pipes.keep(f"the run goes on; its numbers are in {args.workdir}/metrics.jsonl")
-    last = train(config.load(args.config, overrides, args.workdir), args.workdir)
+    with stop.on_signals():  # a large set is read here, if values are chosen from it
+        cfg = config.load(args.config, overrides, args.workdir)
+    last = train(cfg, args.workdir)
     if jax.process_index() == 0:
         metrics.print_table("last numbers", ("name", "value"), list(last.items()))
 

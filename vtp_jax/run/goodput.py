@@ -2,7 +2,8 @@
 
 WORKDIR/goodput.jsonl has one line for each life of the run, that is each process that trained in
 the workdir, in their order; `read` sums them up. The line of the present life is brought up to date
-every few seconds, so that a kill loses little.
+every few seconds, so that a kill loses little. It begins when the loop does: a process that ended
+before is not a life, and its time is part of what was between two others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from etils import epath
 from vtp_jax.run import jsonl, paths
 
 FILE = "goodput.jsonl"
-# start: from the call of `train` to its loop: reading lists, restoring, making the state
+# start: from the call of `train` to its loop: reading lists, checking the parts, restoring, making
+#        the state
+# compile: of the training step
 # data: waiting for a batch, while the device may still be busy with earlier steps
 # save: until the state is copied, and at the end until it is written
 PARTS: Sequence[str] = ("start", "compile", "data", "step", "evaluate", "save")
@@ -158,6 +161,12 @@ def read(workdir: paths.PathLike) -> Spent | None:
     """What the time of a run was spent on, or None if it has no goodput.jsonl."""
     lives, _ = jsonl.read(paths.path(workdir) / FILE, _life)
     return total(lives) if lives else None
+
+
+def last_compile(workdir: paths.PathLike) -> float | None:
+    """The seconds of compiling in the newest life of a run that compiled; None if none did."""
+    lives, _ = jsonl.read(paths.path(workdir) / FILE, _life)
+    return next((x for life in reversed(lives) if (x := life.seconds.get("compile"))), None)
 
 
 def _life(line: dict[str, Any]) -> Life:

@@ -149,13 +149,14 @@ class Progress:  # not `progress.track`: its line is the log, with losses, and o
         )
         self._idle = 0.0
         self._live: Any = None
+        self._now: tuple[int, str] = (0, "")  # the step and the line below the bar
+        self._doing: tuple[str, float] | None = None  # and since when
         self._quiet = jax.process_index() > 0
         if is_terminal(self._file) and not self._quiet:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(file=self._file))
-            self._draw(0, "compiling")
+            self._live = Live(console=Console(file=self._file), get_renderable=self._draw)
             self._live.start()
 
     def show(self, step: int, terms: Mapping[str, Any], waited: float = 0.0) -> Rates:
@@ -167,7 +168,8 @@ class Progress:  # not `progress.track`: its line is the log, with losses, and o
         rates = self._rates()
         text = _line(step, self._steps, terms, rates)
         if self._live is not None:
-            self._draw(step, text)
+            self._now = (step, text)
+            self._live.refresh()
         else:
             self.say(text)
         return rates
@@ -178,6 +180,18 @@ class Progress:  # not `progress.track`: its line is the log, with losses, and o
             self._live.console.print(text, markup=False, highlight=False)
         elif not self._quiet:
             print(text, file=self._file, flush=True)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Says what is done inside, before the first step or between two: below the bar, with the
+        seconds that it has taken; elsewhere as a line."""
+        if self._live is None:
+            self.say(f"{what} ...")
+        self._doing = (what, self._clock())
+        try:
+            yield
+        finally:
+            self._doing = None
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -198,15 +212,19 @@ class Progress:  # not `progress.track`: its line is the log, with losses, and o
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _draw(self, step: int, text: str) -> None:
+    def _draw(self) -> Any:
+        """What is on the terminal now; called several times a second, in a thread."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
+        step, text = self._now
+        if doing := self._doing:
+            text = f"{doing[0]} ... {duration(self._clock() - doing[1])}"
         grid = Table.grid(expand=True)
         grid.add_row(ProgressBar(total=self._steps, completed=step))
         grid.add_row(Text(text))
-        self._live.update(grid, refresh=True)
+        return grid
 
     def _rates(self) -> Rates:
         (step0, time0, waited0), (step1, time1, waited1) = self._points[0], self._points[-1]

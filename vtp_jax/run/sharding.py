@@ -208,6 +208,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(ROWS))
 
 
+def spec_on(
+    spec: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The spec of batches with the shardings that `put` gives them."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for k, x in spec.items()}
+
+
 def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
     """Raises UserError unless data x fsdp divides the rows of every batch. rows: the number of rows
     by the name of the config value that sets it."""

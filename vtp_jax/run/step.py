@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from vtp_jax import tree
-from vtp_jax.run import optim
+from vtp_jax.progress import duration
+from vtp_jax.run import optim, stop
 from vtp_jax.types import Batch, Mean, Method, Spec, State, UserError, is_teacher
 
 Numbers = dict[str, Mean]
@@ -62,32 +63,38 @@ class Compiled:
     """A jitted step that is compiled before its first call, once for each structure of batch, and
     says so.
 
-    say: takes a line; around: a context manager, entered while it compiles
+    say:    takes a line
+    around: a context manager, entered while it compiles
+    before: seconds that the compilation took when this run last started, if known
     """
 
     def __init__(
         self,
         step: Any,
         say: Callable[[str], None],
-        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        around: Callable[[str], contextlib.AbstractContextManager[None]],
+        before: float | None = None,
     ):
         self._step, self._say, self._around = step, say, around
+        self._what = "compiling the training step"
+        if before:
+            self._what += f" (last time it took {duration(before)})"
         self._programs: dict[Any, Any] = {}
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Numbers]:
         key = tuple((name, x.shape, x.dtype) for name, x in sorted(batch.items()))
         if key not in self._programs:
-            self._say("compiling the training step ...")
             begun = time.monotonic()
-            with self._around():
-                self._programs[key] = self._step.lower(state, batch).compile()
+            with self._around(self._what):
+                self._programs[key] = stop.aside(self._step.lower(state, batch).compile)
             self._say(f"compiled in {time.monotonic() - begun:.1f} s")
         return self._programs[key](state, batch)
 
 
 def check_step(step: Step, shapes: State, spec: Spec) -> None:
     """Raises UserError unless a step returns the shapes and dtypes of the state that it takes;
-    otherwise, every step would be silently recompiled."""
+    otherwise, every step would be silently recompiled. A jitted step is not traced again later if
+    shapes and spec have the shardings of its arguments."""
     new = tree.flatten(jax.eval_shape(step, shapes, dict(spec))[0])
     for name, old in tree.flatten(shapes).items():
         got = new.get(name)

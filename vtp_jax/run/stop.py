@@ -1,4 +1,5 @@
-"""Orderly stops: on SIGTERM or Ctrl-C the current step is finished and the state is saved.
+"""Orderly stops: on SIGTERM or Ctrl-C the current step is finished and the state is saved. Before
+the first step there is nothing to save: a run ends at once, and says so.
 
 A command's exit status is one of `Exit`, by which a scheduler tells a run that was preempted from
 one that must not be started again.
@@ -6,18 +7,21 @@ one that must not be started again.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import enum
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
 
 import jax
 
 from vtp_jax.run import pipes
+
+T = TypeVar("T")
 
 
 class Exit(enum.IntEnum):
@@ -25,10 +29,10 @@ class Exit(enum.IntEnum):
 
     FAILED:      an unexpected error before anything new was saved: started again, it fails again
     MISTAKE:     a user's mistake, in one line; so does this
-    RESTART:     the same command goes on (EX_TEMPFAIL of sysexits.h): stopped by SIGTERM, and
-                 saved; or a machine, another process or the network failed; or an unexpected error
-                 after something new was saved
-    INTERRUPTED: stopped by Ctrl-C, and saved
+    RESTART:     the same command goes on (EX_TEMPFAIL of sysexits.h): stopped by SIGTERM, saved
+                 if a step was done; or a machine, another process or the network failed; or an
+                 unexpected error after something new was saved
+    INTERRUPTED: stopped by Ctrl-C, saved if a step was done, unless a second one ended it at once
     UNREAD:      the reader of its output went away, as in `vtp ... | head`; a training goes on
     """
 
@@ -58,25 +62,42 @@ class Stopped(Exception):
 
     def __init__(self, step: int, steps: int, code: Exit):
         self.step, self.steps, self.code = step, steps, code
-        by = "Ctrl-C" if code == Exit.INTERRUPTED else "SIGTERM"
-        saved = f"saved step {step} of {steps}" if step else f"no step of {steps} is done"
-        super().__init__(f"stopped by {by}: {saved}; the same command goes on from there")
+        super().__init__(f"stopped by {NAMES[code]}: {describe(step, steps)}")
+
+
+NAMES = {Exit.INTERRUPTED: "Ctrl-C", Exit.RESTART: "SIGTERM"}
+
+
+def describe(step: int, steps: int) -> str:
+    """What there is of a run whose newest saved step is `step`, and how to go on."""
+    if not step:
+        return f"no step of {steps} is saved; the same command starts it"
+    return f"saved step {step} of {steps}; the same command goes on from there"
 
 
 class Stop:
     """Called with the number of steps done, it answers whether the run is to end there.
 
-    Until the first call there is nothing to save, so a signal ends the process at once; so does a
-    second Ctrl-C. With several processes, a signal may reach them at different times; they all end
-    at the same step (JAX handles SIGTERM there).
+    Until this process has done a step there is nothing new to save, so a signal ends it at once, by
+    SystemExit; so does a second Ctrl-C. With several processes, a signal may reach them at
+    different times; once they are in the loop they all end at the same step (JAX handles SIGTERM
+    there).
     """
 
     def __init__(self) -> None:
         self.code = Exit.RESTART
-        self._looping = self._asked = False
+        self._state = "nothing new was trained; the same command starts it again"
+        self._first: int | None = None
+        self._saving = self._asked = False
+
+    def restored(self, step: int, steps: int) -> None:
+        """The run is at a step of `steps` that is saved, or at 0: what there is if it ends before
+        the next one is done."""
+        self._state = describe(step, steps)
 
     def __call__(self, step: int) -> bool:
-        self._looping = True
+        self._first = step if self._first is None else self._first
+        self._saving = step > self._first or jax.process_count() > 1
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -84,21 +105,31 @@ class Stop:
         return self._asked
 
     def _terminate(self, *_: Any) -> None:
-        if not self._looping:
-            _say("stopped by SIGTERM before the first step; the same command starts it")
-            sys.exit(Exit.RESTART)
+        if not self._saving:
+            self._leave(Exit.RESTART, f"stopped by SIGTERM: {self._state}")
         self._asked = True
         _say("SIGTERM: the run saves its state and stops")
 
     def _interrupt(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not self._looping:
-            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, self._interrupt_again)
+        if not self._saving:
+            self._leave(Exit.INTERRUPTED, f"stopped by Ctrl-C: {self._state}")
         self.code = Exit.INTERRUPTED
         self._asked = True
         _say("Ctrl-C: the run saves its state and stops; once more ends it at once")
         if jax.process_count() > 1:  # to the other processes by JAX's own handler
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def _interrupt_again(self, *_: Any) -> None:
+        text = "stopped by a second Ctrl-C, perhaps before its state was saved"
+        self._leave(
+            Exit.INTERRUPTED, f"{text}; the same command goes on from the newest checkpoint"
+        )
+
+    def _leave(self, code: Exit, text: str) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # one more does not wait for anything
+        _say(text)
+        sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -110,7 +141,7 @@ def on_signals() -> Iterator[Stop]:
         yield stop
         return
     handlers = {signal.SIGINT: stop._interrupt, signal.SIGTERM: stop._terminate}
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
         del handlers[signal.SIGTERM]
     before = {which: signal.signal(which, handler) for which, handler in handlers.items()}
     try:
@@ -118,6 +149,44 @@ def on_signals() -> Iterator[Stop]:
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
+
+
+def aside(function: Callable[[], T]) -> T:
+    """function(), in another thread: a signal is handled while it lasts. In this thread Python
+    would handle none before a long call into C++, such as a compilation, is over.
+
+    If a signal ends the process, the call does not hold it up, nor do the libraries whose threads
+    are still at work while they are taken down.
+    """
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(function())
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="aside", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else Exit.INTERRUPTED
+        atexit.register(_exit_now, thread, code)
+        raise
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+def _exit_now(thread: threading.Thread, code: Any) -> None:
+    """Ends the process if the thread is still at work."""
+    if thread.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else Exit.FAILED)
 
 
 def _say(text: str) -> None:
