@@ -165,7 +165,12 @@ def main(
             keeps its stdin, since ssh would read the script's next lines from it
     """
     args, rest = parser.parse_known_args(argv)
+    for action in parser._actions:
+        if getattr(args, action.dest, None) == "":
+            parser.error(f"{'/'.join(action.option_strings)} is empty; give a value")
     for word in rest:
+        if word == "--print-config":
+            parser.error(f"{word} is of training: vtp train --config {args.config} {word}")
         if not word.startswith("--config."):
             near = difflib.get_close_matches(word, parser._option_string_actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; overrides are --config.x=value"

@@ -48,12 +48,19 @@ def test_the_switches_of_a_header_are_those_of_the_config(path):
     assert sorted(shipped.switches(ROOT / path)) == sorted(switches(path))
 
 
-def test_configs_are_listed_and_described(capsys):
+@pytest.mark.parametrize("columns", [60, 80, 300])
+def test_configs_are_listed_within_the_width_of_the_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
     configs_list.main([])
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= min(columns, configs_list.WIDTH)
+    blocks = [" ".join(block.split()) for block in told.split("\n\n")]
     for name, path in shipped.names().items():
-        line = next(line for line in lines if line.startswith(f"{name} "))
-        assert shipped.about(path) in line and line.endswith(", ".join(shipped.switches(path)))
+        block = next(block for block in blocks if block.startswith(f"{name} "))
+        assert shipped.about(path) in block and block.endswith(", ".join(shipped.switches(path)))
+
+
+def test_configs_are_described(capsys):
     configs_list.main(["simvtp/pretrain_webvid:tiny"])
     assert "WebVid is no longer distributed" in capsys.readouterr().out
     with pytest.raises(UserError, match="no config 'dmeo'; did you mean 'demo'"):
@@ -61,19 +68,42 @@ def test_configs_are_listed_and_described(capsys):
 
 
 @pytest.mark.parametrize("name", [*NAMED, *OF_A_RUN])
-def test_the_config_is_printed_and_nothing_else_is_done(name, tmp_path, capsys):
-    """As JSON that is itself a config."""
+def test_the_config_is_printed_and_nothing_else_is_done(name, tmp_path, capsys, monkeypatch):
+    """As JSON that is itself a config. It needs no other flag than the one that names it."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(config.load("demo:tiny")._asdict()))
-    given = dict(train=["--workdir", str(tmp_path / "new")], plan=["--topology", "cpu:1"],
-                 demo=["--workdir", str(tmp_path / "new")],
-                 prepare=["--list", "x", "--out", str(tmp_path / "new")])  # fmt: skip
+    monkeypatch.chdir(tmp_path)
     argv = ["--workdir", str(run)] if name in OF_A_RUN else ["--config", "demo"]
     told = ["--config.steps=7", "--config.data.workers=1", cli.PRINT]
-    text = shown(capsys, name, [*NAMED.get(name, []), *argv, *given.get(name, []), *told])
+    text = shown(capsys, name, [*NAMED.get(name, []), *argv, *told])
     (tmp_path / "printed.json").write_text(text)
     printed = config.load(str(tmp_path / "printed.json"))
     whole = config.load(str(run / "config.json") if name in OF_A_RUN else "demo", told[:2])
     assert config.plain(printed._asdict()) == config.plain(whole._asdict()) and printed.steps == 7
-    assert not (tmp_path / "new" / "config.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "printed.json"}
+
+
+@pytest.mark.parametrize(
+    "name, argv, flag",
+    [
+        ("train", ["--config", "demo", "--workdir", ""], "--workdir"),
+        ("train", ["--config", " ", "--workdir", "w"], "--config"),
+        ("evaluate", ["--workdir="], "--workdir"),
+        ("visualize", ["--workdir", "w", "--videos", "a.mp4", ""], "--videos"),
+        ("report", ["--workdir", "w", "--out", ""], "--out"),
+        ("prepare", ["tokenizer", "--captions", "", "--out", "o"], "--captions"),
+        ("convert", ["export", "--checkpoint", "", "--format", "hf", "--out", "o"], "--checkp"),
+        ("sets", ["check", "--set", "msrvtt", "--root", ""], "--root"),
+        ("serve", [""], "run"),
+        ("configs", [""], "name"),
+    ],
+)
+def test_an_empty_value_is_not_the_current_folder(name, argv, flag):
+    with pytest.raises(UserError, match=f"^vtp {name}.*: {flag}.* is empty; "):
+        entry(name)(argv)
+
+
+def test_a_caption_may_be_empty():
+    with pytest.raises(UserError, match="no run in "):
+        entry("visualize")(["--workdir", "/none", "--videos", "a.mp4", "--captions", ""])

@@ -6,27 +6,37 @@ vtp configs demo            one, with all that its file says: settings, switches
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
 
-from vtp_jax.run import metrics
 from vtp_jax.setup import cli, shipped
+
+WIDTH = 100  # columns, where the terminal has as many, or there is none
+
+
+def overview() -> Iterator[str]:
+    """The lines of the list: a paragraph for each config."""
+    width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+    wrap = textwrap.TextWrapper(width, initial_indent="    ", subsequent_indent="    ").wrap
+    for name, path in shipped.names().items():
+        yield name
+        yield from wrap(shipped.about(path))
+        if found := shipped.switches(path):
+            yield from wrap(f"switches: {', '.join(found)}")
+        yield ""
+    use = "vtp train --config NAME, or with switches, NAME:a,b; vtp configs NAME says all of one"
+    yield from textwrap.wrap(f"Use: {use}", width)
 
 
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser("configs", __doc__)
     parser.add_argument("name", nargs="?", help="of a config; without it, all are listed")
     args = cli.parse_alone(parser, argv)
-    known = shipped.names()
-    if args.name:
-        name = args.name.partition(":")[0]
-        path = cli.choose("vtp configs", "config", name, known)
-        return print(f"{shipped.docstring(path)}\n\nfile: {path}")
-    rows = [
-        (name, shipped.about(path), ", ".join(shipped.switches(path)))
-        for name, path in known.items()
-    ]
-    metrics.print_table("configs", ("name", "what it is", "switches"), rows)
-    print("Use one as `vtp train --config NAME`, or with switches, NAME:a,b; vtp configs NAME")
+    if args.name is None:
+        return print("\n".join(overview()))
+    path = cli.choose("vtp configs", "config", args.name.partition(":")[0], shipped.names())
+    print(f"{shipped.docstring(path)}\n\nfile: {path}")
 
 
 if __name__ == "__main__":

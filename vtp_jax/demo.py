@@ -113,13 +113,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--started", type=float, help="start of the setup, in seconds since 1970")
     args, overrides = cli.parse(parser, argv)
     start = time.time()
+    cfg = config.load(f"{args.config}:{args.ablation or ''}", overrides)
     workdir = paths.path(args.workdir or f"runs/demo{'_' + args.ablation if args.ablation else ''}")
     workdir.mkdir(parents=True, exist_ok=True)
     stages = Stages(workdir / "stages.json")
     if args.started is not None:
         stages.add("environment", start - args.started)
-
-    cfg = config.load(f"{args.config}:{args.ablation or ''}", overrides)
     prepare(Path(cfg.data["train"]["root"]), stages)
 
     def finish(done: int, numbers: Mapping[str, float]) -> None:

@@ -33,9 +33,10 @@ PRINT = "--print-config"
 FLAGS = """\
 flags of the config:
   --config.steps=500 --config.optim.lr.peak=1e-3 '--config.optim.betas=(0.9, 0.95)'
-                 change single values, or add some; the config's file and docs/start.md name them
+                 change single values, or add some; the config's file and docs/start.md name them.
+                 Paths in them, as in flags, are relative to the folder of the command
   --print-config
-                 print the config as it would be used, as JSON, and stop
+                 print the config as it would be used, as JSON, and stop; needs --config alone
 """
 
 
@@ -144,11 +145,28 @@ def split(
         if word.startswith("--config.") and "=" not in word:
             value = next((a for a in argv[at + 1 : at + 2] if not a.startswith("-")), "VALUE")
             raise UserError(f"'{word}' has no value; write {word}={value}")
+    if PRINT in overrides and "--config" in parser._option_string_actions:
+        for one in (*parser._actions, *parser._mutually_exclusive_groups):
+            one.required = getattr(one, "dest", "") == "config" and one.required
     args, unknown = parser.parse_known_args([a for a in argv if a not in overrides])
+    check_given(parser, args)
     if unknown:
         options = [PRINT, *(o for action in parser._actions for o in action.option_strings)]
         raise UserError(f"unknown argument '{unknown[0]}'{suggest(unknown[0], options)}")
     return args, overrides
+
+
+def check_given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raises UserError on an empty value, which a path would take for the current folder: often
+    that of a variable which is not set. A list of captions may have some."""
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        several = isinstance(value, (list, tuple))
+        if value == action.default or (several and action.dest == "captions"):
+            continue
+        if any(isinstance(one, str) and not one.strip() for one in (value if several else [value])):
+            name = "/".join(action.option_strings) or action.dest
+            raise UserError(f"{parser.prog}: {name} is empty; give a value, or leave it out")
 
 
 def list_configs(parser: argparse.ArgumentParser) -> Iterator[str]:
