@@ -179,6 +179,7 @@ def test_the_step_is_traced_once(tmp_path, monkeypatch):
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(stop, "end", sys.exit)
     step = itertools.count()
     tripping = tripped(metrics.merge, lambda: next(step) == 2, signal.SIGINT, 2)
     monkeypatch.setattr(metrics, "merge", tripping)
@@ -200,6 +201,7 @@ def test_before_its_first_step_a_run_ends_at_once_and_says_what_there_is(
     cfg = with_one_weight(load(), monkeypatch, one_weight())
     cfg = cfg._replace(evals={}, steps=4, log=dict(every=1))
     monkeypatch.setattr(config, "load", lambda *_: cfg)
+    monkeypatch.setattr(stop, "end", sys.exit)
 
     def ends(module, name):
         with monkeypatch.context() as patch:

@@ -56,9 +56,9 @@ class Log(NamedTuple):
 def train(cfg: config.Config, workdir: paths.PathLike) -> dict[str, float]:
     """Trains until `cfg.steps` steps are done; returns the last numbers of training and evaluation.
 
-    Raises stop.Stopped if it is asked to stop before, with its state saved, and SystemExit if that
-    is before its first step; UserError on a mistake in the config, and when `log.max_skipped` steps
-    in a row were not finite.
+    Raises stop.Stopped if it is asked to stop before, with its state saved; a signal before its
+    first step ends the process. Raises UserError on a mistake in the config, and when
+    `log.max_skipped` steps in a row were not finite.
     """
     folder, log = paths.path(workdir), cli.call(Log, "config.log", **cfg.log)
     at_least("config.log", 1, every=log.every)

@@ -22,6 +22,26 @@ with stop.on_signals() as stopping:
 """
 
 
+GC = """
+import gc, os, signal
+from vtp_jax.run import stop
+
+def callback(phase, info):
+    os.kill(os.getpid(), signal.SIGINT)
+
+with stop.on_signals():
+    gc.callbacks.append(callback)
+    gc.collect()
+    print("went on")
+"""
+
+
+def test_a_signal_inside_a_callback_that_loses_exceptions_ends_the_process():
+    ended = subprocess.run([sys.executable, "-c", GC], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (stop.Exit.INTERRUPTED, "")
+    assert ended.stderr.endswith("nothing new was trained; the same command starts it again\n")
+
+
 @pytest.mark.parametrize(
     "sent, code", [(signal.SIGINT, stop.Exit.INTERRUPTED), (signal.SIGTERM, stop.Exit.RESTART)]
 )

@@ -7,7 +7,6 @@ one that must not be started again.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import enum
 import os
@@ -19,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 
+from vtp_jax.progress import is_terminal
 from vtp_jax.run import pipes
 
 T = TypeVar("T")
@@ -78,8 +78,8 @@ def describe(step: int, steps: int) -> str:
 class Stop:
     """Called with the number of steps done, it answers whether the run is to end there.
 
-    Until this process has done a step there is nothing new to save, so a signal ends it at once, by
-    SystemExit; so does a second Ctrl-C. With several processes, a signal may reach them at
+    Until this process has done a step there is nothing new to save, so a signal ends it at once; so
+    does a second Ctrl-C. With several processes, a signal may reach them at
     different times; once they are in the loop they all end at the same step (JAX handles SIGTERM
     there).
     """
@@ -127,9 +127,8 @@ class Stop:
         )
 
     def _leave(self, code: Exit, text: str) -> NoReturn:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # one more does not wait for anything
         _say(text)
-        sys.exit(code)
+        end(code)
 
 
 @contextlib.contextmanager
@@ -153,11 +152,7 @@ def on_signals() -> Iterator[Stop]:
 
 def aside(function: Callable[[], T]) -> T:
     """function(), in another thread: a signal is handled while it lasts. In this thread Python
-    would handle none before a long call into C++, such as a compilation, is over.
-
-    If a signal ends the process, the call does not hold it up, nor do the libraries whose threads
-    are still at work while they are taken down.
-    """
+    would handle none before a long call into C++, such as a compilation, is over."""
     found: list[T] = []
     failed: list[BaseException] = []
 
@@ -169,24 +164,25 @@ def aside(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=work, name="aside", daemon=True)
     thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.1)
-    except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else Exit.INTERRUPTED
-        atexit.register(_exit_now, thread, code)
-        raise
+    while thread.is_alive():
+        thread.join(0.1)
     if failed:
         raise failed[0]
     return found[0]
 
 
-def _exit_now(thread: threading.Thread, code: Any) -> None:
-    """Ends the process if the thread is still at work."""
-    if thread.is_alive():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else Exit.FAILED)
+def end(code: int) -> NoReturn:
+    """Ends the process at once, as a kill would, with a terminal's cursor shown again.
+
+    Not by an exception: one that a signal handler raises is lost if the signal arrives inside a
+    callback, such as XLA's for garbage collection; and libraries whose threads are at work while
+    they are taken down abort the process.
+    """
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # of a terminal that is gone
+            if is_terminal(file):
+                os.write(file.fileno(), b"\x1b[?25h")
+    os._exit(code)
 
 
 def _say(text: str) -> None:
