@@ -185,11 +185,17 @@ def choose_captions(
 
 class Ledger:
     """Counts rows, failures by cause, and captions that were cut; logs each unreadable clip
-    once."""
+    once.
 
-    def __init__(self, source: sources.Source, max_failed: float):
-        self.source = source
-        self.max_failed = max_failed
+    max_failed: the share of clips that may fail; unless it is 0, one of several may in any case
+    check:      the command that checks all files of the source, if there is one
+    """
+
+    def __init__(self, source: sources.Source, max_failed: float, check: str = ""):
+        self.source, self.max_failed, self.check = source, max_failed, check
+        count = len(source.clips)
+        least = 1 if max_failed > 0 and count > 1 else 0
+        self.most = max(max_failed * count, least)  # clips that may fail
         self.named: dict[int, str] = {}
         self.clear()
 
@@ -235,27 +241,34 @@ class Ledger:
         for index, code, clip, fault in found:
             if code >= 0:
                 self.name(index, CAUSES[code], clip, fault)
-        if self.rows >= min(JUDGED, len(self.source.clips)) and self.too_many():
+        if self.too_many():
             by_cause = ", ".join(f"{n} {cause}" for cause, n in self.failed.most_common())
             if self.odd:
                 by_cause += f"; errors {', '.join(self.odd)}"
-            first = ", ".join(map(repr, list(self.named.values())[:3]))
+            first, more = list(self.named.values())[:3], len(self.named) - 3
+            named = "; ".join(first) + (f"; and {more} more" if more > 0 else "")
             raise UserError(
                 f"{self.failed.total()} of {self.rows} rows cannot be read ({by_cause}), more than "
-                f"max_failed={self.max_failed}; first {first}; see `vtp prepare check`"
+                f"data.max_failed={self.max_failed} allows of {len(self.source.clips)} clips: "
+                f"{named}" + (f". This checks all files: {self.check}" if self.check else "")
             )
 
     def too_many(self) -> bool:
-        """Whether more clips have failed than allowed in total, or more rows than chance explains
-        if the share of failing clips is the allowed one."""
-        clips, rows = (self.max_failed * n for n in (len(self.source.clips), self.rows))
-        return len(self.named) > clips or self.failed.total() > rows + CHANCE * math.sqrt(rows)
+        """Whether more clips have failed than may, which is certain at once; or, from JUDGED rows
+        on, more rows than chance explains if the share of failing clips is the allowed one."""
+        if len(self.named) > self.most:
+            return True
+        count = len(self.source.clips)
+        rows = self.rows * self.most / max(count, 1)
+        late = self.rows >= min(JUDGED, count)
+        return late and self.failed.total() > rows + CHANCE * math.sqrt(rows)
 
     def name(self, index: int, cause: str, clip: sources.Clip | None, fault: str) -> None:
         if index not in self.named:
-            self.named[index] = path = str(index) if clip is None else clip.path
+            path = str(index) if clip is None else clip.path
             meaning = f"{video.CAUSES[cause]}: {fault}" if fault else video.CAUSES[cause]
-            logging.warning("unreadable video %s: %s (%s)", path, cause, meaning)
+            self.named[index] = f"{path}: {cause} ({meaning})"
+            logging.warning("unreadable video %s", self.named[index])
             if cause == "failed":
                 self.odd[fault.partition(":")[0]] += 1
 

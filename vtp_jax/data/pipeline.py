@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,8 @@ def make(
     text:    the arguments of `open_text`; without it no captions are read
     labels:  a file with the names of the classes, one a line, for people who read results; by
              default those that the data set knows
-    max_failed: the run stops when a larger share of its training clips cannot be read
+    max_failed: the run stops when a larger share of its training clips cannot be read. Unless it is
+             0, one of several may be unreadable, however few they are
     workers: videos decoded in parallel, by default one per core
     process: (index, count); this process makes its equal share of the rows of each batch, in order
 
@@ -109,7 +111,7 @@ def make(
         check_stride(own, where, look)
         order, classes = make_order(own, rows, process, seed), own.source.survey().classes
         outline.check_labels(where, kind, one.train, classes)
-        ledger = Ledger(own.source, max_failed)
+        ledger = Ledger(own.source, max_failed, " && ".join(check_commands(kind, one.train)))
         return alternate.Training(
             spec=outline.make_spec(
                 rows,
@@ -156,6 +158,18 @@ def make(
         ),
         labels=names,
     )
+
+
+def check_commands(kind: str, section: Mapping[str, Any]) -> Iterator[str]:
+    """The commands that check all files of a section of `config.data`; none of other kinds."""
+    for one, given in outline.plain_sets(kind, section):
+        if one == "files" and given.get("root"):
+            words = ["vtp", "prepare", "check", "--root", str(given["root"])]
+            if listed := given.get("list") or given.get("captions"):
+                words += ["--list", str(listed)]
+                words += ["--path-column", str(given.get("path_column", "path"))]
+                words += ["--caption-column", str(given.get("caption_column", "caption")).lower()]
+            yield shlex.join(words)
 
 
 def open_evaluation(
