@@ -4,6 +4,7 @@ import collections
 import contextlib
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -77,6 +78,57 @@ def test_everything_else_is_rejected(tmp_path, data, message):
     with pytest.raises(UserError, match=message) as error:
         pickles.read(write(tmp_path, data))
     assert "\n" not in str(error.value) and "x.pkl" in str(error.value)
+
+
+def again(place=1):
+    return b"j" + struct.pack("<I", place)
+
+
+def memo(body, place=1):
+    return body + b"r" + struct.pack("<I", place)
+
+
+SCALAR = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\2\0\0\0i8\x89\x88tR"
+TEXT = b"X" + struct.pack("<I", 1 << 16) + b"a" * (1 << 16)
+DOUBLED = b"N" + memo(b"\x85") + (again() + b"\x86q\1") * 99
+HASH = 2**61 - 1  # integers that are a multiple of it apart have equal hashes
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        (
+            b"}" + memo(b"(" + b"N" * 500 + b"t") + b"N" + (b"s" + again() + b"N") * 500 + b"s",
+            "keys",
+        ),
+        (b"}(" + b"".join(b"(K" + bytes([n % 256]) + b"tN" for n in range(9000)) + b"u", "keys"),
+        (
+            b"}(" + b"".join(pickle.dumps(n * HASH, 2)[2:-1] + b"N" for n in range(9, 99)) + b"u",
+            "64",
+        ),
+        (b"}" + memo(b"\x8b" + struct.pack("<I", 999) + b"\1" * 999) + b"Ns", "64 bits"),
+        (
+            b"]("
+            + memo(b"](" + b"N" * 9000 + b"e")
+            + (b"c__builtin__\nlist\n" + again() + b"\x85R") * 2000
+            + b"e",
+            "copies",
+        ),
+        (memo(TEXT) + again() + b"\x93", "name that is too long"),
+        (memo(TEXT) + b"\x85" + SCALAR + again() + b"tR", "longer than their type"),
+        (
+            b"cnumpy\ndtype\n(" + b"N" + memo(b"\x85") * 1 + (again() + b"\x86q\1") * 99 + b"tR",
+            "numpy values",
+        ),
+        (b"](" + b"N" * 3000 + b"e", "instructions"),
+    ],
+)
+def test_what_is_repeated_has_a_budget(tmp_path, monkeypatch, body, words):
+    """Some kilobytes would be copied, hashed or compared for minutes."""
+    if words == "instructions":
+        monkeypatch.setattr(pickles, "INSTRUCTIONS", 2000)
+    with pytest.raises(UserError, match=words):
+        pickles.read(write(tmp_path, b"\x80\x02" + body + b"."))
 
 
 @given(st.binary(max_size=60))

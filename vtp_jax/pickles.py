@@ -4,6 +4,9 @@ A pickle is a program. Here it is interpreted, instruction by instruction, by a 
 only data: a name in the pickle is looked up in a table of this project's functions, or rejected; no
 Python name is imported or called. The reader of each kind of file supplies the table:
 `convert.torch_files` for tensors, `read` below for plain data, such as captions.
+
+A few bytes of a pickle can ask for a lot of work, since anything in it can be referred to again. So
+there is a `Budget`, of which every instruction takes what it costs.
 """
 
 from __future__ import annotations
@@ -36,6 +39,12 @@ DAMAGE = (
     ValueError,
 )
 KEYS = (str, int, float, bool, bytes, type(None))
+WORD = 2**63  # integers that are keys, sizes or counts are smaller
+LONGEST = 1000  # characters of a Python name
+
+INSTRUCTIONS = 1 << 24  # of a pickle, some 20 s; a list of ten million words has as many
+COPIES = 1 << 24  # values, and characters of names, that are copied from one place to another
+TUPLES = 1 << 13  # values in keys that are tuples, whose hashes a file can choose to be equal
 
 
 class Inert:
@@ -46,15 +55,33 @@ class Inert:
         self.state: Any = None
 
 
+class Budget:
+    """What reading may still cost; UserError beyond it. instructions, copies: as the constants
+    above."""
+
+    def __init__(self, instructions: int | None = None, copies: int = COPIES):
+        instructions = INSTRUCTIONS if instructions is None else instructions
+        self.left = dict(instructions=instructions, copies=copies, tuples=TUPLES)
+
+    def spend(self, what: str, count: int = 1) -> None:
+        self.left[what] -= count
+        check(self.left[what] >= 0, f"needs more {NEEDS[what]} than any data do")
+
+
+NEEDS = dict(instructions="instructions", copies="copies of values", tuples="keys that are tuples")
+
+
 def unpickle(
     file: io.BufferedReader | io.BytesIO,
     look_up: Callable[[str], Any],
     persistent: Callable[[Any], Any] | None = None,
+    budget: Budget | None = None,
 ) -> Any:
     """The value of one pickle; leaves `file` at the end of that pickle.
 
     look_up: "module name" -> the function or value that replaces it; raises UserError otherwise
     persistent: persistent id -> the value that replaces it; None rejects such ids
+    budget: what reading may cost; for several pickles together, the same for each
 
     A machine over `pickletools.genops`, which only disassembles, with the instructions that data
     need. Its stack holds plain data, `Inert` and the results of `look_up` and `persistent`, but no
@@ -64,6 +91,8 @@ def unpickle(
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
+    budget = Budget() if budget is None else budget
+    left = budget.left
 
     def take(start: int) -> list[Any]:
         items = stack[start:]
@@ -72,6 +101,9 @@ def unpickle(
 
     for op, arg, _ in pickletools.genops(file):
         name: str = op.name
+        left["instructions"] -= 1
+        if left["instructions"] < 0:
+            budget.spend("instructions")
         match name:
             case "PROTO" | "FRAME":
                 pass
@@ -96,7 +128,7 @@ def unpickle(
             case "DICT":
                 items = take(marks.pop())
                 stack.append({})
-                _set_items(stack[-1], items)
+                _set_items(stack[-1], items, budget)
             case "APPEND" | "APPENDS" | "ADDITEMS":
                 items = take(len(stack) - 1 if name == "APPEND" else marks.pop())
                 top = stack[-1]
@@ -104,7 +136,7 @@ def unpickle(
                 top.extend(items)
             case "SETITEM" | "SETITEMS":
                 items = take(len(stack) - 2 if name == "SETITEM" else marks.pop())
-                _set_items(stack[-1], items)
+                _set_items(stack[-1], items, budget)
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 memo[arg] = stack[-1]
             case "MEMOIZE":
@@ -114,9 +146,15 @@ def unpickle(
             case "GLOBAL":
                 stack.append(look_up(str(arg)))
             case "STACK_GLOBAL":
-                stack.append(look_up(" ".join(take(len(stack) - 2))))
+                module, attribute = take(len(stack) - 2)
+                check(len(module) + len(attribute) < LONGEST, "has a name that is too long")
+                stack.append(look_up(f"{module} {attribute}"))
             case "REDUCE" | "NEWOBJ":
                 function, args = take(len(stack) - 2)
+                # All that a function copies: itself, its arguments, and the first one's items.
+                first = args[0] if type(args) is tuple and args else ()
+                copied = len(first) if isinstance(first, (list, tuple, str, bytes)) else 0
+                budget.spend("copies", len(args) + copied)
                 stack.append(function(*args))
             case "BUILD":
                 state = stack.pop()
@@ -140,11 +178,17 @@ def check(holds: bool, wrong: str) -> None:
         raise UserError(f"its pickle {wrong}; rejected")
 
 
-def _set_items(top: Any, items: list[Any]) -> None:
+def _set_items(top: Any, items: list[Any], budget: Budget) -> None:
     check(type(top) is dict, "sets an item of what is not a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        parts = key if type(key) is tuple else (key,)  # hashing a deeply nested key takes forever
-        check(all(type(k) in KEYS for k in parts), "has keys that are not plain data")
+        parts = (key,)
+        if type(key) is tuple:  # hashed anew each time, and forever if they are deeply nested
+            budget.spend("tuples", len(key))
+            parts = key
+        for part in parts:
+            check(type(part) in KEYS, "has keys that are not plain data")
+            # Python gives equal hashes to integers that are a multiple of 2^61 - 1 apart.
+            check(type(part) is not int or -WORD < part < WORD, "has keys of more than 64 bits")
         top[key] = value
 
 
@@ -179,14 +223,14 @@ def _dict(*_: Any) -> dict:
 
 
 def _dtype(kind: Any = "", *_: Any) -> Inert:
-    check(
-        re.fullmatch(r"[iuf][1-8]|b1", str(kind)) is not None, "has numpy values other than numbers"
-    )
-    return Inert("numpy dtype", str(kind))
+    plain = type(kind) is str and re.fullmatch(r"[iuf][1-8]|b1", kind) is not None
+    check(plain, "has numpy values other than numbers")
+    return Inert("numpy dtype", kind)
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
     check(isinstance(dtype, Inert), "has numpy values without a type")
+    check(len(raw) <= 8, "has numpy values that are longer than their type")
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
     order = dtype.state[1] if dtype.state else "="
     return np.frombuffer(raw, np.dtype(dtype.args[0]).newbyteorder(order))[0].item()

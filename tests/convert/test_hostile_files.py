@@ -142,13 +142,75 @@ def test_bombs_next_to_the_tensors_are_not_expanded(tmp_path):
     rejected(torch_zip(tmp_path / "z.pth", b"\x8e" + struct.pack("<Q", 2**62)), "damaged")
 
 
+def memo(place, body):
+    return body + b"r" + struct.pack("<I", place)
+
+
+def again(place):
+    return b"j" + struct.pack("<I", place)
+
+
+LONG = memo(7, text("w" * 2**16))
+WEIGHT = b"}" + text("w") + TENSORS["a"] + b"s"
+
+
+def nested(depth):
+    """Modules inside each other, under one long name."""
+    module, state = name("__torch__", "Net") + b")\x81", WEIGHT
+    for _ in range(depth):
+        state = b"}" + again(7) + module + state + b"bs"
+    return name("__torch__", "Net") + many(LONG) + b"\x81" + state + b"b"
+
+
+REPEATED = {  # what a few bytes ask for again and again, and why it is rejected
+    "a tensor by strides": (
+        table({f"{n}": tensor(storage("0", 6), (2**22,), (0,)) for n in range(9)}),
+        "repeat their storages",
+    ),
+    "a shape of long numbers": (
+        table({"a": tensor(storage("0", 6), (2**62,) * 64, (2**62,) * 64)}),
+        "reaches beyond",
+    ),
+    "a key": (b"}" + memo(1, many(b"N" * 200)) + b"Ns" + (again(1) + b"Ns") * 200, "keys"),
+    "a name of a module": (nested(200), "copies"),
+    "modules": (
+        name("__torch__", "Net") + many(memo(7, WEIGHT)) + b"\x81}("
+        + b"".join(
+            text(f"{n}") + name("__torch__", "Net") + b")\x81" + again(7) + b"b"
+            for n in range(9)
+        ) + b"ub",
+        "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+def test_what_is_repeated_has_a_budget(tmp_path, kind):
+    body, words = REPEATED[kind]
+    path = torch_zip(tmp_path / "x.pth", body, STORAGES)
+    if words:
+        rejected(path, words)
+    else:  # few enough
+        assert len(files.read(path).tensors) == 9
+
+
+def test_a_storage_is_read_once_under_whatever_size(tmp_path):
+    """Each tensor may claim another size of its storage."""
+    entries = {f"{n}": tensor(storage("0", 6 - n % 2), (2,), (1,)) for n in range(8)}
+    entries["last"] = TENSORS["a"]
+    found = files.read(torch_stream(tmp_path / "x.pth", table(entries), {"0": STORAGES["0"]}))
+    bases = {x.__array_interface__["data"][0] for x in found.tensors.values()}
+    assert len(bases) == 1
+
+
 @pytest.mark.parametrize(
     "entry, words",
     [
         (tensor(storage("0", 6), (2, 4), (3, 1)), "'x' reaches beyond its storage"),
         (tensor(storage("0", 6), (2, 3), (3, 1), offset=1), "reaches beyond"),
         (tensor(storage("0", 6), (2**62, 5), (4, 1)), "reaches beyond"),
-        (tensor(storage("0", 6), (2**40,), (0,)), "reaches beyond"),
+        (tensor(storage("0", 6), (2**40,), (0,)), "repeat their storages"),
+        (tensor(storage("0", 6), (2**63,), (0,)), "not counts"),
         (tensor(storage("0", 6), (2, 3), (-3, 1), offset=3), "not counts"),
         (tensor(storage("0", 6), (2, 3), (3,)), "not counts"),
         (tensor(storage("0", 6), (1,) * 65, (1,) * 65), "65 axes"),

@@ -2,8 +2,9 @@
 
 Three kinds: the zip of `torch.save` since 1.6, the earlier stream of pickles, and TorchScript
 archives, of which only the weights are used. All three describe their tensors by a pickle, which is
-read without executing it (`vtp_jax.pickles`): the names in it are looked up in a table of functions
-below, and any other name is an error. The formats are those of torch 2.13.
+read without executing it (`vtp_jax.pickles`), within its budget: the names in it are looked up in a
+table of functions below, and any other name is an error. The tensors together have at most `SHARED`
+times the bytes of their storages. The formats are those of torch 2.13.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +38,12 @@ DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in STORAGES}
 STREAM = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first bytes of a stream
 WRAPPERS = ("model", "module", "state_dict", "model_state", "model_state_dict", "teacher")
 ARRAY = "numpy array"
-EXPANDED = 1 << 24  # maximum elements of a tensor that is larger than its storage (strides of 0)
+PART = 1 << 22  # bytes read at once
+# Bytes of all tensors of a file, of which several may share a storage, and some repeat theirs by
+# strides of 0: this many times those of their storages, and so many more.
+SHARED, EXPANDED = 4, 1 << 26
+INSTRUCTIONS = 1 << 22  # of the pickles of a file: a tensor takes some forty
+NAMES = 1 << 26  # characters of the dotted names of a TorchScript module's attributes
 
 
 class Found(NamedTuple):
@@ -51,23 +57,24 @@ class Found(NamedTuple):
 def read_zip(archive: zipfile.ZipFile, root: str) -> Found:
     """The tensors of a zip whose members are under `root`, a name that ends with a slash."""
 
-    def member(name: str) -> bytes:
+    def member(name: str) -> UInt8[np.ndarray, "n"]:
         info = archive.getinfo(root + name)
         if info.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"its member {name!r:.80} is compressed, unlike any written by PyTorch")
-        return archive.read(info)  # checks its checksum
+        with archive.open(info) as f:
+            return fill(f, info.file_size)  # checks its checksum
 
-    little = root + "byteorder" not in archive.namelist() or member("byteorder") == b"little"
+    little = root + "byteorder" not in archive.namelist() or bytes(member("byteorder")) == b"little"
     _check_order(little)
-    value = unpickle(io.BytesIO(member("data.pkl")), {})
-    load = functools.cache(lambda key: np.frombuffer(member(f"data/{key}"), np.uint8))
-    return _load(value, lambda storage: load(storage.key))
+    value = unpickle(io.BytesIO(member("data.pkl").tobytes()), {})
+    return _load(value, functools.cache(lambda key: member(f"data/{key}")))
 
 
 def read_stream(f: io.BufferedReader, size: int) -> Found:
     """The tensors of a stream of `size` bytes: five pickles, then the raw storages."""
     storages: dict[str, Storage] = {}
-    _magic, _version, system, value, keys = (unpickle(f, storages) for _ in range(5))
+    budget = pickles.Budget(INSTRUCTIONS)
+    _magic, _version, system, value, keys = (unpickle(f, storages, budget) for _ in range(5))
     _check_order(system["little_endian"])
     places = {}
     for key in keys:
@@ -78,11 +85,25 @@ def read_stream(f: io.BufferedReader, size: int) -> Found:
         f.seek(start + storages[key].size)
 
     @functools.cache
-    def load(storage: Storage) -> np.ndarray:
-        f.seek(places[storage.key])
-        return np.frombuffer(f.read(storage.size), np.uint8)
+    def load(key: str) -> np.ndarray:
+        f.seek(places[key])
+        return fill(f, storages[key].size)
 
     return _load(value, load)
+
+
+def fill(f: IO[bytes], size: int) -> UInt8[np.ndarray, "n"]:
+    """The next `size` bytes of a file, which memory has once. Raises UserError if there are
+    fewer."""
+    data = np.empty(size, np.uint8)  # takes up memory only as it is filled
+    at = 0
+    while at < size:
+        part = f.read(min(PART, size - at))
+        if not part:
+            raise UserError(f"truncated: {size - at:,} of {size:,} bytes are missing")
+        data[at : at + len(part)] = np.frombuffer(part, np.uint8)
+        at += len(part)
+    return data
 
 
 def write(f: io.BufferedWriter, tensors: Mapping[str, Tensor], wrapper: str = "") -> None:
@@ -139,11 +160,12 @@ class Lazy(NamedTuple):
             raise UserError(f"the storage of {name!r:.80} is truncated")
         flat = raw[: self.storage.size // item * item].view(self.dtype)
         counts = (self.offset, *self.shape, *self.stride)
-        if len(self.shape) != len(self.stride) or any(type(n) is not int or n < 0 for n in counts):
+        whole = all(type(n) is int and 0 <= n < pickles.WORD for n in counts)
+        if len(self.shape) != len(self.stride) or not whole:
             raise UserError(f"the shape, strides and offset of {name!r:.80} are not counts")
         size = multiply(self.shape)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        if size and last >= len(flat) or size > max(len(flat), EXPANDED):
+        if size and last >= len(flat):
             raise UserError(f"{name!r:.80} reaches beyond its storage")
         if not size:
             return np.zeros(self.shape, self.dtype)
@@ -158,17 +180,27 @@ def multiply(shape: tuple[int, ...] | list[int]) -> int:
     return math.prod(shape)
 
 
-def _load(value: Any, storage: Callable[[Storage], np.ndarray]) -> Found:
-    """The tensors of an unpickled value; `storage` returns the bytes of a storage."""
+def _load(value: Any, read: Callable[[str], np.ndarray]) -> Found:
+    """The tensors of an unpickled value; `read` returns the bytes of a storage, by its key."""
     if isinstance(value, Inert) and value.name.startswith("__torch__"):
-        value = dict(_attributes(value, "", set()))
+        budget = pickles.Budget(copies=NAMES)
+        value = dict(_attributes(value, "", set(), budget))
     if type(value) is not dict:
         raise UserError("holds no tensors by name; save a state dict")
     found = _unwrap(value)
-    tensors = {
-        name: x.view(storage(x.storage), name) if isinstance(x, Lazy) else _numpy(x)
-        for name, x in found.tensors.items()
-    }
+    tensors, seen, size, most = {}, set(), 0, EXPANDED
+    for name, x in found.tensors.items():
+        if isinstance(x, Lazy):
+            raw, key = read(x.storage.key), x.storage.key
+            tensors[name] = x.view(raw, name)
+        else:
+            raw, key = x.state[4], id(x.state[4])
+            tensors[name] = _numpy(x)
+        most += SHARED * len(raw) * (key not in seen)
+        size += tensors[name].nbytes
+        seen.add(key)
+        if size > most:
+            raise UserError(f"its tensors up to {name!r:.80} repeat their storages too often")
     return Found(tensors, found.wrappers, found.dropped)
 
 
@@ -176,7 +208,7 @@ def _unwrap(value: dict, depth: int = 4) -> Found:
     """The tensors in `value`, or in the first of its wrappers that has any; not yet read."""
     for key in WRAPPERS if depth else ():  # a dictionary may contain itself
         if type(value.get(key)) is dict and (inner := _unwrap(value[key], depth - 1)).tensors:
-            others = (str(name) for name in value if name != key)
+            others = (_plain(name) for name in value if name != key)
             return Found(inner.tensors, (key, *inner.wrappers), (*others, *inner.dropped))
     tensors = {
         name: x
@@ -184,17 +216,25 @@ def _unwrap(value: dict, depth: int = 4) -> Found:
         if isinstance(name, str)
         and (isinstance(x, Lazy) or isinstance(x, Inert) and x.name == ARRAY)
     }
-    return Found(tensors, (), tuple(str(name) for name in value if name not in tensors))
+    return Found(tensors, (), tuple(_plain(name) for name in value if name not in tensors))
 
 
-def _attributes(module: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _plain(name: Any) -> str:
+    """A key as text. One that is a tuple may hold the same long text many times."""
+    return str(name) if not isinstance(name, tuple) else "a tuple"
+
+
+def _attributes(
+    module: Inert, prefix: str, seen: set[int], budget: pickles.Budget
+) -> Iterator[tuple[str, Any]]:
     """The attributes of a TorchScript module and of its submodules, by dotted names."""
     seen.add(id(module))  # a module may contain itself
     for name, value in (module.state or {}).items():
+        budget.spend("copies", len(prefix) + len(name) + 1)
         if not isinstance(value, Inert):
             yield prefix + name, value
         elif id(value) not in seen:
-            yield from _attributes(value, f"{prefix}{name}.", seen)
+            yield from _attributes(value, f"{prefix}{name}.", seen, budget)
 
 
 def _numpy(array: Inert) -> Tensor:
@@ -280,15 +320,21 @@ def _look_up(name: str) -> Any:
     )
 
 
-def unpickle(file: io.BufferedReader | io.BytesIO, storages: dict[str, Storage]) -> Any:
+def unpickle(
+    file: io.BufferedReader | io.BytesIO,
+    storages: dict[str, Storage],
+    budget: pickles.Budget | None = None,
+) -> Any:
     """The value of one pickle, after which `file` is left; adds its storages to `storages`. The
     value consists of plain data, `Storage`, `Lazy`, `Inert` and the results of `_look_up`."""
 
     def storage(given: Any) -> Storage:
         kind, dtype, key, _device, count, *view = given
-        plain = type(key) is str and type(count) is int and count >= 0 and not any(view)
+        plain = (
+            type(key) is str and type(count) is int and 0 <= count < pickles.WORD and not any(view)
+        )
         check(kind == "storage" and isinstance(dtype, np.dtype) and plain, "has odd storages")
         storages[key] = Storage(dtype, key, count)
         return storages[key]
 
-    return pickles.unpickle(file, _look_up, storage)
+    return pickles.unpickle(file, _look_up, storage, budget or pickles.Budget(INSTRUCTIONS))
