@@ -79,14 +79,17 @@ def test_a_flag_wins_and_later_choices_rest_on_it(corpus, tmp_path, capsys):
     assert ratio == pytest.approx(math.sqrt(64 / 16), rel=0.1)
 
 
-def test_a_run_that_has_begun_keeps_its_choices(corpus, tmp_path):
+def test_a_run_that_has_begun_keeps_its_choices(corpus, tmp_path, capsys):
     """Without reading the data again, which may have grown."""
     begun = config.load("own", told(corpus, "steps=30"), tmp_path)
     changed = begun._replace(data={**begun.data, "text": {**begun.data["text"], "length": 40}})
     (tmp_path / "config.json").write_text(json.dumps(changed._asdict()))
     data = pipeline.make(**{**begun.data, "evals": {}}, batch=8, seed=0)
     kept.save(tmp_path, data.keep, resumed=False)
+    capsys.readouterr()
     again = config.load("own", ["--config.data.train.root=gone", "--config.steps=50"], tmp_path)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("values that were chosen from the data are as this run began")
     assert again.data["text"]["length"] == 40 and again.method == begun.method
     words = data.facts["vocab_size"], str(tmp_path / "tokenizer.model")
     assert (again.data["text"]["vocab_size"], again.data["text"]["path"]) == words

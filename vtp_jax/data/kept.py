@@ -3,7 +3,8 @@
 With these files in its folder, a run is evaluated, drawn, exported and called from Python without
 its training set, wherever the folder is moved.
 
-    data.json          the facts that methods need, and how batches are structured
+    data.json          the facts that methods need, how batches are structured, and fingerprints
+                       of the lists of training clips
     tokenizer.model, vocab.txt or merges.txt.gz
                        the tokenizer's own file, if there is text; a vocabulary has its
                        tokenizer_config.json beside it
@@ -12,17 +13,20 @@ its training set, wherever the folder is moved.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from etils import epath
 
-from vtp_jax.data.open import Words
+from vtp_jax.data import sources
+from vtp_jax.data.open import Chosen, Words
 from vtp_jax.data.text import SPELLING
 from vtp_jax.types import UserError
 
@@ -39,6 +43,7 @@ class Kept(NamedTuple):
     words:     the facts of the tokenizer; empty without text
     tokenizer: its file, or None
     labels:    the names of the classes, empty if unknown
+    lists:     `fingerprint` of each source of training batches; empty in runs of older versions
     """
 
     pieces: int
@@ -47,6 +52,7 @@ class Kept(NamedTuple):
     words: Mapping[str, int]
     tokenizer: str | None
     labels: tuple[str, ...]
+    lists: Mapping[str, Sequence[Any]] = {}
 
 
 def write(
@@ -57,13 +63,15 @@ def write(
     words: Words | None,
     kind: str | None,
     labels: Sequence[str],
+    lists: Mapping[str, Sequence[Any]] = {},
 ) -> dict[str, bytes]:
     """The files to keep, by name. kind: of the tokenizer."""
     facts: Mapping[str, int] = words.tokenizer.facts if words else {}
     name = TOKENIZERS[str(kind)] if words else None
-    about = dict(
+    about: dict[str, Any] = dict(
         pieces=pieces, labelled=labelled, classes=dict(classes), words=dict(facts), tokenizer=name
     )
+    about["lists"] = {where: list(one) for where, one in lists.items()}
     files = {FILE: json.dumps(about, indent=1).encode()}
     if words and name:
         files |= {name: words.tokenizer.file, **words.tokenizer.beside}
@@ -74,8 +82,9 @@ def write(
 
 def save(folder: str | os.PathLike[str], files: Mapping[str, bytes], *, resumed: bool) -> None:
     """Writes the files of `write` into the folder of a run. Raises UserError if a resumed run has
-    another tokenizer than it began with, since its tokens would change their meaning. Every process
-    of a run may call it; the first writes."""
+    another tokenizer than it began with, since its tokens would change their meaning; logs a
+    warning if its lists of clips are not those of its last start. Every process of a run may call
+    it; the first writes."""
     place = epath.Path(folder)
     for name in set(files) & set(TOKENIZERS.values()):
         if resumed and (place / name).exists() and (place / name).read_bytes() != files[name]:
@@ -84,8 +93,43 @@ def save(folder: str | os.PathLike[str], files: Mapping[str, bytes], *, resumed:
                 f"--config.data.text.path={place / name}, or start in another workdir"
             )
     if jax.process_index() == 0:
+        if resumed and (place / FILE).exists():
+            before, now = (
+                (json.loads(x).get("lists") or {})
+                for x in ((place / FILE).read_text(), files.get(FILE, b"{}"))
+            )
+            for change in changes(before, now):
+                logging.warning(
+                    "%s: training goes on with the new one, in another order than before; the "
+                    "tokenizer and the values chosen from the data stay",
+                    change,
+                )
         for name, content in files.items():
             (place / name).write_bytes(content)
+
+
+def fingerprint(source: sources.Source) -> tuple[int, str]:
+    """The number of clips, and a hash of their paths, captions and labels; "" where clips are read
+    from disk one by one, as those of shards."""
+    clips, chosen = source.clips, None
+    if isinstance(clips, Chosen):
+        clips, chosen = clips.clips, clips.chosen
+    if not isinstance(clips, (list, tuple)):
+        return len(source.clips), ""
+    found = hashlib.blake2b(digest_size=8)
+    for clip in clips if chosen is None else (clips[i] for i in chosen):
+        found.update(repr((clip.path, clip.captions, clip.label)).encode(errors="replace"))
+    return len(source.clips), found.hexdigest()
+
+
+def changes(before: Mapping[str, Sequence[Any]], now: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """What has changed between two starts of a run, in words, for each list that both have."""
+    for where in before.keys() & now.keys():
+        (had, old), (has, new) = before[where], now[where]
+        if had != has:
+            yield f"{where} has changed since the last start: {had} clips then, {has} now"
+        elif old and new and old != new:
+            yield f"{where} has changed since the last start: other paths, captions or labels"
 
 
 def read(folder: str | os.PathLike[str]) -> Kept | None:

@@ -155,6 +155,7 @@ def make(
             words=words,
             kind=text["kind"] if text else None,
             labels=names,
+            lists={where: kept.fingerprint(one.source) for where, one in clips.items()},
         ),
         labels=names,
     )

@@ -34,6 +34,7 @@ from vtp_jax.types import UserError
 
 SPAN = 2.5  # seconds that a clip shows: 64 frames at 25 a second, as in VideoMAE and SimVTP
 MISSING = object()
+BEGUN = "as this run began"
 Sections = Any  # of a config: a ConfigDict, whose names type checkers do not know
 LONG = 64  # tokens: captions up to here are kept whole, whatever they cost
 KEPT = 0.995  # of longer captions
@@ -238,7 +239,7 @@ def choose(cfg: Sections, workdir: str | os.PathLike[str]) -> list[Choice]:
     for name in RULES:
         if name not in wanted:
             continue
-        value, why = find(begun, name), f"as this run began ({workdir})"
+        value, why = find(begun, name), BEGUN
         if value is MISSING:
             value, why = RULES[name](survey, cfg)
         put(cfg, name, value)
@@ -277,8 +278,13 @@ def put(cfg: Sections, name: str, value: Any) -> None:
 
 
 def show(made: Sequence[Choice], out: Any) -> None:
-    """The choices, as a table, once for all processes. out: a text stream."""
+    """The choices, as a table, once for all processes; those that a resumed run takes from its
+    beginning, as one line. out: a text stream."""
     if jax.process_index():
         return
-    rows = [(one.name, json.dumps(one.value), one.why) for one in made]
+    if old := sum(one.why == BEGUN for one in made):
+        print(f"{old} values that were chosen from the data are as this run began", file=out)
+    rows = [(one.name, json.dumps(one.value), one.why) for one in made if one.why != BEGUN]
+    if not rows:
+        return
     metrics.print_table("chosen from the data", ("value", "is", "because"), rows, out)
