@@ -1,5 +1,6 @@
 """Nothing is lost in silence from files that people write, and errors name the line."""
 
+import gzip
 import json
 
 import pytest
@@ -182,3 +183,29 @@ def test_json_is_read_strictly(tmp_path):
         assert "\n" not in str(caught.value)
     file.write_text(json.dumps(dict(a=1)), encoding="utf-8-sig")
     assert lines.read_object(file) == dict(a=1)
+
+
+def test_what_a_gz_expands_to_is_bounded(tmp_path, monkeypatch):
+    """Whether it is one line or many, and whatever it is read for."""
+    monkeypatch.setattr(lines, "SMALL", 2**16)
+    path = tmp_path / "a.txt.gz"
+    for content in (b"a" * 2**20, b"a\n" * 2**19, b"\xff" * 2**20):
+        with gzip.open(path, "wb") as file:
+            for _ in range(4):
+                file.write(content)
+        with pytest.raises(UserError, match="expands to more than 50 times its size; .*gzip -d"):
+            for _ in lines.each(path):
+                pass
+    with gzip.open(path, "wb") as file:
+        file.write(b"\xef\xbb\xbfa\r\nb")
+    assert list(lines.each(path)) == [(1, "a"), (2, "b")]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", ".", "..", "/a.json", "../a.json", "a/b.json", "a.json\0", "a.txt", None, 3, ["a"]],
+)
+def test_a_name_is_no_path(given):
+    assert lines.name("x", "a.json", ".json") == "a.json"
+    with pytest.raises(UserError, match="x names .*, which is no name of a .json file in its own"):
+        lines.name("x", given, ".json")

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import csv
 import gzip
+import io
 import json
 import os
 import zlib
@@ -22,6 +23,9 @@ from typing import Any, TextIO
 
 from vtp_jax.types import UserError
 
+# Bytes to which a .gz may expand: so many times its own, and so many more. Text is compressed to a
+# third or a tenth; gzip can write a thousand times what it reads.
+RATIO, SMALL = 50, 1 << 26
 LONGEST = 1 << 30  # characters of a field; Python's csv stops at 131,072 by itself
 QUOTES = {  # parts of what Python's csv says, and what it means
     "unexpected end": "a quote is opened here and never closed",
@@ -43,19 +47,58 @@ def unusable(path: str | os.PathLike[str], error: OSError) -> UserError:
     return UserError(f"cannot read '{path}': {error.strerror or error}")
 
 
+def name(path: str | os.PathLike[str], given: Any, suffix: str = "") -> str:
+    """A name that the file `path` has for another file in the same folder. Raises UserError for
+    anything that could lead elsewhere, and for names without the suffix."""
+    plain = isinstance(given, str) and given not in ("", ".", "..") and not set(given) & set("/\0")
+    if not plain or not given.endswith(suffix):
+        what = f"name of a {suffix} file" if suffix else "name of a file"
+        raise UserError(f"{path} names {given!r:.80}, which is no {what} in its own folder")
+    return given
+
+
+class Expanded(io.RawIOBase):
+    """What a .gz holds, up to `RATIO` times its size. Raises UserError where there is more."""
+
+    def __init__(self, path: Path):
+        self.path, self.file = path, gzip.GzipFile(path, "rb")
+        self.left = RATIO * path.stat().st_size + SMALL
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        count = self.file.readinto(into)
+        self.left -= count
+        if self.left < 0:
+            raise UserError(
+                f"{self.path} expands to more than {RATIO} times its size; if you trust it, "
+                f"decompress it: gzip -d '{self.path}'"
+            )
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """A file, decompressed if its name ends in .gz."""
+    return io.BufferedReader(Expanded(path), 1 << 16) if path.suffix == ".gz" else path.open("rb")
+
+
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], newline: str | None = None) -> Iterator[TextIO]:
     """A text file, compressed if its name ends in .gz. Errors of reading it are UserErrors."""
     path = Path(path)
-    make = gzip.open if path.suffix == ".gz" else open
     try:
-        with make(path, "rb") as file:
+        with open_bytes(path) as file:
             start = file.read(4)
-        for mark, name in WIDE.items():
+        for mark, kind in WIDE.items():
             if start.startswith(mark):
-                raise UserError(f"{path} is not UTF-8 but {name} (line 1); save it as UTF-8")
-        with make(path, "rt", encoding="utf-8-sig", newline=newline) as text:
-            yield text  # pyright: ignore[reportReturnType]
+                raise UserError(f"{path} is not UTF-8 but {kind} (line 1); save it as UTF-8")
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline=newline) as text:
+            yield text
     except UnicodeDecodeError:
         raise UserError(undecodable(path)) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -66,7 +109,7 @@ def opened(path: str | os.PathLike[str], newline: str | None = None) -> Iterator
 
 def undecodable(path: Path) -> str:
     """The message for a file that is not UTF-8, with the place of its first wrong byte."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    with open_bytes(path) as file:
         data = file.read()
     try:
         data.decode("utf-8")

@@ -238,9 +238,11 @@ def test_a_folder_is_read_by_its_index_or_rejected(tmp_path):
     for bad, words in {
         '{"weight_map": {"b": "m-2.safetensors", "c": "m-2.safetensors"}}': "disagree on where c",
         '{"weight_map": {"b": "m-1.safetensors"}}': "disagree",
-        '{"weight_map": {"b": "../m-2.safetensors"}}': "not a file in the same folder",
+        '{"weight_map": {"b": "../m-2.safetensors"}}': "no name of a file in its own folder",
         '{"weight_map": {"b": "m-3.safetensors"}}': "m-3.safetensors: No such file",
-        "[]": "damaged",
+        '{"weight_map": {"b": "."}}': "no name of a file in its own folder",
+        '{"weight_map": {"b": ["a"]}}': "no name of a file in its own folder",
+        "[]": "must be an object",
     }.items():
         index.write_text(bad)
         with pytest.raises(UserError, match=words):

@@ -1,9 +1,10 @@
 """Reading and writing files of named tensors, without ever executing their contents.
 
 Read: `.npz`, safetensors, PyTorch's files of every version (`torch_files`) and folders of Hugging
-Face and DeepSpeed; by content, not by suffix. Nothing is allocated before the file is known to be
-long enough for it. PyTorch is needed only to write its own format. The formats are those of the
-safetensors specification, as safetensors 0.8 and numpy 2.4 write them.
+Face and DeepSpeed; by content, not by suffix. Memory has the tensors of a file once, and a
+compressed one expands to `RATIO` times its size at most. PyTorch is needed only to write its own
+format. The formats are those of the safetensors specification, as safetensors 0.8 and numpy 2.4
+write them.
 """
 
 from __future__ import annotations
@@ -22,13 +23,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from vtp_jax import lines
 from vtp_jax.convert import torch_files
 from vtp_jax.convert.torch_files import DTYPES, multiply
 from vtp_jax.types import UserError
 
 Tensor = Shaped[np.ndarray, "..."]
 
-MAX_HEADER = 100_000_000  # bytes of a safetensors header, the format's own limit
+# Bytes of a safetensors header; a hundred thousand tensors need less. The format allows six times
+# as many, which could take gigabytes of memory as they are parsed.
+MAX_HEADER = 1 << 24
+# Bytes to which a zip may expand: so many times its own, and so many more. Trained weights are
+# compressed to nine tenths, half-empty ones to a half.
+RATIO, SMALL = 8, 1 << 26
 CODES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32",
@@ -171,10 +178,8 @@ def _read_file(path: Path) -> File:
 
 
 def _read_shards(path: Path) -> File:
-    index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    shards = sorted(set(index.values()))
-    if odd := [s for s in shards if Path(s).name != s]:
-        raise UserError(f"its shard {odd[0]!r:.80} is not a file in the same folder")
+    index = lines.read_object(path)["weight_map"]
+    shards = sorted({lines.name(path, shard) for shard in index.values()})
     parts = {shard: _guard(_read_file, path.with_name(shard)) for shard in shards}
     found = sorted((name, shard) for shard, part in parts.items() for name in part.tensors)
     if wrong := sorted({name for name, _ in set(found) ^ set(index.items())}):
@@ -211,7 +216,7 @@ def _read_safetensors(f: io.BufferedReader, size: int) -> File:
                 f"{name!r:.80} should be at {start:,} to {stop:,}; the header has {offsets}, "
                 f"the data end at {size - 8 - length:,}"
             )
-        tensors[name] = np.frombuffer(f.read(stop - start), np.uint8).view(dtype).reshape(shape)
+        tensors[name] = torch_files.fill(f, stop - start).view(dtype).reshape(shape)
         start = stop
     if 8 + length + start != size:
         raise UserError(f"it has {size - 8 - length - start:,} bytes that belong to no tensor")
@@ -244,8 +249,12 @@ def _read_zip(f: io.BufferedReader, size: int) -> File:
                 f"it has {len(members)} zip members, but its directory counts {counted}; it is "
                 "damaged"
             )
-        if sum(m.file_size for m in members) > 100 * size + 2**26:
-            raise UserError("it would expand to more than 100 times its size")
+        expanded = sum(m.file_size for m in members)
+        if expanded > RATIO * size + SMALL:
+            raise UserError(
+                f"it would expand to {expanded:,} bytes, more than {RATIO} times its size; if you "
+                "trust it, save it uncompressed (numpy.savez)"
+            )
         if roots := [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]:
             return File(*torch_files.read_zip(archive, min(roots, key=len)))
         if not all(name.endswith(".npy") for name in names):
@@ -267,7 +276,8 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         if dtype.hasobject:
             raise UserError(f"{member.filename!r:.80} holds Python objects, which are never loaded")
         size = multiply(shape) * dtype.itemsize
-        data = f.read(size) if 0 <= size <= member.file_size else b""
+        here = 0 <= size <= member.file_size
+        data = torch_files.fill(f, size) if here else b""
         if len(data) != size or f.read(1):  # reading to the end verifies the checksum
             raise UserError(f"{member.filename!r:.80} is not as long as its shape requires")
     if dtype.str == "|V2":  # how numpy stores a bfloat16

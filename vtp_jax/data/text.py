@@ -170,7 +170,7 @@ def load_clip(path: str | os.PathLike[str]) -> Tokenizer:
         raise UserError(f"no file '{path}'; text.path must be CLIP's bpe_simple_vocab_16e6.txt.gz")
     try:
         listed = itertools.islice(lines.each(path), 1, 1 + CLIP_MERGES)
-        merges = [(a, b) for a, b in (line.split(" ") for _, line in listed)]
+        merges = [(a, b) for a, b in (line.split(" ", 2) for _, line in listed)]
     except ValueError as error:
         raise UserError(f"{path} is not CLIP's file of merges: {error}") from None
     if not merges:
